@@ -1,0 +1,30 @@
+"""Command-line flags, asked for by the WebUI before it parses its own."""
+
+import argparse
+
+
+def preload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accel-backend",
+        choices=("auto", "aoti", "jit", "tensorrt", "eager"),
+        default=None,
+        help="how the UNet is accelerated, over what Settings > Acceleration says: auto takes the best that works here; aoti is compiled "
+        "once for all checkpoints of an architecture; jit is torch.compile, anew at each start; tensorrt needs torch-tensorrt; "
+        "eager compiles nothing",
+    )
+    parser.add_argument(
+        "--accel-store",
+        metavar="DIR",
+        default=None,
+        help="folder for compiled UNets, over what Settings > Acceleration says; it must not be writable by other users",
+    )
+    parser.add_argument(
+        "--accel-blocking",
+        action="store_true",
+        help="wait for the compiler before the first image (for servers); without it images are made unaccelerated meanwhile",
+    )
+    parser.add_argument(
+        "--accel-disable",
+        action="store_true",
+        help="leave the UNet alone in this run, whatever the settings say",
+    )

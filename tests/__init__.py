@@ -1,0 +1,1 @@
+"""`python -m tests` runs everything: lint, types, tests. See __main__.py."""
