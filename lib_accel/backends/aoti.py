@@ -1,0 +1,46 @@
+"""Ahead-of-time Inductor: compiled once by child processes, kept in the store, loaded in milliseconds ever after."""
+
+from __future__ import annotations
+
+import sys
+
+from ..compiler.job import CompileJob, load_artifact
+from ..config import Config
+from ..environment import Target
+from ..jobs import Code, Job
+from ..store import ArtifactStore
+
+
+class Aoti:
+    name = "aoti"
+
+    def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
+        machine = target.machine
+        if machine.device_type not in ("cpu", "cuda"):
+            return f"AOTInductor is not tried on {machine.device_type}; it is known to work on cuda and cpu"
+        if not machine.packaging:
+            return f"torch {machine.torch} cannot make AOTInductor packages with dynamic shapes; that needs torch 2.6 or later"
+        if store.contains(target.key):
+            return None  # made elsewhere or earlier: loading needs no compiler
+        if not config.compile:
+            return "no artifact is at hand and compiling is switched off; import one (python -m lib_accel store import) or allow compiling"
+        if store.readonly:
+            return f"no artifact is at hand and the store {store.root} is read-only; import one where it can be written"
+        if machine.cxx is None:
+            how = (
+                "install the Visual Studio Build Tools (C++)"
+                if sys.platform == "win32"
+                else "install g++ (Debian, Ubuntu: apt install g++)"
+            )
+            return f"no C++ compiler was found; {how}, or import an artifact made on a machine like this"
+        if machine.device_type == "cuda" and machine.triton is None:
+            how = "pip install triton-windows" if sys.platform == "win32" else "pip install triton"
+            return f"Triton is not installed, which compiling for a GPU needs; {how}, or import an artifact made on a machine like this"
+        return None
+
+    def ready(self, target: Target, store: ArtifactStore) -> Code | None:
+        artifact = store.get(target.key)
+        return load_artifact(artifact, target) if artifact else None
+
+    def start(self, target: Target, store: ArtifactStore) -> Job:
+        return CompileJob(target, store).start()

@@ -1,0 +1,161 @@
+"""Compile an artifact in child processes, off the caller's path, once per key on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import architecture as arch
+from ..environment import Target
+from ..errors import ArtifactRejected, CompileFailed, StoreError
+from ..jobs import Code, Job
+from ..store import Artifact, ArtifactStore, LockBusy
+from ..units import describe, unit_key
+from .pool import Worker, worker_count
+from .unit import load_unit
+from .verify import Verdict
+
+STALL_S = 900.0
+"""A worker that says nothing for this long hangs: one unit takes 10 to 60 s."""
+
+
+class CompileJob(Job):
+    """Makes the target's artifact and puts it into the store. The result is its code, loaded."""
+
+    def __init__(self, target: Target, store: ArtifactStore, workers: int | None = None, stall_s: float = STALL_S):
+        super().__init__(f"accel-compile-{target.key[:8]}")
+        self.target, self.store, self.stall_s = target, store, stall_s
+        self.workers = workers or worker_count(target.machine.device_type)
+        self.compiled = 0  # units really compiled, not taken over
+
+    def work(self) -> Code:
+        with self._only_one():
+            artifact = self.store.get(self.target.key)  # another process may have made it while we waited
+            return load_artifact(artifact or self._make(), self.target)
+
+    @contextlib.contextmanager
+    def _only_one(self) -> Iterator[None]:
+        """Hold the key's lock, staying cancellable while another process compiles."""
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(self.store.lock(self.target.key, timeout=0.5))
+                    break
+                except LockBusy:
+                    self.report("another process is compiling this", None)
+            yield
+
+    def _make(self) -> Artifact:
+        folder = Path(tempfile.mkdtemp(prefix="accel-compile-"))
+        try:
+            files, checks = self._taken_over(folder)
+            todo = [u for u in self.target.units if unit_key(u) not in checks]
+            if todo:
+                checks |= self._compile(todo, folder, files)
+            self.report("storing", 0.99)
+            return self.store.put(self.target.key, self.target.recipe, files, verdict={"units": checks})
+        except OSError as e:
+            raise CompileFailed(f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files") from e
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _taken_over(self, folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+        """Units that another artifact for this machine already has (SD1 and SDXL share most residual blocks)."""
+        files: dict[str, Path] = {}
+        checks: dict[str, Any] = {}
+        wanted = {unit_key(u) for u in self.target.units}
+        for entry in self.store.list():
+            if entry.artifact is None or self.target.foreign(entry.artifact.recipe):
+                continue
+            try:
+                artifact = self.store.get(entry.key)
+            except (ArtifactRejected, StoreError):
+                continue  # a damaged neighbour is the store's to report
+            if artifact is None:
+                continue
+            verdicts = (artifact.verdict or {}).get("units", {})
+            for name in wanted & verdicts.keys() - checks.keys():
+                files[f"{name}.pt2"] = Path(shutil.copy(artifact.file(f"{name}.pt2"), folder))
+                checks[name] = verdicts[name]
+        return files, checks
+
+    def _compile(self, todo: list[arch.Layer], folder: Path, files: dict[str, Path]) -> dict[str, Any]:
+        """Give each unit to the next free worker; returns the checks by unit."""
+        results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]] = queue.SimpleQueue()
+        count = min(self.workers, len(todo))
+        pool = [Worker(folder, results, max(1, (os.cpu_count() or 1) // count)) for _ in range(count)]
+        try:
+            return self._drive(list(todo), pool, results, folder, files)
+        finally:
+            for worker in pool:
+                worker.kill()
+
+    def _drive(
+        self,
+        waiting: list[arch.Layer],
+        pool: list[Worker],
+        results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]],
+        folder: Path,
+        files: dict[str, Path],
+    ) -> dict[str, Any]:
+        total, checks, heard = len(waiting), {}, time.monotonic()
+        for worker in pool:
+            worker.give(waiting.pop(0), self.target)
+        while len(checks) < total:
+            busy = ", ".join(describe(w.layer) for w in pool if w.layer is not None)
+            self.report(f"compiling {busy}", (len(checks) + 0.3 * sum(w.layer is not None for w in pool)) / total)
+            try:
+                worker, answer = results.get(timeout=0.5)
+            except queue.Empty:
+                if time.monotonic() - heard > self.stall_s:
+                    raise CompileFailed(f"the compiler hangs: no answer for {self.stall_s:.0f} s at {busy}; it was ended") from None
+                continue
+            heard = time.monotonic()
+            layer = worker.layer
+            assert layer is not None
+            if answer is None:
+                raise CompileFailed(f"the compiler process ended (exit {worker.exit_code()}) at {describe(layer)}: {worker.log_tail()}")
+            if "error" in answer:
+                raise CompileFailed(f"{describe(layer)} does not compile: {answer['error']}")
+            if not answer.get("ok"):
+                continue  # a stage line
+            checks[unit_key(layer)] = self._verdict(layer, answer)
+            files[f"{unit_key(layer)}.pt2"] = folder / f"{unit_key(layer)}.pt2"
+            self.compiled += 1
+            worker.layer = None
+            if waiting:
+                worker.give(waiting.pop(0), self.target)
+        return checks
+
+    @staticmethod
+    def _verdict(layer: arch.Layer, answer: dict[str, Any]) -> dict[str, Any]:
+        verdict = Verdict.from_dict(answer["verdict"])
+        if not verdict.passed:
+            raise ArtifactRejected(f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded")
+        return {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)}
+
+
+def load_artifact(artifact: Artifact, target: Target) -> Code:
+    """Load every unit of the target. Raises ArtifactRejected when the artifact is for another machine or lacks a unit."""
+    differs = target.foreign(artifact.recipe)
+    if differs:
+        raise ArtifactRejected(f"artifact {artifact.key[:12]} was made for {differs}; compile it on this machine")
+    code = {}
+    for layer in target.units:
+        verdict = (artifact.verdict or {}).get("units", {}).get(unit_key(layer))
+        if not verdict:
+            raise ArtifactRejected(
+                f"artifact {artifact.key[:12]} has no accuracy check for {describe(layer)}; it was never allowed to serve"
+            )
+        try:
+            code[layer] = load_unit(artifact.file(f"{unit_key(layer)}.pt2"), target.device)
+        except (RuntimeError, KeyError) as e:
+            raise ArtifactRejected(f"artifact {artifact.key[:12]}: {describe(layer)} does not load: {e}") from e
+    return code

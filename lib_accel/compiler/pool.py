@@ -1,0 +1,108 @@
+"""The parent's side of a compiling child process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .. import architecture as arch
+from ..environment import Target
+from ..units import unit_key
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def worker_count(device_type: str) -> int:
+    """Two on a GPU (each holds a context of some 400 MB there), else one a core up to four."""
+    cores = os.cpu_count() or 1
+    return min(2 if device_type == "cuda" else 4, cores)
+
+
+class Worker:
+    """One child. Its answers arrive in `results` as (worker, answer); (worker, None) when it has ended."""
+
+    def __init__(self, folder: Path, results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]], threads: int):
+        self.layer: arch.Layer | None = None
+        self.threads, self.folder, self._results = threads, folder, results
+        self._log = folder / f"worker-{id(self)}.log"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+            "PYTHONUNBUFFERED": "1",
+        }
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lib_accel.compiler.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=folder,
+                env=environment,
+                start_new_session=True,
+            )
+        self._lower_priority()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def give(self, layer: arch.Layer, target: Target) -> None:
+        self.layer = layer
+        task = {
+            "unit": arch.layer_to_dict(layer),
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "device": str(target.device),
+            "options": dict(target.options),
+            "path": str(self.folder / f"{unit_key(layer)}.pt2"),
+            "threads": self.threads,
+        }
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(task).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has died: the reader says so
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._results.put((self, json.loads(line)))
+        self._process.wait()
+        self._results.put((self, None))
+
+    def _lower_priority(self) -> None:
+        """Making images comes first."""
+        with contextlib.suppress(psutil.Error):  # it has ended already, or the system does not allow it: only a courtesy
+            psutil.Process(self._process.pid).nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else 10)
+
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def log_tail(self, lines: int = 6) -> str:
+        text = self._log.read_text(errors="replace") if self._log.exists() else ""
+        return " | ".join(text.strip().splitlines()[-lines:]) or "it said nothing"
+
+    def kill(self) -> None:
+        """End the child and everything it started."""
+        try:
+            if sys.platform == "win32":
+                for child in psutil.Process(self._process.pid).children(recursive=True):
+                    child.kill()
+                self._process.kill()
+            else:
+                os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            pass
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # unsent bytes for a dead child
+                    pipe.close()

@@ -1,0 +1,79 @@
+"""The child process that compiles: `python -m lib_accel.compiler.worker`.
+
+It reads one task a line (JSON) from standard input and answers on standard output, one line each. When standard input ends
+the parent is gone or has cancelled: the process takes its whole group (the C++ compiler, Triton's workers) with it.
+
+Task: {"unit": layer dict, "dtype": "float32", "device": "cpu", "options": {...}, "path": "...pt2", "threads": 1}
+Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...}, "seconds": s} or {"error": "..."}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a compiler prints must not mix with the answers
+    tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(tasks,), daemon=True).start()
+    while True:
+        task = json.loads(tasks.get())
+        try:
+            _do(task, answers)
+        except Exception as e:  # noqa: BLE001  the boundary of this process: the parent names the unit and decides
+            traceback.print_exc()
+            _say(answers, error=f"{type(e).__name__}: {str(e).strip()[:2000]}")
+
+
+def _read(tasks: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        tasks.put(line)
+    end_group()
+
+
+def end_group() -> None:
+    """End this process and every process it started."""
+    if sys.platform == "win32":
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # the parent has put us in a group of our own
+
+
+def _do(task: dict[str, Any], answers: TextIO) -> None:
+    import torch
+
+    from ..architecture import layer_from_dict
+    from .unit import compile_unit, load_unit
+    from .verify import check_unit
+
+    start = time.monotonic()
+    torch.set_num_threads(int(task["threads"]))
+    layer, dtype, device = layer_from_dict(task["unit"]), getattr(torch, task["dtype"]), torch.device(task["device"])
+    path = Path(task["path"])
+    _say(answers, stage="compile")
+    compile_unit(layer, dtype, device, task["options"], path)
+    _say(answers, stage="check")
+    verdict = check_unit(layer, load_unit(path, device), dtype, device)
+    _say(answers, ok=True, verdict=verdict.to_dict(), seconds=time.monotonic() - start)
+
+
+def _say(answers: TextIO, **message: object) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The one description of what the user wants. Built at the edge (command line, WebUI options), read everywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .environment import default_store
+
+BACKENDS = ("auto", "aoti", "jit", "tensorrt", "eager")
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Config:
+    """Raises ValueError when a value is out of range."""
+
+    backend: str = "auto"
+    store: Path = field(default_factory=default_store)
+    store_bytes: int = 2048 * MIB
+    store_readonly: bool = False
+    compile: bool = True  # False: only artifacts that are at hand are used, nothing is compiled
+    blocking: bool = False  # wait for the compiler instead of making images without it meanwhile
+    graphs: bool = True  # CUDA graphs, where the device has them
+    graph_bytes: int = 1024 * MIB
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend is {self.backend!r}; expected one of {', '.join(BACKENDS)}")
+        for name in ("store_bytes", "graph_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more bytes")

@@ -1,0 +1,166 @@
+"""What machine this is and what its torch can do: probed here, once, when asked; nowhere else.
+
+The environment variables the package reads are all in this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import ENGINE_VERSION
+from . import architecture as arch
+from .units import canonical_json, unit_key
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything compiled code depends on besides what it computes, and what compiling it needs."""
+
+    torch: str
+    triton: str | None
+    device_type: str  # "cuda", "cpu", "mps", "xpu"
+    device_name: str  # "NVIDIA GeForce RTX 4090"
+    capability: str  # "9.0" on CUDA, "AVX512" on CPU
+    platform: str  # "linux-x86_64"
+    cxx: str | None  # path of a C++ compiler
+    packaging: bool  # torch can make and load AOTInductor packages with dynamic shapes
+    compile: bool  # torch.compile works with this Python
+
+    def identity(self) -> dict[str, str | None]:
+        """What an artifact must match to be loaded."""
+        names = ("torch", "triton", "device_type", "device_name", "capability", "platform")
+        return {name: getattr(self, name) for name in names}
+
+
+@functools.lru_cache
+def probe(device: torch.device) -> Machine:
+    """Takes about a second the first time; nothing of it changes while the process lives."""
+    name, capability = _device_model(device)
+    return Machine(
+        torch=torch.__version__,
+        triton=_triton_version(),
+        device_type=device.type,
+        device_name=name,
+        capability=capability,
+        platform=f"{sys.platform}-{platform.machine().lower()}",
+        cxx=find_cxx(),
+        packaging=_has_packaging(),
+        compile=_has_compile(),
+    )
+
+
+def _device_model(device: torch.device) -> tuple[str, str]:
+    if device.type == "cuda":
+        p = torch.cuda.get_device_properties(device)
+        return p.name, f"{p.major}.{p.minor}"
+    if device.type == "cpu":
+        return cpu_name(), torch.backends.cpu.get_cpu_capability()
+    return device.type, ""
+
+
+def cpu_name() -> str:
+    """The processor's model: vector code made on one may not run on another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    first = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    # in a virtual machine one model name can stand for several instruction sets
+    features = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]
+    return f"{first.get('model name', platform.machine())} {features}"
+
+
+def _triton_version() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    import triton  # type: ignore[import-not-found]  # only where CUDA is
+
+    return getattr(triton, "__version__", "unknown")
+
+
+def _has_packaging() -> bool:
+    try:  # slow to import: only when asked
+        import torch._inductor as inductor
+        from torch.export import Dim
+    except ImportError:
+        return False
+    functions = hasattr(inductor, "aoti_compile_and_package") and hasattr(inductor, "aoti_load_package")
+    return functions and hasattr(Dim, "DYNAMIC")
+
+
+def _has_compile() -> bool:
+    if not hasattr(torch, "compile"):
+        return False
+    import torch._dynamo as dynamo
+
+    supported = getattr(dynamo, "is_dynamo_supported", None)
+    return bool(supported()) if supported else True
+
+
+def find_cxx() -> str | None:
+    """The C++ compiler Inductor would call."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else (["cl", "clang-cl"] if sys.platform == "win32" else ["g++", "clang++", "c++"])
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+def default_store() -> Path:
+    """`ACCEL_STORE`, else the user's cache folder."""
+    if os.environ.get("ACCEL_STORE"):
+        return Path(os.environ["ACCEL_STORE"])
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "sd-webui-accel"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be compiled, and for what: everything an artifact's key is made of."""
+
+    units: tuple[arch.Layer, ...]
+    dtype: torch.dtype
+    device: torch.device
+    machine: Machine
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "engine": ENGINE_VERSION,
+            "units": sorted(unit_key(u) for u in self.units),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "machine": self.machine.identity(),
+            "options": dict(self.options),
+        }
+
+    @property
+    def key(self) -> str:
+        """Hex sha256 of the recipe."""
+        return hashlib.sha256(canonical_json(self.recipe).encode()).hexdigest()
+
+    def foreign(self, recipe: dict[str, Any]) -> str | None:
+        """Why code made by that recipe cannot run here, or None: `torch 2.9.1, here 2.13.0`."""
+        ours = self.recipe
+        theirs = {
+            **recipe.get("machine", {}),
+            "engine": recipe.get("engine"),
+            "dtype": recipe.get("dtype"),
+            "options": recipe.get("options"),
+        }
+        mine = {**ours["machine"], "engine": ours["engine"], "dtype": ours["dtype"], "options": ours["options"]}
+        differ = [f"{name} {theirs.get(name)!r}, here {value!r}" for name, value in mine.items() if theirs.get(name) != value]
+        return "; ".join(differ) or None
