@@ -1,0 +1,99 @@
+"""The rows of the ladder. Each builds a call over the same weights and inputs, or says why it cannot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..architecture import Architecture
+from ..config import Config
+from ..engine import Engine
+from ..errors import BackendUnavailable
+from ..unet import UNet
+from .measure import Call
+from .reference import Reference
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every variant is given. `inputs`: x, timesteps, context, y."""
+
+    architecture: Architecture
+    donor: UNet
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]
+    config: Config
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return dict(self.donor.named_parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs[0].device
+
+
+def _reference(setup: Setup, sdpa: bool) -> Call:
+    module = Reference(setup.architecture, setup.parameters, sdpa)
+    return lambda: module(*setup.inputs)
+
+
+def _torch_compile(setup: Setup, mode: str) -> Call:
+    module = Reference(setup.architecture, setup.parameters, sdpa=True)
+    if setup.device.type == "cuda":
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compiled = torch.compile(module, mode=mode)
+    compiled(*setup.inputs)
+    return lambda: compiled(*setup.inputs).clone()
+
+
+def _engine(setup: Setup, backend: str, graphs: bool) -> Call:
+    if graphs and setup.device.type != "cuda":
+        raise BackendUnavailable(f"CUDA graphs need a CUDA device; this is {setup.device.type}")
+    engine = Engine(setup.donor, replace(setup.config, backend=backend, graphs=graphs, blocking=True))
+    engine.prepare()
+    status = engine.status
+    if status.backend != backend:
+        raise BackendUnavailable(status.reason or f"{backend} is not available")
+    return lambda: engine(*setup.inputs)
+
+
+def _openvino(setup: Setup) -> Call:
+    """OpenVINO's runtime over the same weights, converted from the clean UNet at fixed shapes."""
+    if setup.device.type != "cpu":
+        raise BackendUnavailable("OpenVINO is compared on the CPU only")
+    try:
+        import openvino
+    except ImportError as e:
+        raise BackendUnavailable(f"OpenVINO is not installed ({e}); pip install openvino") from e
+    from .openvino import openvino_call
+
+    return openvino_call(openvino, setup.donor, setup.inputs)
+
+
+Builder = Callable[[Setup], Call]
+
+VARIANTS: dict[str, Builder] = {
+    "reference": lambda s: _reference(s, sdpa=False),
+    "reference+sdpa": lambda s: _reference(s, sdpa=True),
+    "compile": lambda s: _torch_compile(s, "default"),
+    "compile-max-autotune": lambda s: _torch_compile(s, "max-autotune"),
+    "openvino": _openvino,
+    "eager": lambda s: _engine(s, "eager", graphs=False),
+    "eager+graphs": lambda s: _engine(s, "eager", graphs=True),
+    "jit": lambda s: _engine(s, "jit", graphs=False),
+    "aoti": lambda s: _engine(s, "aoti", graphs=False),
+    "aoti+graphs": lambda s: _engine(s, "aoti", graphs=True),
+}
+
+DEFAULT = tuple(name for name in VARIANTS if name not in ("compile-max-autotune", "jit"))
+
+
+def build(name: str, setup: Setup) -> tuple[Call, float]:
+    """The call and the seconds its making took, compilers included. Raises BackendUnavailable with the reason."""
+    start = time.perf_counter()
+    call = VARIANTS[name](setup)
+    return call, time.perf_counter() - start

@@ -1,0 +1,132 @@
+"""Plain LoRA files for the command line: read, merge in place, take out again exactly.
+
+Inside the WebUI its own Lora extension reads the files, of every network type; this is for running without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .architecture import Architecture, SpatialTransformer
+from .errors import BadCheckpoint
+from .naming import layer_aliases
+from .unet import UNet
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One layer's part of a LoRA: `scale * up @ down`. `up: [O, rank, ...]`, `down: [rank, I, kh, kw]` or `[rank, I]`."""
+
+    up: Tensor
+    down: Tensor
+    scale: float
+
+    def compute(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """-> float32, of the weight's `shape`."""
+        up, down = (t.to(device, torch.float32).flatten(1) for t in (self.up, self.down))
+        return (self.scale * (up @ down)).reshape(shape)
+
+
+def read_lora(path: Path, architecture: Architecture) -> dict[str, Delta]:
+    """The file's UNet part by parameter name (`input_blocks.1.1.proj_in.weight`).
+
+    Reads the kohya layout, with diffusers' or the checkpoint's layer names; text-encoder layers are skipped.
+    Raises BadCheckpoint when the file cannot be read, fits no layer, or holds a kind of layer that is no plain LoRA.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise BadCheckpoint(f"{path} cannot be read as safetensors: {e}; expected a LoRA file") from e
+    names = {"lora_unet_" + alias.replace(".", "_"): layer for layer, aliases in layer_aliases(architecture) for alias in aliases}
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, _, part = key.partition(".")
+        if not group.startswith("lora_te"):
+            groups.setdefault(group, {})[part] = tensor
+    deltas = {}
+    for group, parts in groups.items():
+        if group not in names:
+            raise BadCheckpoint(
+                f"{path}: the layer {group} is not in this UNet ({architecture.name}); the LoRA is for another architecture"
+            )
+        try:
+            up, down = parts["lora_up.weight"], parts["lora_down.weight"]
+        except KeyError:
+            raise BadCheckpoint(f"{path}: {group} holds {', '.join(sorted(parts))}; expected lora_up.weight and lora_down.weight") from None
+        alpha = parts.get("alpha")
+        deltas[names[group] + ".weight"] = Delta(up, down, float(alpha) / down.shape[0] if alpha is not None else 1.0)
+    if not deltas:
+        raise BadCheckpoint(f"{path} holds no UNet layers; expected keys such as lora_unet_..._to_q.lora_up.weight")
+    return deltas
+
+
+class Merger:
+    """Merges LoRAs into `parameters` in place. The base of every touched weight is kept, so that taking out is one exact copy."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]):
+        self._parameters = parameters
+        self._base: dict[str, Tensor] = {}
+
+    def set(self, loras: Sequence[tuple[Mapping[str, Delta], float]]) -> int:
+        """Make the weights base + sum of strength x delta; an empty list is the base. Returns how many weights were written.
+
+        Sums are made in float32 and rounded once to the weight's dtype.
+        """
+        wanted: dict[str, list[tuple[Delta, float]]] = {}
+        for deltas, strength in loras:
+            for name, delta in deltas.items():
+                wanted.setdefault(name, []).append((delta, strength))
+        with torch.no_grad():
+            for name in self._base.keys() - wanted.keys():
+                self._parameters[name].copy_(self._base.pop(name))
+            restored = len(self._base)
+            for name, parts in wanted.items():
+                p = self._parameters[name]
+                base = self._base.setdefault(name, p.detach().clone())
+                total = base.float()
+                for delta, strength in parts:
+                    total = total + strength * delta.compute(p.shape, p.device)
+                p.copy_(total)
+        return max(restored, len(wanted))
+
+
+def parse_tag(text: str) -> tuple[Path, float]:
+    """`FILE:STRENGTH` or `FILE` (strength 1). A Windows path's own colon is no separator. Raises ValueError."""
+    match = re.fullmatch(r"(.+?)(?::([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?))?", text)
+    if not match:
+        raise ValueError(f"{text!r} is no LoRA; expected FILE or FILE:STRENGTH")
+    return Path(match[1]), float(match[2]) if match[2] else 1.0
+
+
+def random_deltas(architecture: Architecture, rank: int, seed: int, scale: float = 0.3) -> dict[str, Delta]:
+    """A LoRA of random weights over every transformer's layers: for demonstrations and benchmarks."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: p.shape for name, p in UNet(architecture).named_parameters()}
+    transformers = tuple(f"{name}." for name, layer in architecture.layers() if isinstance(layer, SpatialTransformer))
+    out = {}
+    for layer, _ in layer_aliases(architecture):
+        if layer.startswith(transformers):
+            outputs, inputs, *kernel = shapes[f"{layer}.weight"]
+            up = torch.randn(outputs, rank, *kernel, generator=generator) * scale * rank**-0.5
+            down = torch.randn(rank, inputs, *kernel, generator=generator) * scale * inputs**-0.5
+            out[f"{layer}.weight"] = Delta(up, down, 1.0)
+    return out
+
+
+def save_lora(path: Path, architecture: Architecture, deltas: Mapping[str, Delta]) -> None:
+    """Write the kohya layout, with diffusers' layer names."""
+    out: dict[str, Tensor] = {}
+    aliases = dict(layer_aliases(architecture))
+    for name, delta in deltas.items():
+        key = "lora_unet_" + aliases[name.removesuffix(".weight")][1].replace(".", "_")
+        out[f"{key}.lora_up.weight"], out[f"{key}.lora_down.weight"] = delta.up, delta.down
+        out[f"{key}.alpha"] = torch.tensor(delta.scale * delta.down.shape[0])
+    save_file(out, path)
