@@ -7,7 +7,8 @@ without it: code that fails is dropped with a reason and the clean UNet goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from .graphs import GraphCache
 from .jobs import Code, Job, Progress
 from .store import ArtifactStore
 from .unet import LayerFn, UNet
-from .units import UnitFn, side_input, units_of
+from .units import UnitFn, input_widths, side_input, units_of
 from .weights import Weights
 
 
@@ -48,17 +49,29 @@ class Status:
 
 
 class CompiledLayer:
-    """A layer of the clean UNet, computed by compiled code from the layer's own parameters."""
+    """A layer of the clean UNet, computed by compiled code from the layer's own parameters.
+
+    Compiled code checks nothing and would read past the end of tensors it was not made for: those go through the layer
+    itself, which broadcasts them (one `emb` for a whole batch) or says what is wrong with them.
+    """
 
     def __init__(self, fn: UnitFn, module: nn.Module, spec: Layer):
-        self._fn, self._side = fn, side_input(spec)
+        self._fn, self._module, self._side = fn, module, side_input(spec)
         self._parameters = list(module.parameters())
+        self._widths = input_widths(spec)
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        inputs = [h.contiguous(memory_format=torch.channels_last)]
-        if self._side is not None:
-            inputs.append((emb if self._side == "emb" else context).contiguous())
+        inputs = [h] if self._side is None else [h, emb if self._side == "emb" else context]
+        if not self._fits(inputs):
+            return self._module(h, emb, context)
+        inputs = [h.contiguous(memory_format=torch.channels_last), *(side.contiguous() for side in inputs[1:])]
         return self._fn(inputs + self._parameters)
+
+    def _fits(self, inputs: list[Tensor]) -> bool:
+        h, weight = inputs[0], self._parameters[0]
+        if h.ndim != 4 or h.shape[1] != self._widths[0] or inputs[-1].shape[-1] != (self._widths[1] if self._side else h.shape[-1]):
+            return False
+        return all(t.shape[0] == h.shape[0] and t.numel() and t.dtype == weight.dtype and t.device == weight.device for t in inputs)
 
 
 @dataclass
@@ -72,16 +85,19 @@ class Engine:
     config: Config = field(default_factory=Config)
     counters: Counters = field(default_factory=Counters)
     machine: Callable[[torch.device], Machine] = probe
+    device: torch.device | None = None  # where images are computed; by default where the weights are now
 
     def __post_init__(self) -> None:
         self.architecture = Architecture.from_module(self.donor)
         self.units = units_of(self.architecture)
         self.unet = UNet(self.architecture)
         self.weights = Weights(self.donor)
+        self.device = self.device or next(self.donor.parameters()).device
         chosen = self.config.store != default_store()
         self.store = ArtifactStore(self.config.store, self.config.store_bytes, self.config.store_readonly, chosen=chosen)
         self.job: Job | None = None
         self._code: Code = {}
+        self._code_dtype: torch.dtype | None = None  # which weights the code is for
         self._artifact: dict[str, Any] | None = None  # of the store, where the code came from one
         self._choice: Choice | None = None
         self._failed: dict[str, str] = {}  # backends that failed, with the reason: never tried again by this engine
@@ -92,12 +108,17 @@ class Engine:
 
     @property
     def target(self) -> Target:
-        p = next(self.donor.parameters())
-        return Target(self.units, p.dtype, p.device, self.machine(p.device))
+        assert self.device is not None
+        return Target(self.units, self.unet.dtype, self.device, self.machine(self.device))
 
     def prepare(self) -> None:
         """Take code that is at hand, else start making it. Returns at once unless the configuration is blocking."""
         target = self.target
+        if self.job is not None and self.job.target.key != target.key:
+            self.job.cancel()
+            self.job = None
+        if self.job is not None:
+            return  # under way already
         while True:
             self._choice = choose(target, self.store, self.config, self._failed)
             try:
@@ -121,6 +142,9 @@ class Engine:
         job, self.job = self.job, None
         self.counters.compiles += getattr(job, "compiled", 0)
         assert self._choice is not None
+        if job.target.key != self.target.key:  # the weights have another dtype by now: that code is in the store, for later
+            self.prepare()
+            return True
         try:
             self._install(job.result())
         except (CompileFailed, ArtifactRejected, StoreError) as e:
@@ -135,6 +159,7 @@ class Engine:
             self.job = None
         self._code = {}
         self._choice = None
+        self.layers = dict(self.unet.layers)
         self._drop_graphs()
         self.weights.set_layout(compiled=False)
 
@@ -150,32 +175,36 @@ class Engine:
         self._failed[self._choice.backend.name] = str(error)
 
     def _install(self, code: Code) -> None:
-        self._code = code
-        entry = self.store.entry(self.target.key) if code else None
+        self._code, self._code_dtype = code, self.unet.dtype
+        entry = None
+        with contextlib.suppress(StoreError):  # only told of: code that was just made serves without the store too
+            entry = self.store.entry(self.target.key) if code else None
         self._artifact = {"key": entry.key, "bytes": entry.bytes} if entry else None
         self._bind()
 
     # -- weights
 
     def _bind(self) -> None:
-        """Share the donor's parameters as they are now."""
-        if self._code:
-            self.weights.set_layout(compiled=True)
+        """Share the donor's parameters as they are now. Weights parked elsewhere (medvram) get compiled code when they come back."""
         self.unet.adopt(self.weights.accept())
+        self._dtype = self.unet.dtype
         self.layers: dict[str, LayerFn] = dict(self.unet.layers)
-        for name, spec in self.architecture.layers():
-            if spec in self._code:
-                self.layers[name] = CompiledLayer(self._code[spec], self.unet.get_submodule(name), spec)
+        if self._code and self._dtype == self._code_dtype and next(self.unet.parameters()).device == self.device:
+            self.weights.set_layout(compiled=True)
+            for name, spec in self.architecture.layers():
+                if spec in self._code:
+                    self.layers[name] = CompiledLayer(self._code[spec], self.unet.get_submodule(name), spec)
+            self.weights.accept()  # the layout may have moved some
         self._drop_graphs()
         self.counters.binds += 1
 
     def _follow(self) -> None:
-        """Notice weights that have moved. Code for another dtype or device is set aside until `prepare` finds the right one."""
+        """Notice weights that have moved. Code for another dtype is dropped, and the right one asked for."""
         if not self.weights.moved():
             return
-        before = self.unet.dtype, next(self.unet.parameters()).device
+        before = self._dtype  # not the UNet's own: that has changed with the parameters it shares
         self._bind()
-        if before != (self.unet.dtype, next(self.unet.parameters()).device):
+        if self._choice is not None and self._dtype != before:
             self._code = {}
             self._bind()
             self.prepare()
@@ -185,44 +214,60 @@ class Engine:
 
     # -- computing
 
-    def __call__(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None, replaced: Mapping[str, LayerFn] | None = None
+    ) -> Tensor:
         """`x: [B, in_channels, H, W]`, `timesteps: [B]`, `context: [B, L, context_dim]`, `y: [B, adm]` -> `[B, out_channels, H, W]`.
 
+        `replaced`: layers by name that somebody else has changed and that must run his way; the rest stays compiled.
         Raises BadWeights when the donor's weights cannot be used as they are.
         """
         self._follow()
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            if not self._code:
-                return self._plain(x, timesteps, context, y)
-            try:
-                out = self._plain(x, timesteps, context, y)
-            except RuntimeError as e:
-                if isinstance(e, torch.cuda.OutOfMemoryError):
-                    raise  # the host has its own ways to make room, and would have run out too
-                self._fail(e)
-                return self._plain(x, timesteps, context, y)
+            out = self._guarded(lambda layers: self._run(layers, x, timesteps, context, y, replaced))
+        if self._code:
             self.counters.accelerated_calls += 1
-            return out
+        return out
 
     def run_block(self, name: str, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """One block (`input_blocks.3`) at compiled speed, as ControlNet drives them. dtypes follow the weights, and h's comes back."""
         self._follow()
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
-            dtype = self.unet.dtype
-            return self.unet.run_block(name, h.to(dtype), emb.to(dtype), context.to(dtype), self.layers).to(h.dtype)
+            given = [t.to(self.unet.dtype) for t in (h, emb, context)]
+            return self._guarded(lambda layers: self.unet.run_block(name, *given, layers)).to(h.dtype)
 
-    def _plain(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None) -> Tensor:
-        if x.device.type != "cuda" or not self.config.graphs:
-            return self.unet(x, timesteps, context, y, self.layers)
+    def _guarded(self, run: Callable[[Mapping[str, LayerFn]], Tensor]) -> Tensor:
+        """`run` with our layers; if that fails and the clean ones do not, it was compiled code, which is then dropped."""
+        try:
+            return run(self.layers)
+        except RuntimeError as e:
+            if not self._code or isinstance(e, torch.cuda.OutOfMemoryError):
+                raise  # out of memory: the host has its own ways to make room, and would have run out too
+            out = run(self.unet.layers)
+            self._fail(e)
+            return out
+
+    def _run(
+        self,
+        layers: Mapping[str, LayerFn],
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: Tensor | None,
+        replaced: Mapping[str, LayerFn] | None,
+    ) -> Tensor:
+        if replaced:  # unknown code: it may do what a graph cannot record
+            return self.unet(x, timesteps, context, y, {**layers, **replaced})
+        if x.device.type != "cuda" or not self.config.graphs or layers is not self.layers:
+            return self.unet(x, timesteps, context, y, layers)
         if self._graphs is None:
-            layers = self.layers
             self._graphs = GraphCache(lambda *i: self.unet(*i, layers), self.config.graph_bytes)
         return self._graphs(x, timesteps, context, y)
 
     def _fail(self, error: RuntimeError) -> None:
         """Compiled code failed at run time: leave it for good, say why, go on without."""
         assert self._choice is not None
-        self._failed[self._choice.backend.name] = f"it failed while computing: {str(error).strip().splitlines()[0]}"
+        self._failed[self._choice.backend.name] = f"it failed while computing: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         self._code = {}
         self._bind()
         self._choice = replace(self._choice, refused=tuple(self._failed.items()))

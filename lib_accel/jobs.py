@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import architecture as arch
+from .environment import Target
 from .errors import AccelError, CompileFailed
 from .units import UnitFn
 
@@ -34,7 +35,8 @@ EXIT_WAIT_S = 30.0
 class Job(ABC):
     """Runs `work` in a thread. `result` gives the code, or raises what went wrong."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, target: Target):
+        self.target = target
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._cancelled = threading.Event()
         self._started = time.monotonic()

@@ -7,6 +7,7 @@ import sys
 from ..compiler.job import CompileJob, load_artifact
 from ..config import Config
 from ..environment import Target
+from ..errors import StoreError
 from ..jobs import Code, Job
 from ..store import ArtifactStore
 
@@ -20,8 +21,11 @@ class Aoti:
             return f"AOTInductor is not tried on {machine.device_type}; it is known to work on cuda and cpu"
         if not machine.packaging:
             return f"torch {machine.torch} cannot make AOTInductor packages with dynamic shapes; that needs torch 2.6 or later"
-        if store.contains(target.key):
-            return None  # made elsewhere or earlier: loading needs no compiler
+        try:
+            if store.contains(target.key):
+                return None  # made elsewhere or earlier: loading needs no compiler
+        except StoreError as e:
+            return str(e)
         if not config.compile:
             return "no artifact is at hand and compiling is switched off; import one (python -m lib_accel store import) or allow compiling"
         if store.readonly:

@@ -46,8 +46,7 @@ class Jit:
 
 class JitJob(Job):
     def __init__(self, target: Target):
-        super().__init__("accel-jit")
-        self.target = target
+        super().__init__("accel-jit", target)
 
     def work(self) -> Code:
         code: dict[arch.Layer, UnitFn] = {}

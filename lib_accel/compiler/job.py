@@ -30,8 +30,8 @@ class CompileJob(Job):
     """Makes the target's artifact and puts it into the store. The result is its code, loaded."""
 
     def __init__(self, target: Target, store: ArtifactStore, workers: int | None = None, stall_s: float = STALL_S):
-        super().__init__(f"accel-compile-{target.key[:8]}")
-        self.target, self.store, self.stall_s = target, store, stall_s
+        super().__init__(f"accel-compile-{target.key[:8]}", target)
+        self.store, self.stall_s = store, stall_s
         self.workers = workers or worker_count(target.machine.device_type)
         self.compiled = 0  # units really compiled, not taken over
 

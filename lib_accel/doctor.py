@@ -1,0 +1,115 @@
+"""What works on this machine, what does not, and what to do about it: findings for the command line and the WebUI's tab."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import presets
+from .backends import AUTO_ORDER, choose, get
+from .config import Config
+from .environment import Machine, Target, probe
+from .errors import AccelError
+from .store import ArtifactStore
+from .units import units_of
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`level`: "ok", "note" (works, could be better) or "problem" (does not work)."""
+
+    level: str
+    what: str
+    advice: str = ""
+
+
+def examine(device: torch.device, dtype: torch.dtype, store: ArtifactStore) -> list[Finding]:
+    """Every finding, in the order a person would fix them."""
+    machine = probe(device)
+    findings = [_python(), _torch(machine), _device(device, machine, dtype), _compiler(machine)]
+    if machine.device_type == "cuda":
+        findings.append(_triton(machine))
+    findings += [_store(store), _temporary()]
+    target = Target(units_of(presets.sd1()), dtype, device, machine)
+    return [f for f in findings if f] + _backends(target, store)
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("ok", f"Python {version} on {sys.platform}")
+
+
+def _torch(machine: Machine) -> Finding:
+    if machine.packaging:
+        return Finding("ok", f"torch {machine.torch} makes and loads AOTInductor packages")
+    return Finding(
+        "note",
+        f"torch {machine.torch} has no AOTInductor packaging with dynamic shapes",
+        "torch 2.6 or later keeps compiled code across starts",
+    )
+
+
+def _device(device: torch.device, machine: Machine, dtype: torch.dtype) -> Finding:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Finding(
+            "ok", f"{machine.device_name}, capability {machine.capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {dtype}"
+        )
+    return Finding("ok", f"{machine.device_name}, {machine.capability or 'no vector units known'}, {dtype}")
+
+
+def _compiler(machine: Machine) -> Finding:
+    if machine.cxx:
+        return Finding("ok", f"C++ compiler: {machine.cxx}")
+    how = "Visual Studio Build Tools with C++" if sys.platform == "win32" else "g++ (Debian, Ubuntu: apt install g++)"
+    return Finding("note", "no C++ compiler was found", f"install {how}, or import artifacts made on a machine like this")
+
+
+def _triton(machine: Machine) -> Finding:
+    if machine.triton:
+        return Finding("ok", f"Triton {machine.triton}")
+    return Finding("note", "Triton is not installed", "pip install " + ("triton-windows" if sys.platform == "win32" else "triton"))
+
+
+def _store(store: ArtifactStore) -> Finding:
+    try:
+        entries = store.list()
+    except AccelError as e:
+        return Finding("problem", f"the artifact store cannot be used: {e}")
+    damaged = [e for e in entries if e.problem]
+    if damaged:
+        return Finding("note", f"{len(damaged)} damaged artifacts in {store.root}: {damaged[0].problem}", "they are made again when needed")
+    return Finding(
+        "ok",
+        f"store {store.root}: {len(entries)} artifacts, {sum(e.bytes for e in entries) / 1e6:.1f} MB of {store.max_bytes / 1e6:.0f} MB",
+    )
+
+
+def _temporary() -> Finding:
+    folder = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
+    if free < 2**30:
+        return Finding("problem", f"only {free / 2**20:.0f} MiB are free in {folder}", "compiling needs about 1 GiB of temporary files")
+    return Finding("ok", f"{free / 2**30:.0f} GiB free for temporary files in {folder}")
+
+
+def _backends(target: Target, store: ArtifactStore) -> list[Finding]:
+    config = Config(store=store.root)
+    choice = choose(target, store, config)
+    findings = [Finding("note", f"backend {name} does not work here", why) for name, why in choice.refused]
+    if importlib.util.find_spec("torch_tensorrt") is not None:
+        findings.append(Finding("note", "backend tensorrt", get("tensorrt").why_not(target, store, config) or ""))
+    name = choice.backend.name
+    if name == AUTO_ORDER[-1] and target.machine.device_type != "cuda":
+        findings.append(
+            Finding("problem", "nothing can be compiled here: images are made at the plain speed of torch", "see the notes above")
+        )
+    else:
+        findings.append(Finding("ok", f"automatic choice: {name}" + (" with CUDA graphs" if target.machine.device_type == "cuda" else "")))
+    return findings

@@ -1,0 +1,60 @@
+"""How long the UNet took, image by image, with acceleration and without: measured around the sampler's calls, not inside them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+KEPT = 40  # images
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One batch of images: median milliseconds a UNet call, and whether compiled code made them."""
+
+    milliseconds: float
+    calls: int
+    accelerated: bool
+
+
+class Clock:
+    """`start` and `stop` are the WebUI's callbacks before and after the sampler's UNet call; `finish` closes a batch."""
+
+    def __init__(self) -> None:
+        self.timings: deque[Timing] = deque(maxlen=KEPT)
+        self._marks: list[tuple[Any, Any]] = []
+        self._begun: Any = None
+
+    def start(self, _: Any = None) -> None:
+        self._begun = _now()
+
+    def stop(self, _: Any = None) -> None:
+        if self._begun is not None:
+            self._marks.append((self._begun, _now()))
+            self._begun = None
+
+    def finish(self, accelerated: bool) -> None:
+        """Waits for the GPU only where it has finished anyway: the image is decoded by now."""
+        marks, self._marks = self._marks, []
+        if marks:
+            self.timings.append(Timing(statistics.median(_milliseconds(*m) for m in marks), len(marks), accelerated))
+
+
+def _now() -> Any:
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _milliseconds(begun: Any, ended: Any) -> float:
+    if isinstance(begun, float):
+        return (ended - begun) * 1000
+    ended.synchronize()
+    return begun.elapsed_time(ended)

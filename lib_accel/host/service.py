@@ -1,0 +1,199 @@
+"""What the callbacks call: follow the WebUI's models and options, and say how things stand."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..doctor import Finding, examine
+from ..errors import AccelError
+from ..store import ArtifactStore, Entry
+from . import attachment, webui
+from .attachment import Attachment
+from .clock import Clock
+
+COUNTERS = ("compiles", "binds", "lora_merges", "accelerated_calls", "host_calls")
+
+
+class Service:
+    """One for the process; survives "Reload UI", which runs the script file again but keeps this module."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # every UNet that was loaded, attached or not
+        self._refused: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self.clock = Clock()
+        self._retired = dict.fromkeys(COUNTERS, 0)  # counts of attachments that are gone: counters never fall
+
+    def model_loaded(self, sd_model: Any) -> None:
+        """The WebUI loaded a model, other weights into one, or another VAE beside one."""
+        unet = webui.unet_of(sd_model)
+        if unet is None:
+            return
+        with self._lock:
+            self._seen.add(unet)
+            if webui.enabled():
+                self._attach(unet)
+
+    def options_changed(self) -> None:
+        """Apply what the user has set, to every model in memory, for the next image."""
+        with self._lock:
+            for unet in list(self._seen):
+                self._detach(unet)
+                if webui.enabled():
+                    self._attach(unet)
+
+    def before_images(self) -> None:
+        """Between images: take up what the compiler has finished, and our place where it was lost to somebody who has gone."""
+        with self._lock:
+            unet = webui.unet_of(webui.current_model())
+            if unet is None or not webui.enabled():
+                return
+            if attachment.of(unet) is None:
+                self._seen.add(unet)
+                if unet not in self._refused:
+                    self._attach(unet)
+            here = attachment.of(unet)
+            if here is not None:
+                here.install()
+                here.engine.take_up()
+
+    def shutdown(self) -> None:
+        """Undo everything (the extension is being unloaded)."""
+        with self._lock:
+            for unet in list(self._seen):
+                self._detach(unet)
+
+    def _attach(self, unet: nn.Module) -> None:
+        if attachment.of(unet) is not None:
+            return  # the same object with other weights: the engine follows them by itself
+        self._refused.pop(unet, None)
+        try:
+            here = Attachment(unet, webui.config())
+            here.engine.prepare()
+        except (AccelError, ValueError) as e:
+            self._refused[unet] = str(e)
+            webui.say(f"this model is not accelerated: {e}")
+            return
+        here.install()
+        s = here.engine.status
+        webui.say(f"{s.architecture}, {s.dtype} on {s.device}: backend {s.backend}, {s.state}" + (f" ({s.reason})" if s.reason else ""))
+
+    def _detach(self, unet: nn.Module) -> None:
+        here = attachment.of(unet)
+        if here is None:
+            return
+        for name, value in _counts(here).items():
+            self._retired[name] += value
+        here.remove()
+        gc.collect()
+
+    # -- what a person or a program asks for
+
+    def build(self) -> None:
+        """Make the loaded model's code if it is not there, whatever failed before. Raises AccelError when that cannot begin."""
+        with self._lock:
+            unet = webui.unet_of(webui.current_model())
+            if unet is None or not webui.enabled():
+                raise AccelError("no model is loaded, or acceleration is off: nothing to build")
+            here = attachment.of(unet)
+            if here is not None and (here.engine.job is not None or here.engine.status.state == "ready"):
+                return
+            self._detach(unet)
+            self._attach(unet)
+            if unet in self._refused:
+                raise AccelError(self._refused[unet])
+
+    def artifacts(self) -> list[Entry]:
+        return self._store().list()
+
+    def delete(self, key: str) -> bool:
+        """Remove an artifact; False when there is none. Code loaded from it keeps serving. Raises StoreError."""
+        store = self._store()
+        if not store.contains(key):
+            return False
+        store.discard(key, "deleted by the user")
+        return True
+
+    def findings(self) -> list[Finding]:
+        return examine(webui.device(), torch.float32 if webui.device().type == "cpu" else torch.float16, self._store())
+
+    def _store(self) -> ArtifactStore:
+        config = webui.config()
+        return ArtifactStore(config.store, config.store_bytes, chosen=True)
+
+    # -- telling
+
+    def served(self) -> tuple[int, str]:
+        """(UNet calls the current model's compiled code has computed, its backend)."""
+        here = self.current()
+        return (here.engine.counters.accelerated_calls, here.engine.status.backend) if here else (0, "")
+
+    def batch_done(self, calls_before: int) -> str | None:
+        """Close a batch's times; the backend that served it, or None."""
+        calls, backend = self.served()
+        accelerated = calls > calls_before
+        self.clock.finish(accelerated)
+        return backend if accelerated else None
+
+    def current(self) -> Attachment | None:
+        return attachment.of(webui.unet_of(webui.current_model()))
+
+    def status(self) -> dict[str, Any]:
+        """The document of `GET /accel/v1/status`."""
+        with self._lock:
+            attached = [a for a in map(attachment.of, list(self._seen)) if a]
+            counters = {name: self._retired[name] + sum(_counts(a)[name] for a in attached) for name in COUNTERS}
+            unet = webui.unet_of(webui.current_model())
+            here = attachment.of(unet)
+            out: dict[str, Any] = {
+                "enabled": webui.enabled(),
+                "state": "off",
+                "reason": None,
+                "backend": "",
+                "architecture": "",
+                "dtype": "",
+                "device": str(webui.device()),
+                "progress": None,
+                "artifact": None,
+                "counters": counters,
+            }
+            if not webui.enabled():
+                return out
+            if here is None:
+                reason = self._refused.get(unet) if unet is not None else "no model is loaded yet"
+                return {**out, "state": "fallback", "reason": reason}
+            with webui.idle() as idle:  # never in the middle of an image
+                if idle:
+                    here.engine.take_up()
+            s = here.engine.status
+            return {
+                **out,
+                "state": s.state,
+                "reason": s.reason or here.reason,
+                "backend": s.backend,
+                "architecture": s.architecture,
+                "dtype": s.dtype,
+                "device": s.device,
+                "progress": s.progress.to_dict() if s.progress else None,
+                "artifact": s.artifact,
+            }
+
+
+def _counts(a: Attachment) -> dict[str, int]:
+    c = a.engine.counters
+    return {
+        "compiles": c.compiles,
+        "binds": c.binds,
+        "lora_merges": a.lora_merges,
+        "accelerated_calls": c.accelerated_calls,
+        "host_calls": a.host_calls,
+    }
+
+
+service = Service()

@@ -1,0 +1,40 @@
+"""The Settings section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from modules import shared
+
+from ..config import BACKENDS
+from . import webui
+
+SECTION = ("accel", "Acceleration")
+
+
+def register(changed: Callable[[], None]) -> None:
+    """Add the options. `changed` is called after one of them was changed."""
+    info = shared.OptionInfo
+    options: dict[str, Any] = {
+        "accel_enable": info(True, "Apply acceleration in UNet when loading models").info(
+            "takes effect for the next image; images are the same, only sooner"
+        ),
+        "accel_backend": info("auto", "Backend", gr.Radio, {"choices": list(BACKENDS)}).info(
+            "auto takes the best that works on this machine and says why a better one does not"
+        ),
+        "accel_while_compiling": info(
+            webui.CONTINUE, "While the compiler works (once per architecture)", gr.Radio, {"choices": [webui.CONTINUE, webui.WAIT]}
+        ),
+        "accel_store": info("", "Folder for compiled code").info("empty: the user's cache folder; nobody else may be able to write there"),
+        "accel_store_mib": info(2048, "Largest size of that folder, MiB", gr.Slider, {"minimum": 64, "maximum": 16384, "step": 64}),
+        "accel_graphs_mib": info(1024, "Video memory for CUDA graphs, MiB", gr.Slider, {"minimum": 0, "maximum": 8192, "step": 64}).info(
+            "0 switches them off"
+        ),
+    }
+    for option in options.values():
+        option.onchange = changed
+    shared.options_templates.update(shared.options_section(SECTION, options))
+    for key, option in options.items():
+        shared.opts.data_labels[key] = option

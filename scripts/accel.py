@@ -1,0 +1,13 @@
+"""The shim the WebUI loads: it registers callbacks and hands over to lib_accel.host."""
+
+from modules import script_callbacks
+
+from lib_accel.host import api, panel, settings
+from lib_accel.host.script import AccelScript as Script  # noqa: F401  the WebUI finds scripts by class
+from lib_accel.host.service import service
+
+settings.register(service.options_changed)
+script_callbacks.on_model_loaded(service.model_loaded)
+script_callbacks.on_ui_tabs(panel.tab)
+script_callbacks.on_app_started(lambda _, app: api.add_routes(app))
+script_callbacks.on_script_unloaded(service.shutdown)
