@@ -101,6 +101,7 @@ class Engine:
         self._artifact: dict[str, Any] | None = None  # of the store, where the code came from one
         self._choice: Choice | None = None
         self._failed: dict[str, str] = {}  # backends that failed, with the reason: never tried again by this engine
+        self._discarded: str | None = None  # why the artifact that was at hand is not used
         self._graphs: GraphCache | None = None
         self._bind()
 
@@ -169,6 +170,7 @@ class Engine:
         if isinstance(error, ArtifactRejected) and not self.store.readonly and self.store.contains(target.key):
             try:
                 self.store.discard(target.key, str(error))
+                self._discarded = str(error)
                 return
             except StoreError as e:
                 error = e
@@ -176,6 +178,7 @@ class Engine:
 
     def _install(self, code: Code) -> None:
         self._code, self._code_dtype = code, self.unet.dtype
+        self._discarded = None if code else self._discarded
         entry = None
         with contextlib.suppress(StoreError):  # only told of: code that was just made serves without the store too
             entry = self.store.entry(self.target.key) if code else None
@@ -224,7 +227,7 @@ class Engine:
         """
         self._follow()
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            out = self._guarded(lambda layers: self._run(layers, x, timesteps, context, y, replaced))
+            out = self._guarded(lambda layers: self._run(layers, replaced, x, timesteps, context, y))
         if self._code:
             self.counters.accelerated_calls += 1
         return out
@@ -233,8 +236,8 @@ class Engine:
         """One block (`input_blocks.3`) at compiled speed, as ControlNet drives them. dtypes follow the weights, and h's comes back."""
         self._follow()
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
-            given = [t.to(self.unet.dtype) for t in (h, emb, context)]
-            return self._guarded(lambda layers: self.unet.run_block(name, *given, layers)).to(h.dtype)
+            x, emb, context = (t.to(self.unet.dtype) for t in (h, emb, context))
+            return self._guarded(lambda layers: self.unet.run_block(name, x, emb, context, layers)).to(h.dtype)
 
     def _guarded(self, run: Callable[[Mapping[str, LayerFn]], Tensor]) -> Tensor:
         """`run` with our layers; if that fails and the clean ones do not, it was compiled code, which is then dropped."""
@@ -247,27 +250,21 @@ class Engine:
             self._fail(e)
             return out
 
-    def _run(
-        self,
-        layers: Mapping[str, LayerFn],
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        y: Tensor | None,
-        replaced: Mapping[str, LayerFn] | None,
-    ) -> Tensor:
+    def _run(self, layers: Mapping[str, LayerFn], replaced: Mapping[str, LayerFn] | None, *inputs: Any) -> Tensor:
         if replaced:  # unknown code: it may do what a graph cannot record
-            return self.unet(x, timesteps, context, y, {**layers, **replaced})
-        if x.device.type != "cuda" or not self.config.graphs or layers is not self.layers:
-            return self.unet(x, timesteps, context, y, layers)
+            return self.unet(*inputs, {**layers, **replaced})
+        if inputs[0].device.type != "cuda" or not self.config.graphs or layers is not self.layers:
+            return self.unet(*inputs, layers)
         if self._graphs is None:
             self._graphs = GraphCache(lambda *i: self.unet(*i, layers), self.config.graph_bytes)
-        return self._graphs(x, timesteps, context, y)
+        return self._graphs(*inputs)
 
     def _fail(self, error: RuntimeError) -> None:
         """Compiled code failed at run time: leave it for good, say why, go on without."""
         assert self._choice is not None
-        self._failed[self._choice.backend.name] = f"it failed while computing: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        self._failed[self._choice.backend.name] = (
+            f"it failed while computing: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        )
         self._code = {}
         self._bind()
         self._choice = replace(self._choice, refused=tuple(self._failed.items()))
@@ -287,7 +284,7 @@ class Engine:
             state = "ready" if self._code else "eager"
         return Status(
             state=state,
-            reason=self._choice.reason if self._choice else None,
+            reason="; ".join(filter(None, (self._discarded, self._choice and self._choice.reason))) or None,
             backend=backend if self._code or compiling else "eager",
             architecture=self.architecture.name,
             dtype=str(target.dtype).removeprefix("torch."),

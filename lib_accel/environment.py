@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.export
 
 from . import ENGINE_VERSION
 from . import architecture as arch
@@ -35,7 +36,7 @@ class Machine:
     platform: str  # "linux-x86_64"
     cxx: str | None  # path of a C++ compiler
     packaging: bool  # torch can make and load AOTInductor packages with dynamic shapes
-    compile: bool  # torch.compile works with this Python
+    compile: bool  # torch.compile is there; whether it knows this Python shows when it is used
 
     def identity(self) -> dict[str, str | None]:
         """What an artifact must match to be loaded."""
@@ -45,7 +46,7 @@ class Machine:
 
 @functools.lru_cache
 def probe(device: torch.device) -> Machine:
-    """Takes about a second the first time; nothing of it changes while the process lives."""
+    """Quick: nothing slow is imported for it. Nothing of it changes while the process lives."""
     name, capability = _device_model(device)
     return Machine(
         torch=torch.__version__,
@@ -56,7 +57,7 @@ def probe(device: torch.device) -> Machine:
         platform=f"{sys.platform}-{platform.machine().lower()}",
         cxx=find_cxx(),
         packaging=_has_packaging(),
-        compile=_has_compile(),
+        compile=hasattr(torch, "compile"),
     )
 
 
@@ -90,22 +91,8 @@ def _triton_version() -> str | None:
 
 
 def _has_packaging() -> bool:
-    try:  # slow to import: only when asked
-        import torch._inductor as inductor
-        from torch.export import Dim
-    except ImportError:
-        return False
-    functions = hasattr(inductor, "aoti_compile_and_package") and hasattr(inductor, "aoti_load_package")
-    return functions and hasattr(Dim, "DYNAMIC")
-
-
-def _has_compile() -> bool:
-    if not hasattr(torch, "compile"):
-        return False
-    import torch._dynamo as dynamo
-
-    supported = getattr(dynamo, "is_dynamo_supported", None)
-    return bool(supported()) if supported else True
+    loader = getattr(getattr(torch._C, "_aoti", None), "AOTIModelPackageLoader", None)
+    return loader is not None and hasattr(getattr(torch.export, "Dim", None), "DYNAMIC")
 
 
 def find_cxx() -> str | None:

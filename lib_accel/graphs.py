@@ -69,17 +69,17 @@ class GraphCache:
 
     def _record(self, key: Hashable, inputs: Inputs) -> _Recorded | None:
         static = tuple(None if t is None else t.clone() for t in inputs)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        before = torch.cuda.memory_reserved()
         try:
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            before = torch.cuda.memory_reserved()
             # thread_local: another thread of the host (previews, a second tab) may allocate meanwhile
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = self._fn(*static)
         except RuntimeError as e:  # out of memory, or an operation that cannot be recorded: the plain call still works
             self.clear()
-            self.refused = f"CUDA graphs are off: recording failed: {str(e).splitlines()[0]}"
+            self.refused = f"CUDA graphs are off: recording failed: {(str(e).strip() or type(e).__name__).splitlines()[0]}"
             return None
         grown = max(0, torch.cuda.memory_reserved() - before)
         recorded = _Recorded(graph, static, output, grown + output.nbytes)

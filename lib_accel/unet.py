@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import architecture as arch
+from . import cpu
 from .errors import BadWeights
 
 Parameters = Mapping[str, nn.Parameter]
@@ -49,6 +50,8 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor, *_: Tensor) -> Tensor:
         """Ignores `emb` and `context`, which every layer of a block is given."""
+        if x.device.type == "cpu":
+            return cpu.conv2d(x, self.weight, self.bias, self.stride, self.padding)
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
 
@@ -122,6 +125,8 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleDict({"0": GEGLU(channels), "2": Linear(4 * channels, channels)})
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return cpu.feed_forward(x, *self.parameters())  # in the order of their names: in, its bias, out, its bias
         return self.net["2"](self.net["0"](x))
 
 
@@ -226,19 +231,22 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList(_build_block(b) for b in a.output_blocks)
         self.out = Output(a.output)
         self.layers: dict[str, LayerFn] = {name: self.get_submodule(name) for name, _ in a.layers()}
+        self._shapes = {name: p.shape for name, p in self.named_parameters()}  # what adopted ones become later does not count
 
     def adopt(self, parameters: Parameters) -> UNet:
         """Take these Parameter objects as our own: no copy, and whatever happens to them happens here.
 
-        Raises BadWeights where a name is missing or a shape differs.
+        Raises BadWeights where a name is missing or unknown, or a shape differs.
         """
-        for prefix, module in self.named_modules():
-            for name, ours in list(module.named_parameters(prefix, recurse=False)):
-                theirs = parameters.get(name)
-                if theirs is None or theirs.shape != ours.shape:
-                    got = "nothing" if theirs is None else f"the shape {list(theirs.shape)}"
-                    raise BadWeights(f"{name}: got {got}, expected the shape {list(ours.shape)}")
-                setattr(module, name.rpartition(".")[2], theirs)
+        if extra := parameters.keys() - self._shapes.keys():
+            raise BadWeights(f"{min(extra)}: this UNet has no such parameter; expected those of {self.architecture.name} alone")
+        for name, shape in self._shapes.items():
+            theirs = parameters.get(name)
+            if theirs is None or theirs.shape != shape:
+                got = "nothing" if theirs is None else f"the shape {list(theirs.shape)}"
+                raise BadWeights(f"{name}: got {got}, expected the shape {list(shape)}")
+            module, _, own = name.rpartition(".")
+            setattr(self.get_submodule(module), own, theirs)
         return self
 
     @property

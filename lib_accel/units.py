@@ -39,6 +39,13 @@ def side_input(layer: arch.Layer) -> str | None:
     return _SIDE[type(layer)]
 
 
+def input_widths(layer: arch.Layer) -> tuple[int, ...]:
+    """Channels of h and, where the unit takes one, of the second activation."""
+    if isinstance(layer, arch.SpatialTransformer):
+        return layer.channels, layer.context_dim
+    return (layer.in_channels, layer.emb_channels) if isinstance(layer, arch.ResBlock) else (layer.in_channels,)
+
+
 def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
@@ -75,12 +82,10 @@ def example_inputs(
     """Random activations and weights for `size = (B, H, W, L)`; the weights are scaled so that activations stay near 1."""
     g = torch.Generator().manual_seed(seed)
     batch, height, width, length = size
-    channels = layer.channels if isinstance(layer, arch.SpatialTransformer) else layer.in_channels
+    channels, *side = input_widths(layer)
     shapes: list[tuple[int, ...]] = [(batch, channels, height, width)]
-    if isinstance(layer, arch.ResBlock):
-        shapes.append((batch, layer.emb_channels))
-    elif isinstance(layer, arch.SpatialTransformer):
-        shapes.append((batch, length, layer.context_dim))
+    if side:
+        shapes.append((batch, *side) if side_input(layer) == "emb" else (batch, length, *side))
     activations = [torch.randn(s, generator=g) for s in shapes]
     module = UnitModule(layer)
     weights = []

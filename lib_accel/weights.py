@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import BadWeights
 from .units import in_layout
+
+_dtype = operator.attrgetter("dtype")
 
 
 class Weights:
@@ -18,21 +20,19 @@ class Weights:
     """
 
     def __init__(self, module: nn.Module):
-        self._slots = [(m._parameters, name) for m in module.modules() for name in m._parameters]
+        slots = [(m._parameters, name) for m in module.modules() for name in m._parameters]
+        self._homes, self._names = [home for home, _ in slots], [name for _, name in slots]
         self._module = module
-        self._seen: list[tuple[nn.Parameter | None, int, torch.dtype | None, torch.Size | None]] = []
+        self._seen: list[nn.Parameter | None] | None = None
+        self._vectors: list[nn.Parameter] = []
+        self._others: list[nn.Parameter] = []
+        self._state: tuple[list[Any], ...] = ()
 
     def moved(self) -> bool:
-        """About 0.1 ms for the 686 parameters of SD1: called before every use."""
-        if len(self._seen) != len(self._slots):
+        """About 0.2 ms for the 686 parameters of SD1, called before every use: so no Python loop."""
+        if self._seen is None or not all(map(operator.is_, map(dict.get, self._homes, self._names), self._seen)):
             return True
-        for (parameters, name), (seen, address, dtype, shape) in zip(self._slots, self._seen, strict=True):
-            now = parameters.get(name)
-            if now is not seen:
-                return True
-            if now is not None and (now.data_ptr() != address or now.dtype != dtype or now.shape != shape):
-                return True
-        return False
+        return self._state != self._look()
 
     def accept(self) -> dict[str, nn.Parameter]:
         """Remember the parameters as they are and return them by name.
@@ -48,19 +48,26 @@ class Weights:
                 )
         if first.device.type == "meta":
             raise BadWeights(f"{name} is on the meta device: the model has been unloaded; load it again")
-        self._seen = [_state(parameters.get(name)) for parameters, name in self._slots]
+        self._seen = list(map(dict.get, self._homes, self._names))
+        there = [p for p in self._seen if p is not None]
+        self._vectors, self._others = [p for p in there if p.ndim == 1], [p for p in there if p.ndim != 1]
+        self._state = self._look()
         return named
 
+    def _look(self) -> tuple[list[Any], ...]:
+        """Addresses, dtypes and shapes; of a vector its length, which takes half the time."""
+        both = self._vectors + self._others
+        return (
+            list(map(Tensor.data_ptr, both)),
+            list(map(_dtype, both)),
+            list(map(Tensor.numel, self._vectors)),
+            list(map(Tensor.size, self._others)),
+        )
+
     def set_layout(self, compiled: bool) -> None:
-        """Give convolution weights the memory layout compiled code expects, or the plain one back. In place: same values, one copy."""
-        for p in self._conv_weights():
-            wanted = in_layout(p.data) if compiled else p.data.contiguous()
-            if wanted is not p.data:
+        """Give weights the memory layout compiled code expects, or the plain one back. In place: same values, one copy."""
+        for p in self._module.parameters():
+            data = p.data
+            wanted = in_layout(data) if compiled else data.contiguous()
+            if wanted is not data:
                 p.data = wanted
-
-    def _conv_weights(self) -> Iterator[nn.Parameter]:
-        return (p for p in self._module.parameters() if p.ndim == 4)
-
-
-def _state(p: nn.Parameter | None) -> tuple[nn.Parameter | None, int, torch.dtype | None, torch.Size | None]:
-    return (p, p.data_ptr(), p.dtype, p.shape) if p is not None else (None, 0, None, None)

@@ -53,7 +53,10 @@ class CompileJob(Job):
             yield
 
     def _make(self) -> Artifact:
-        folder = Path(tempfile.mkdtemp(prefix="accel-compile-"))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="accel-compile-"))
+        except OSError as e:
+            raise CompileFailed(f"there is no folder for temporary files: {e}; expected one that can be written (TMPDIR, TEMP)") from e
         try:
             files, checks = self._taken_over(folder)
             todo = [u for u in self.target.units if unit_key(u) not in checks]
@@ -64,7 +67,7 @@ class CompileJob(Job):
         except OSError as e:
             raise CompileFailed(f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files") from e
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
     def _taken_over(self, folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
         """Units that another artifact for this machine already has (SD1 and SDXL share most residual blocks)."""
@@ -82,8 +85,9 @@ class CompileJob(Job):
                 continue
             verdicts = (artifact.verdict or {}).get("units", {})
             for name in wanted & verdicts.keys() - checks.keys():
-                files[f"{name}.pt2"] = Path(shutil.copy(artifact.file(f"{name}.pt2"), folder))
-                checks[name] = verdicts[name]
+                if f"{name}.pt2" in artifact.files:
+                    files[f"{name}.pt2"] = Path(shutil.copy(artifact.file(f"{name}.pt2"), folder))
+                    checks[name] = verdicts[name]
         return files, checks
 
     def _compile(self, todo: list[arch.Layer], folder: Path, files: dict[str, Path]) -> dict[str, Any]:
@@ -142,6 +146,15 @@ class CompileJob(Job):
         return {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)}
 
 
+def _remove(folder: Path) -> None:
+    """A compiler that was just killed may still write for a moment, or hold its files open (Windows)."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
 def load_artifact(artifact: Artifact, target: Target) -> Code:
     """Load every unit of the target. Raises ArtifactRejected when the artifact is for another machine or lacks a unit."""
     differs = target.foreign(artifact.recipe)
@@ -156,6 +169,6 @@ def load_artifact(artifact: Artifact, target: Target) -> Code:
             )
         try:
             code[layer] = load_unit(artifact.file(f"{unit_key(layer)}.pt2"), target.device)
-        except (RuntimeError, KeyError) as e:
+        except (RuntimeError, KeyError, StoreError) as e:
             raise ArtifactRejected(f"artifact {artifact.key[:12]}: {describe(layer)} does not load: {e}") from e
     return code

@@ -39,11 +39,12 @@ class Worker:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),  # a killed compiler leaves files: they go with the folder
             "PYTHONUNBUFFERED": "1",
         }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lib_accel.compiler.worker"],
+                [sys.executable, "-m", "lib_accel.compiler.worker", str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

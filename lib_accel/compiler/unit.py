@@ -48,14 +48,25 @@ def _repack(source: Path, target: Path) -> None:
 
 def load_unit(path: Path, device: torch.device) -> UnitFn:
     """Load compiled code. It is native code: the path must come from the artifact store, which has checked it."""
-    from torch._inductor import aoti_load_package
-
-    index = -1 if device.index is None else device.index
-    # single-threaded: no locks or event waits inside, which a CUDA graph could not record
-    package = aoti_load_package(str(path), run_single_threaded=True, device_index=index)
-    run = package.loader.run  # type: ignore[union-attr]  # the raw call: the wrapper's argument flattening costs more than a small unit
+    run = _package_loader(path, -1 if device.index is None else device.index).run
 
     def call(inputs: list[torch.Tensor]) -> torch.Tensor:
         return run(inputs)[0]
 
     return call
+
+
+def _package_loader(path: Path, device_index: int) -> Any:
+    """What `torch._inductor.aoti_load_package` wraps, without its two seconds of imports and its flattening of every call's arguments.
+
+    Its arguments grew with torch 2.7 (single-threaded) and 2.8 (runners, device); older ones take fewer. Single-threaded means
+    no locks or event waits inside, which a CUDA graph could not record.
+    """
+    loader = torch._C._aoti.AOTIModelPackageLoader  # type: ignore[attr-defined]
+    arguments = (str(path), "model", True, 1, device_index)
+    for count in (5, 3):
+        try:
+            return loader(*arguments[:count])
+        except TypeError:  # pybind11's answer to another number of arguments
+            continue
+    return loader(*arguments[:2])

@@ -1,7 +1,7 @@
-"""The child process that compiles: `python -m lib_accel.compiler.worker`.
+"""The child process that compiles: `python -m lib_accel.compiler.worker FOLDER`, where FOLDER is made for it and its like.
 
 It reads one task a line (JSON) from standard input and answers on standard output, one line each. When standard input ends
-the parent is gone or has cancelled: the process takes its whole group (the C++ compiler, Triton's workers) with it.
+the parent is gone: the process takes its whole group (the C++ compiler, Triton's workers) and the folder with it.
 
 Task: {"unit": layer dict, "dtype": "float32", "device": "cpu", "options": {...}, "path": "...pt2", "threads": 1}
 Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...}, "seconds": s} or {"error": "..."}.
@@ -9,9 +9,11 @@ Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -20,34 +22,37 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
 
-def main() -> None:
+
+def main(folder: Path) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a compiler prints must not mix with the answers
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(tasks,), daemon=True).start()
+    threading.Thread(target=_read, args=(tasks, folder), daemon=True).start()
     while True:
         task = json.loads(tasks.get())
         try:
             _do(task, answers)
         except Exception as e:  # noqa: BLE001  the boundary of this process: the parent names the unit and decides
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # the disk of the log may be full
+                traceback.print_exc()
             _say(answers, error=f"{type(e).__name__}: {str(e).strip()[:2000]}")
 
 
-def _read(tasks: queue.SimpleQueue[str]) -> None:
+def _read(tasks: queue.SimpleQueue[str], folder: Path) -> None:
     for line in sys.stdin:
         tasks.put(line)
-    end_group()
+    _end(folder)
 
 
-def end_group() -> None:
-    """End this process and every process it started."""
-    if sys.platform == "win32":
-        import psutil
-
-        for child in psutil.Process().children(recursive=True):
+def _end(folder: Path) -> None:
+    """End this process and all it started, and remove their files: the parent cannot do it any more."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+    if sys.platform == "win32":
         os._exit(1)
     os.killpg(0, signal.SIGKILL)  # the parent has put us in a group of our own
 
@@ -71,9 +76,12 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
 
 
 def _say(answers: TextIO, **message: object) -> None:
-    answers.write(json.dumps(message) + "\n")
-    answers.flush()
+    try:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+    except OSError:  # the parent is gone: the reading thread ends this process, and it must not end before that
+        threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
