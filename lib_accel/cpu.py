@@ -12,6 +12,9 @@ Both choices depend on sizes that are dynamic in an exported program, which is w
 
 from __future__ import annotations
 
+import functools
+import time
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +30,27 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -
 def feed_forward(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor) -> Tensor:
     """GEGLU and the projection back: `x: [B, N, C]`, `weight_in: [8C, C]`, `weight_out: [C, 4C]` -> `[B, N, C]`."""
     return torch.ops.accel.feed_forward(x, weight_in, bias_in, weight_out, bias_out)
+
+
+@functools.cache
+def fastest_dtype(weights: torch.dtype) -> torch.dtype:
+    """The precision to compute in on this CPU, for weights of that dtype: float32 where narrow products are no faster.
+
+    Many CPUs run bfloat16 and float16 products at half the speed of float32 (no units for them, or slow ones). Weights stay
+    narrow in memory and are widened one layer at a time. Takes about 0.1 s, once.
+    """
+    if weights not in (torch.bfloat16, torch.float16):
+        return weights
+    seconds = {}
+    for dtype in (weights, torch.float32):
+        a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
+        runs = []
+        for _ in range(6):
+            start = time.perf_counter()
+            torch.mm(a, b)
+            runs.append(time.perf_counter() - start)
+        seconds[dtype] = min(runs)
+    return min(seconds, key=lambda dtype: seconds[dtype])
 
 
 def _sizes(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int]:

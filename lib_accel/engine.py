@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import cpu
 from .architecture import Architecture, Layer
 from .backends import Choice, choose
 from .config import Config
@@ -55,8 +56,8 @@ class CompiledLayer:
     itself, which broadcasts them (one `emb` for a whole batch) or says what is wrong with them.
     """
 
-    def __init__(self, fn: UnitFn, module: nn.Module, spec: Layer):
-        self._fn, self._module, self._side = fn, module, side_input(spec)
+    def __init__(self, fn: UnitFn, module: nn.Module, spec: Layer, dtype: torch.dtype):
+        self._fn, self._module, self._side, self._dtype = fn, module, side_input(spec), dtype
         self._parameters = list(module.parameters())
         self._widths = input_widths(spec)
 
@@ -65,13 +66,13 @@ class CompiledLayer:
         if not self._fits(inputs):
             return self._module(h, emb, context)
         inputs = [h.contiguous(memory_format=torch.channels_last), *(side.contiguous() for side in inputs[1:])]
-        return self._fn(inputs + self._parameters)
+        return self._fn(inputs + [p.to(self._dtype) for p in self._parameters])  # the very parameters, unless they are to be widened
 
     def _fits(self, inputs: list[Tensor]) -> bool:
         h, weight = inputs[0], self._parameters[0]
         if h.ndim != 4 or h.shape[1] != self._widths[0] or inputs[-1].shape[-1] != (self._widths[1] if self._side else h.shape[-1]):
             return False
-        return all(t.shape[0] == h.shape[0] and t.numel() and t.dtype == weight.dtype and t.device == weight.device for t in inputs)
+        return all(t.shape[0] == h.shape[0] and t.numel() and t.dtype == self._dtype and t.device == weight.device for t in inputs)
 
 
 @dataclass
@@ -190,13 +191,16 @@ class Engine:
     def _bind(self) -> None:
         """Share the donor's parameters as they are now. Weights parked elsewhere (medvram) get compiled code when they come back."""
         self.unet.adopt(self.weights.accept())
+        self.unet.compute_dtype = None
+        if self.device is not None and self.device.type == "cpu":
+            self.unet.compute_dtype = cpu.fastest_dtype(self.unet.dtype)
         self._dtype = self.unet.dtype
         self.layers: dict[str, LayerFn] = dict(self.unet.layers)
         if self._code and self._dtype == self._code_dtype and next(self.unet.parameters()).device == self.device:
             self.weights.set_layout(compiled=True)
             for name, spec in self.architecture.layers():
                 if spec in self._code:
-                    self.layers[name] = CompiledLayer(self._code[spec], self.unet.get_submodule(name), spec)
+                    self.layers[name] = CompiledLayer(self._code[spec], self.unet.get_submodule(name), spec, self._dtype)
             self.weights.accept()  # the layout may have moved some
         self._drop_graphs()
         self.counters.binds += 1

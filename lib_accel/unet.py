@@ -27,6 +27,11 @@ def _empty(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
 
+def _like(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight in the precision of the activations, which may be wider: then one layer at a time is widened, for one call."""
+    return weight if weight.dtype == x.dtype else weight.to(x.dtype)
+
+
 class Linear(nn.Module):
     """`x: [..., inputs] -> [..., outputs]`; a weight of [outputs, inputs, 1, 1] (a 1x1 convolution's) does the same."""
 
@@ -36,7 +41,8 @@ class Linear(nn.Module):
         self.bias = _empty(outputs) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        bias = None if self.bias is None else _like(self.bias, x)
+        return F.linear(x, _like(self.weight, x).flatten(1), bias)
 
 
 class Conv2d(nn.Module):
@@ -51,8 +57,8 @@ class Conv2d(nn.Module):
     def forward(self, x: Tensor, *_: Tensor) -> Tensor:
         """Ignores `emb` and `context`, which every layer of a block is given."""
         if x.device.type == "cpu":
-            return cpu.conv2d(x, self.weight, self.bias, self.stride, self.padding)
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+            return cpu.conv2d(x, _like(self.weight, x), _like(self.bias, x), self.stride, self.padding)
+        return F.conv2d(x, _like(self.weight, x), _like(self.bias, x), self.stride, self.padding)
 
 
 class GroupNorm(nn.Module):
@@ -63,7 +69,7 @@ class GroupNorm(nn.Module):
         self.weight, self.bias, self.eps = _empty(channels), _empty(channels), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, arch.NORM_GROUPS, self.weight, self.bias, self.eps)
+        return F.group_norm(x, arch.NORM_GROUPS, _like(self.weight, x), _like(self.bias, x), self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -72,7 +78,7 @@ class LayerNorm(nn.Module):
         self.weight, self.bias = _empty(channels), _empty(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, 1e-5)
+        return F.layer_norm(x, (x.shape[-1],), _like(self.weight, x), _like(self.bias, x), 1e-5)
 
 
 class ResBlock(nn.Module):
@@ -126,7 +132,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
-            return cpu.feed_forward(x, *self.parameters())  # in the order of their names: in, its bias, out, its bias
+            return cpu.feed_forward(x, *(p.to(x.dtype) for p in self.parameters()))  # in name order: in, its bias, out, its bias
         return self.net["2"](self.net["0"](x))
 
 
@@ -222,6 +228,7 @@ class UNet(nn.Module):
     def __init__(self, architecture: arch.Architecture):
         super().__init__()
         self.architecture = a = architecture
+        self.compute_dtype: torch.dtype | None = None
         emb = a.emb_channels
         self.time_embed = nn.ModuleDict({"0": Linear(a.model_channels, emb), "2": Linear(emb, emb)})
         if a.adm_channels is not None:
@@ -251,7 +258,8 @@ class UNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        """The precision of activations: that of the weights, unless a wider one was asked for."""
+        return self.compute_dtype or next(self.parameters()).dtype
 
     def embed(self, timesteps: Tensor, y: Tensor | None) -> Tensor:
         """-> `emb: [B, emb_channels]`. The sinusoids are computed in float32, as the WebUI does at every precision."""
