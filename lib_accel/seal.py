@@ -56,6 +56,7 @@ _ADVICE = {
     getattr(errno, "EDQUOT", errno.ENOSPC): _FULL,
     errno.EFBIG: "A file size limit (ulimit -f, or the file system's) is too low. Raise it or choose another folder.",
     errno.EROFS: "The file system is read-only. Make it writable, choose another folder, or use the store read-only.",
+    errno.ENOENT: "Expected it to exist. Check the name.",
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
 }

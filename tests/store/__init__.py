@@ -1,0 +1,1 @@
+"""The artifact store and its exports."""
