@@ -79,9 +79,10 @@ def _triton(machine: Machine) -> Finding:
 
 def _store(store: ArtifactStore) -> Finding:
     try:
+        store.check()
         entries = store.list()
     except AccelError as e:
-        return Finding("problem", f"the artifact store cannot be used: {e}")
+        return Finding("problem", "the artifact store cannot be used", str(e))
     damaged = [e for e in entries if e.problem]
     if damaged:
         return Finding("note", f"{len(damaged)} damaged artifacts in {store.root}: {damaged[0].problem}", "they are made again when needed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ class Noise:
         self.extra = torch.zeros(2, extra, height // 8, width // 8, device=device) if extra > 0 else None
 
 
-def sample(unet: Denoiser, noise: Noise, steps: int, guidance: float = 7.0, on_step: Callable[[int], None] | None = None) -> Tensor:
-    """-> latents `[1, 4, H/8, W/8]` after `steps` guided Euler steps; each is one UNet call at batch 2."""
+def sample(unet: Denoiser, noise: Noise, steps: int, guidance: float = 7.0) -> Iterator[Tensor]:
+    """The latents `[1, 4, H/8, W/8]` after each of `steps` guided Euler steps; a step is one UNet call at batch 2."""
     sigmas, timesteps = schedule(steps)
     x = noise.latent * sigmas[0]
     for i in range(steps):
@@ -46,9 +46,7 @@ def sample(unet: Denoiser, noise: Noise, steps: int, guidance: float = 7.0, on_s
         t = timesteps[i].expand(2).to(x.device)
         without, wanted = unet(model_in, t, noise.context, noise.y).float().chunk(2)
         x = x + (without + guidance * (wanted - without)) * (sigmas[i + 1].item() - sigma)  # eps is dx/dsigma
-        if on_step:
-            on_step(i + 1)
-    return x
+        yield x
 
 
 # Linear approximations of the decoders, [4, 3], published at
@@ -58,7 +56,11 @@ _RGB_SDXL = [[0.3448, 0.4168, 0.4395], [-0.1953, -0.0290, 0.0250], [0.1074, 0.08
 
 
 def to_rgb(latent: Tensor, a: Architecture) -> Tensor:
-    """`[1, 4, h, w]` latents -> `[h, w, 3]` uint8, one pixel per latent."""
+    """`[1, 4, h, w]` latents -> `[h, w, 3]` uint8, one pixel per latent.
+
+    A real model's latents are about 1 large; those of random weights are much larger, and are brought to that.
+    """
+    latent = latent / latent.float().std().clamp(min=1.5)
     factors = torch.tensor(_RGB_SDXL if a.adm_channels else _RGB_SD1)
     pixels = torch.einsum("chw,cr->hwr", latent[0].float().cpu(), factors)
     return ((pixels + 1) / 2 * 255).clamp(0, 255).round().to(torch.uint8)

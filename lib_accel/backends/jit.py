@@ -7,6 +7,7 @@ Inductor's own cache holds.
 from __future__ import annotations
 
 import sys
+import types
 
 import torch
 
@@ -17,7 +18,7 @@ from ..environment import Target
 from ..errors import ArtifactRejected, CompileFailed
 from ..jobs import Code, Job
 from ..store import ArtifactStore
-from ..units import UnitFn, UnitModule, describe
+from ..units import UnitFn, UnitModule, describe, unit_key
 
 
 class Jit:
@@ -56,7 +57,8 @@ class JitJob(Job):
                 code[layer] = jit_unit(layer)
                 verdict = check_unit(layer, code[layer], self.target.dtype, self.target.device)
             except RuntimeError as e:  # torch's compiler errors all derive from it
-                raise CompileFailed(f"{describe(layer)} does not compile: {type(e).__name__}: {str(e).strip().splitlines()[0]}") from e
+                what = " ".join(str(e).strip().partition("\n\n")[0].split())  # the rest is advice on torch's own logs
+                raise CompileFailed(f"{describe(layer)} does not compile: {type(e).__name__}: {what}") from e
             if not verdict.passed:
                 raise ArtifactRejected(f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded")
         return code
@@ -66,7 +68,13 @@ def jit_unit(layer: arch.Layer) -> UnitFn:
     """One compiled function with dynamic sizes. Two traces at most: the general one, and sizes of 1."""
     module = UnitModule(layer)
     activations = 2 if module.side else 1
-    compiled = torch.compile(module, dynamic=True, fullgraph=True)
+
+    def run(inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+        return module(inputs, weights)
+
+    # torch limits the compilations of one code object (8 by default), and every unit would share this one: each gets its own
+    own = types.FunctionType(run.__code__.replace(co_name=unit_key(layer)), globals(), closure=run.__closure__)
+    compiled = torch.compile(own, dynamic=True, fullgraph=True)
 
     def call(inputs: list[torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():

@@ -50,15 +50,16 @@ class Row:
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
 
-def interleave(calls: dict[str, Call], rows: dict[str, Row], device: torch.device, rounds: int, on_round: Callable[[int], object]) -> None:
-    """Warm every call up once, then run them in turn, `rounds` times: a machine that drifts drifts for all of them."""
+def interleave(calls: dict[str, Call], rows: dict[str, Row], device: torch.device, rounds: int, on_call: Callable[[], object]) -> None:
+    """Warm every call up twice, then run them in turn, `rounds` times: a machine that drifts drifts for all of them."""
     for name, call in calls.items():
         rows[name].peak_bytes = peak(call, device)
         timed(call, device)  # the second call of a shape may still record a graph
-    for i in range(rounds):
+        on_call()
+    for _ in range(rounds):
         for name, call in calls.items():
             rows[name].seconds.append(timed(call, device)[0])
-        on_round(i + 1)
+            on_call()
 
 
 def peak(call: Call, device: torch.device) -> int:
@@ -101,7 +102,3 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     timed(lambda: a @ b, device)
     best = statistics.median(timed(lambda: a @ b, device)[0] for _ in range(7))
     return 2 * n**3 / best
-
-
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    return float((value.to(reference.device, reference.dtype) - reference).norm() / reference.norm())

@@ -103,7 +103,17 @@ def _adopt(unet: nn.Module, a: Architecture, parameters: Mapping[str, nn.Paramet
         prefix = max((k for k in renamed if f"{layer}.".startswith(f"{k}.")), key=len)
         rest = layer[len(prefix) + 1 :]
         path = ".".join(filter(None, (renamed[prefix], _INNER.get(rest, rest))))
+        twin = _part(unet, path, kind)
+        if twin is None or twin.shape != parameter.shape:
+            raise BackendUnavailable(f"this architecture has no diffusers twin here: {name} has no place; choose a preset family")
         setattr(unet.get_submodule(path), kind, parameter)
     left = [n for n, p in unet.named_parameters() if p.device.type == "meta"]
     if left:
-        raise BackendUnavailable(f"this architecture has no diffusers twin: {left[0]} got no weight; choose a preset family")
+        raise BackendUnavailable(f"this architecture has no diffusers twin here: {left[0]} got no weight; choose a preset family")
+
+
+def _part(unet: nn.Module, path: str, kind: str) -> Tensor | None:
+    try:
+        return getattr(unet.get_submodule(path), kind)
+    except AttributeError:
+        return None

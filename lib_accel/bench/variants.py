@@ -13,6 +13,7 @@ from ..architecture import Architecture
 from ..config import Config
 from ..engine import Engine
 from ..errors import BackendUnavailable
+from ..jobs import Job
 from ..unet import UNet
 from .measure import Call
 from .reference import Reference
@@ -26,6 +27,7 @@ class Setup:
     donor: UNet
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]
     config: Config
+    wait: Callable[[Job], object] = Job.wait  # for the compiler
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -53,8 +55,11 @@ def _torch_compile(setup: Setup, mode: str) -> Call:
 def _engine(setup: Setup, backend: str, graphs: bool) -> Call:
     if graphs and setup.device.type != "cuda":
         raise BackendUnavailable(f"CUDA graphs need a CUDA device; this is {setup.device.type}")
-    engine = Engine(setup.donor, replace(setup.config, backend=backend, graphs=graphs, blocking=True))
+    engine = Engine(setup.donor, replace(setup.config, backend=backend, graphs=graphs))
     engine.prepare()
+    if engine.job:
+        setup.wait(engine.job)
+        engine.take_up()
     status = engine.status
     if status.backend != backend:
         raise BackendUnavailable(status.reason or f"{backend} is not available")
@@ -62,7 +67,7 @@ def _engine(setup: Setup, backend: str, graphs: bool) -> Call:
 
 
 def _openvino(setup: Setup) -> Call:
-    """OpenVINO's runtime over the same weights, converted from the clean UNet at fixed shapes."""
+    """OpenVINO's runtime over the same weights, converted from diffusers' UNet at fixed shapes."""
     if setup.device.type != "cpu":
         raise BackendUnavailable("OpenVINO is compared on the CPU only")
     try:
@@ -71,7 +76,8 @@ def _openvino(setup: Setup) -> Call:
         raise BackendUnavailable(f"OpenVINO is not installed ({e}); pip install openvino") from e
     from .openvino import openvino_call
 
-    return openvino_call(openvino, setup.donor, setup.inputs)
+    weights = {name: nn.Parameter(p.float(), requires_grad=False) for name, p in setup.parameters.items()}
+    return openvino_call(openvino, Reference(setup.architecture, weights, sdpa=True), setup.donor.dtype, setup.inputs)
 
 
 Builder = Callable[[Setup], Call]

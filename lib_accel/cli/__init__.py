@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+import torch
+
 from .. import __version__
 from ..errors import AccelError
 
@@ -15,7 +17,8 @@ _EPILOG = """examples:
   python -m lib_accel prebuild --family sd1 --family sdxl   compile ahead, so that no user ever meets a compiler
   python -m lib_accel store export all --to fleet.zip --key fleet.key
   python -m lib_accel bench --size 512 --batch 2            the ladder: one row a variant, in one run
-Every command takes --json and then prints one JSON object on standard output. Exit status: 0 done, 1 failed, 2 wrong arguments.
+COMMAND --help tells more. Every command takes --json and then prints one JSON object. Standard output holds the result alone, words and
+progress go to standard error. Exit status: 0 done, 1 failed, 2 wrong arguments.
 """
 
 
@@ -24,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(
         prog="python -m lib_accel",
-        description="One compiled UNet for every checkpoint, size, batch, prompt length and LoRA. This is its engine without the WebUI.",
+        description="One compiled UNet for every checkpoint, size, batch, prompt length and LoRA: the engine, on its own.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
-    except (AccelError, ValueError) as e:
+    except OSError as e:
+        print(f"error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}", file=sys.stderr)
+        return 1
+    except (AccelError, ValueError, torch.cuda.OutOfMemoryError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import gc
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,54 +18,101 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..architecture import Architecture
-from ..bench.measure import Call, Row, flops, interleave, matmul_rate, relative_error
-from ..bench.reference import Reference
+from ..bench.measure import Call, Row, flops, interleave, matmul_rate
+from ..bench.precise import precise_call, relative_error
 from ..bench.variants import DEFAULT, VARIANTS, Setup, build
 from ..checkpoint import random_weights
 from ..environment import probe
 from ..errors import AccelError
 from ..lora import Delta, Merger, random_deltas
 from ..unet import UNet
-from .common import Commands, add_engine_arguments, command, device_and_dtype, family, make_config, say, show
+from .common import (
+    Commands,
+    add_device_arguments,
+    add_store_arguments,
+    command,
+    device_and_dtype,
+    family,
+    follow,
+    image_size,
+    make_config,
+    positive,
+    say,
+    show,
+)
+
+_MORE = f"""One row a variant, all in this process, over the same weights (random ones) and inputs; timed in turn, so that a machine that
+drifts drifts for all of them. Close other programs first, and give a GPU the same clock throughout.
+
+variants ({", ".join(DEFAULT)} by default):
+  reference             diffusers' UNet with its plain attention (pip install diffusers)
+  reference+sdpa        the same with fused attention
+  compile               the same under torch.compile (compile-max-autotune: in that mode)
+  openvino              OpenVINO on a CPU (pip install openvino)
+  eager, eager+graphs   our UNet run by torch, and with CUDA graphs
+  jit                   our units under torch.compile
+  aoti, aoti+graphs     our compiled artifact, from the store or made first, and with CUDA graphs
+
+examples:
+  python -m lib_accel bench
+  python -m lib_accel bench --family sdxl --size 1024 --dtype float16 --variants reference+sdpa,aoti,aoti+graphs --loras 0,1,10
+  python -m lib_accel bench --family sd1:64 --size 256 --rounds 3       a quick look: a fifth of the real width"""
 
 
 def add(commands: Commands) -> None:
-    p = command(commands, "bench", "measure the ladder of variants on this machine", run)
+    p = command(commands, "bench", "measure the ladder of variants on this machine", run, _MORE)
     p.add_argument(
-        "--family", type=family, default="sd1", help="sd1, sd2, sdxl, sdxl-refiner (sd1:64 for another width), or a checkpoint file"
+        "--family",
+        type=family,
+        metavar="NAME",
+        default="sd1",
+        help="sd1, sd2, sdxl, sdxl-refiner (sd1:64 for another width), or a checkpoint file, for its architecture",
     )
-    p.add_argument("--size", type=int, default=512, help="width and height in pixels")
-    p.add_argument("--batch", type=int, default=2, help="batch of the UNet call; 2 is one image with guidance")
-    p.add_argument("--tokens", type=int, default=77, help="length of the prompt's embedding")
-    p.add_argument("--rounds", type=int, default=5, help="timed calls of each variant, after two warm-up calls")
-    p.add_argument("--variants", default=",".join(DEFAULT), help=f"of {', '.join(VARIANTS)}")
+    p.add_argument("--size", type=image_size, metavar="N", default=512, help="width and height in pixels")
+    p.add_argument("--batch", type=positive, metavar="N", default=2, help="batch of the UNet call; 2 is one image with guidance")
+    p.add_argument("--tokens", type=positive, metavar="N", default=77, help="length of the prompt's embedding")
+    p.add_argument("--rounds", type=positive, metavar="N", default=5, help="timed calls of each variant, after two warm-up calls")
+    p.add_argument("--variants", type=variants, metavar="A,B", default=",".join(DEFAULT), help="which rows, in this order")
     p.add_argument(
         "--loras",
+        type=counts,
+        metavar="N,N",
         default="0",
-        help="numbers of merged LoRAs (rank 32, all transformer layers), as 0,1,10: more rows of each engine variant",
+        help="numbers of merged LoRAs (rank 32, all transformer layers), as 0,1,10: a second table, of our variants",
     )
-    p.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
-    p.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for the JSON and the table")
-    add_engine_arguments(p)
+    p.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's own choice)")
+    p.add_argument("--out", type=Path, metavar="DIR", default=Path("bench-results"), help="folder for the JSON and the table")
+    add_store_arguments(p)
+    add_device_arguments(p)
+
+
+def variants(text: str) -> list[str]:
+    names = [n for n in text.split(",") if n]
+    unknown = [n for n in names if n not in VARIANTS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown) or 'nothing'}: expected some of {', '.join(VARIANTS)}")
+    return list(dict.fromkeys(names))
+
+
+def counts(text: str) -> list[int]:
+    if not all(n.isdecimal() for n in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, as 0,1,10")
+    return [int(n) for n in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
-    names = [n for n in args.variants.split(",") if n]
-    unknown = [n for n in names if n not in VARIANTS]
-    if unknown:
-        raise AccelError(f"--variants: {', '.join(unknown)} unknown; expected some of {', '.join(VARIANTS)}")
-    with _threads(args.threads), torch.no_grad():
-        result = measure(args, names, device, dtype)
-    text = table(result)
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = f"{result['date']}-{result['architecture']}-{result['size']}-b{result['batch']}-{result['dtype']}-{device.type}".replace(
-        " ", "-"
-    ).lower()
+    with _threads(args.threads), torch.no_grad():
+        result = measure(args, device, dtype)
+    text = table(result)
+    parts = (result["date"], result["architecture"], args.size, f"b{args.batch}", result["dtype"], device.type)
+    stem = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, parts)).lower())
     (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     (args.out / f"{stem}.md").write_text(text + "\n", encoding="utf-8")
-    show(result, args, f"{text}\n\nwritten to {args.out / stem}.json and .md")
-    return 0
+    say(f"written to {args.out / stem}.json and .md")
+    show(result, args, text)
+    return 0 if any(row["median_s"] for row in result["rows"]) else 1
 
 
 @contextlib.contextmanager
@@ -78,16 +125,16 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure(args: argparse.Namespace, names: list[str], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def measure(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     a: Architecture = args.family
     donor = UNet(a).adopt({k: nn.Parameter(p.to(device), requires_grad=False) for k, p in random_weights(a, dtype, 0).items()})
     inputs = make_inputs(a, args, device, dtype)
-    setup = Setup(a, donor, inputs, make_config(args))
-    say(f"{a.name}, {args.size}x{args.size}, batch {args.batch}, {dtype}, {device}: float reference ...")
-    reference = float_reference(setup)
-    rows: dict[str, Row] = {name: Row(name) for name in names}
+    setup = Setup(a, donor, inputs, make_config(args, backend="auto"), lambda job: follow(job, "compiling"))
+    say(f"{a.name}, {args.size}x{args.size}, batch {args.batch}, {dtype}, {device}: the call at higher precision ...")
+    reference = precise_call(a, setup.parameters, *inputs)
+    rows: dict[str, Row] = {name: Row(name) for name in args.variants}
     calls: dict[str, Call] = {}
-    for name in names:
+    for name in args.variants:
         say(f"preparing {name} ...")
         try:
             calls[name], rows[name].compile_s = build(name, setup)
@@ -96,8 +143,7 @@ def measure(args: argparse.Namespace, names: list[str], device: torch.device, dt
             say(f"  left out: {rows[name].note}")
             continue
         rows[name].error = relative_error(calls[name](), reference)
-    with tqdm(total=args.rounds, desc="rounds") as bar:
-        interleave(calls, rows, device, args.rounds, lambda _: bar.update())
+    _interleave(calls, rows, device, args.rounds, "calls")
     rate = matmul_rate(dtype, device)
     lora = _lora_rows(args, setup, calls, device)
     return _result(args, setup, rows, flops(a, inputs), rate, lora)
@@ -114,31 +160,24 @@ def make_inputs(
     return tuple(None if v is None else v.to(device, dtype) for v in (x, t, context, y))  # type: ignore[return-value]
 
 
-def float_reference(setup: Setup) -> Tensor:
-    """The same call in float32 (float64 where the weights are float32), by the independent implementation."""
-    precise = torch.float64 if setup.donor.dtype == torch.float32 else torch.float32
-    weights = {k: nn.Parameter(p.to(precise), requires_grad=False) for k, p in setup.parameters.items()}
-    inputs = [None if t is None else t.to(precise) for t in setup.inputs]
-    out = Reference(setup.architecture, weights, sdpa=True)(*inputs)  # type: ignore[arg-type]
-    del weights
-    gc.collect()
-    return out
+def _interleave(calls: dict[str, Call], rows: dict[str, Row], device: torch.device, rounds: int, what: str) -> None:
+    with tqdm(total=(1 + rounds) * len(calls), desc=what) as bar:
+        interleave(calls, rows, device, rounds, bar.update)
 
 
 def _lora_rows(args: argparse.Namespace, setup: Setup, calls: dict[str, Call], device: torch.device) -> list[dict[str, Any]]:
-    counts = [int(n) for n in args.loras.split(",")]
     engines = [n for n in calls if n.startswith(("aoti", "eager", "jit"))]
-    if counts == [0]:
+    if args.loras == [0] or not engines:
         return []
     merger = Merger(dict(setup.parameters))
-    loras: list[dict[str, Delta]] = [random_deltas(setup.architecture, 32, seed) for seed in range(max(counts))]
+    loras: list[dict[str, Delta]] = [random_deltas(setup.architecture, 32, seed) for seed in range(max(args.loras))]
     out = []
-    for count in counts:
+    for count in args.loras:
         start = time.perf_counter()
         merger.set([(d, 0.5) for d in loras[:count]])
         merged = time.perf_counter() - start
         rows = {name: Row(name) for name in engines}
-        interleave({n: calls[n] for n in engines}, rows, device, args.rounds, lambda _: None)
+        _interleave({n: calls[n] for n in engines}, rows, device, args.rounds, f"{count} LoRAs")
         out.append({"loras": count, "merge_s": merged, "seconds": {n: r.median for n, r in rows.items()}})
     merger.set([])
     return out
@@ -165,13 +204,13 @@ def _result(
         "rows": [
             {
                 "name": r.name,
-                "median_s": r.median,
-                "min_s": min(r.seconds, default=float("nan")),
-                "max_s": max(r.seconds, default=float("nan")),
-                "of_matmul_rate": operations / r.median / rate if r.seconds else float("nan"),
-                "compile_s": r.compile_s,
-                "peak_bytes": weights + r.peak_bytes,
-                "error": r.error,
+                "median_s": r.median if r.seconds else None,
+                "min_s": min(r.seconds, default=None),
+                "max_s": max(r.seconds, default=None),
+                "of_matmul_rate": operations / r.median / rate if r.seconds else None,
+                "compile_s": r.compile_s if r.seconds else None,
+                "peak_bytes": weights + r.peak_bytes if r.seconds else None,
+                "error": r.error if r.seconds else None,
                 "note": r.note,
             }
             for r in rows.values()
@@ -189,7 +228,7 @@ def _driver(device: torch.device) -> dict[str, str]:
 def table(r: dict[str, Any]) -> str:
     """The result in Markdown."""
     m = r["machine"]
-    base = next((row["median_s"] for row in r["rows"] if row["median_s"] == row["median_s"]), float("nan"))
+    base = next((row["median_s"] for row in r["rows"] if row["median_s"]), 0.0)
     lines = [
         f"{r['architecture']}, {r['size']}x{r['size']}, batch {r['batch']}, {r['tokens']} tokens, {r['dtype']}; {m['device_name']}, "
         f"{m['threads']} threads, torch {m['torch']}, triton {m['triton']}; {r['date']}.",
@@ -202,7 +241,7 @@ def table(r: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in r["rows"]:
-        if row["median_s"] != row["median_s"]:
+        if not row["median_s"]:
             lines.append(f"| {row['name']} | - | | | | | | {row['note']} |")
             continue
         lines.append(
@@ -215,4 +254,9 @@ def table(r: dict[str, Any]) -> str:
         lines += [
             f"| {x['loras']} | {x['merge_s']:.2f} | " + " | ".join(f"{s:.4g}" for s in x["seconds"].values()) + " |" for x in r["loras"]
         ]
-    return "\n".join(lines)
+    notes = [
+        f"Speed-up: over the first row. Peak: the weights ({r['weight_bytes'] / 2**30:.2f} GiB) and the most one call took besides; a copy "
+        "of the weights that a runtime makes for itself (OpenVINO) is not in it. Error: relative, of one call, against "
+        + ("float64." if r["dtype"] == "float32" else "float32.")
+    ]
+    return "\n".join([*lines, "", *notes])

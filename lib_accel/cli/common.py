@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +25,58 @@ Commands = Any  # argparse's sub-parser collection has no public type
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def command(commands: Commands, name: str, help_text: str, run: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help_text, description=help_text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Text as it is written, and each default that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        told = action.default in (None, False, argparse.SUPPRESS) or action.default == [] or "default" in text
+        return text if told else f"{text} (default: %(default)s)"
+
+
+def command(commands: Commands, name: str, help_text: str, run: Any, more: str = "") -> argparse.ArgumentParser:
+    """`help_text`: one line for the list of commands; `more`: what its own --help teaches besides."""
+    first = help_text[0].upper() + help_text[1:] + "."
+    parser = commands.add_parser(name, help=help_text, description=f"{first}\n\n{more}".strip(), formatter_class=Help)
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     parser.set_defaults(run=run)
     return parser
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="how fast code is made")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what makes the fast code: aoti compiles once and keeps it, jit is torch.compile, eager compiles nothing; "
+        "auto takes the best that works here",
+    )
     add_store_arguments(parser)
     add_device_arguments(parser)
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", type=Path, default=default_store(), help="where artifacts are kept (or the variable ACCEL_STORE)")
-    parser.add_argument("--store-mib", type=int, default=2048, help="most space the store may take; least recently used goes first")
+    parser.add_argument("--store", type=Path, metavar="DIR", default=default_store(), help="where artifacts are kept")
+    parser.add_argument(
+        "--store-mib", type=positive, metavar="N", default=2048, help="most space in MiB the store may take; least recently used goes first"
+    )
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=default_device(), help="cuda, cuda:1, cpu, ...")
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default=None, help="precision of the weights (default: float16 on a GPU, float32 on a CPU)"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: float16 on a GPU, float32 on a CPU)")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
+    return int(text)
+
+
+def image_size(text: str) -> int:
+    if not text.isdecimal() or int(text) < 64 or int(text) % 8:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected pixels, a multiple of 8 and at least 64")
+    return int(text)
 
 
 def default_device() -> str:
@@ -56,7 +84,10 @@ def default_device() -> str:
 
 
 def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    device = torch.device(args.device)
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as e:
+        raise AccelError(f"--device {args.device}: no kind of device torch knows; expected cpu, cuda, cuda:1 or mps") from e
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise AccelError(
@@ -66,8 +97,8 @@ def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtyp
     return device, DTYPES[args.dtype] if args.dtype else (torch.float16 if device.type == "cuda" else torch.float32)
 
 
-def make_config(args: argparse.Namespace, **more: Any) -> Config:
-    return Config(backend=args.backend, store=args.store, store_bytes=args.store_mib * MIB, **more)
+def make_config(args: argparse.Namespace, backend: str) -> Config:
+    return Config(backend=backend, store=args.store, store_bytes=args.store_mib * MIB)
 
 
 def make_store(args: argparse.Namespace) -> ArtifactStore:
@@ -81,12 +112,18 @@ def family(text: str) -> Architecture:
     if name in presets.PRESETS:
         options = {}
         if width:
-            options["model_channels"] = int(width)
+            options["model_channels"] = positive(width)
         if channels:
-            options["in_channels"] = int(channels)
-        return presets.PRESETS[name](**options)
+            options["in_channels"] = positive(channels)
+        try:
+            return presets.PRESETS[name](**options)
+        except AccelError as e:
+            raise argparse.ArgumentTypeError(str(e)) from e
     if Path(text).exists():
-        return open_checkpoint(Path(text)).architecture()
+        try:
+            return open_checkpoint(Path(text)).architecture()
+        except AccelError as e:
+            raise argparse.ArgumentTypeError(str(e)) from e
     raise argparse.ArgumentTypeError(f"{text!r} is neither a family ({', '.join(presets.PRESETS)}) nor a checkpoint file")
 
 
@@ -100,18 +137,17 @@ def show(result: dict[str, Any], args: argparse.Namespace, text: str) -> None:
     print(json.dumps(result, indent=1) if args.json else text, flush=True)
 
 
-def follow(job: Job, label: str, quiet: bool = False) -> None:
-    """Draw the job's progress until it ends; an interrupt cancels it first."""
-    with tqdm(
-        total=100, desc=label, bar_format="{desc}: {percentage:3.0f}%|{bar:30}| {elapsed} {postfix}", disable=quiet, file=sys.stderr
-    ) as bar:
+def follow(job: Job, label: str) -> None:
+    """Draw the job's progress until it ends, now and then only where it goes into a file; an interrupt cancels it first."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    with tqdm(total=100, desc=label, bar_format="{desc}: {percentage:3.0f}%|{bar:30}| {elapsed} {postfix}", file=sys.stderr) as bar:
         try:
             while not job.done:
                 p = job.progress()
                 bar.n = round(100 * (p.fraction or 0))
                 left = f", about {p.remaining_s:.0f} s left" if p.remaining_s else ""
                 bar.set_postfix_str(p.stage + left)
-                time.sleep(0.2)
+                job.wait(interval)
         except KeyboardInterrupt:
             job.cancel()
             job.wait(10)

@@ -10,20 +10,42 @@ from ..config import Config
 from ..environment import Target, probe
 from ..errors import BackendUnavailable
 from ..units import units_of
-from .common import Commands, add_device_arguments, add_store_arguments, command, device_and_dtype, family, follow, make_store, say, show
+from .common import (
+    Commands,
+    add_device_arguments,
+    add_store_arguments,
+    command,
+    device_and_dtype,
+    family,
+    follow,
+    make_store,
+    positive,
+    show,
+)
+
+_MORE = """Compiled code depends on the architecture, the dtype, the GPU (or CPU) model and the torch version; never on the checkpoint,
+the size, the batch, the prompt's length or a LoRA. So one run per architecture is all there is to make. What is in the store
+already, or shared with another architecture in it, is not compiled again. Inpainting and edit models need nothing of their own.
+
+To seed a fleet: prebuild on one machine, `store export all --to fleet.zip --key fleet.key`, and on every machine of the same
+kind `store import fleet.zip --key fleet.key`.
+
+examples:
+  python -m lib_accel prebuild --family sd1 --family sdxl
+  python -m lib_accel prebuild --family model.safetensors --dtype bfloat16"""
 
 
 def add(commands: Commands) -> None:
-    p = command(commands, "prebuild", "compile artifacts ahead of time into the store", run)
+    p = command(commands, "prebuild", "compile artifacts ahead of time into the store", run, _MORE)
     p.add_argument(
         "--family",
         action="append",
         type=family,
         required=True,
         metavar="NAME",
-        help="sd1, sd2, sdxl, sdxl-refiner, or a checkpoint file; may be repeated. Inpainting and edit models need nothing of their own",
+        help="sd1, sd2, sdxl, sdxl-refiner, or a checkpoint file; may be repeated",
     )
-    p.add_argument("--workers", type=int, help="compiling processes (default: by the machine)")
+    p.add_argument("--workers", type=positive, metavar="N", help="compiling processes (default: by the machine)")
     add_store_arguments(p)
     add_device_arguments(p)
 
@@ -31,7 +53,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
     store = make_store(args)
-    built = []
+    built, lines = [], []
     for architecture in args.family:
         target = Target(units_of(architecture), dtype, device, probe(device))
         why = get("aoti").why_not(target, store, Config(store=args.store))
@@ -39,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             raise BackendUnavailable(why)
         job = CompileJob(target, store, args.workers)
         job.start()
-        follow(job, architecture.name, args.json)
+        follow(job, architecture.name)
         job.result()
         artifact = store.get(target.key)
         assert artifact is not None
@@ -47,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         built.append(
             {"architecture": architecture.name, "key": artifact.key, "bytes": artifact.bytes, "compiled": job.compiled, "seconds": seconds}
         )
-        say(f"{architecture.name}: {job.compiled} of {len(target.units)} units compiled, {artifact.bytes / 1e6:.1f} MB, {seconds} s")
-    show({"artifacts": built, "store": str(store.root)}, args, f"store: {store.root}")
+        made = f"{job.compiled} of {len(target.units)} units compiled in {seconds} s" if job.compiled else "there already"
+        lines.append(f"{architecture.name}: {made}, {artifact.bytes / 1e6:.1f} MB, artifact {artifact.key[:12]}")
+    show({"artifacts": built, "store": str(store.root)}, args, "\n".join([*lines, f"store: {store.root}"]))
     return 0

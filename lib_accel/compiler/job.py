@@ -114,7 +114,7 @@ class CompileJob(Job):
             worker.give(waiting.pop(0), self.target)
         while len(checks) < total:
             busy = ", ".join(describe(w.layer) for w in pool if w.layer is not None)
-            self.report(f"compiling {busy}", (len(checks) + 0.3 * sum(w.layer is not None for w in pool)) / total)
+            self.report(f"compiling {busy}", len(checks) / total)
             try:
                 worker, answer = results.get(timeout=0.5)
             except queue.Empty:

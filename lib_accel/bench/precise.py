@@ -1,0 +1,29 @@
+"""The truth to compare with: one UNet call at a higher precision, with no second copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..architecture import Architecture
+from ..unet import UNet
+
+
+def precise_call(
+    architecture: Architecture, parameters: Mapping[str, nn.Parameter], x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
+) -> Tensor:
+    """-> the UNet's output in float64 where the weights are float32, else in float32. Weights are widened layer by layer."""
+    unet = UNet(architecture).adopt(parameters)
+    wide = torch.float64 if unet.dtype == torch.float32 and x.device.type != "mps" else torch.float32
+    unet.compute_dtype = wide
+    with torch.no_grad():
+        return unet(x.to(wide), timesteps, context, y)
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """`||value - reference|| / ||reference||`; NaN when the shapes differ."""
+    if value.shape != reference.shape:
+        return float("nan")
+    return float((value.to(reference.dtype) - reference).norm() / reference.norm())
