@@ -73,6 +73,7 @@ class GraphCache:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
+            torch.cuda.empty_cache()  # recording begins with it: what it frees must not hide what the graph takes
             before = torch.cuda.memory_reserved()
             # thread_local: another thread of the host (previews, a second tab) may allocate meanwhile
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from lib_accel.engine import Status
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +25,25 @@ def same_random_numbers() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Status]:
+    """A store with the artifact of tests/tiny.py, compiled once (seconds a unit), and what the engine that made it says."""
+    from . import tiny
+
+    store = tmp_path_factory.mktemp("tiny") / "store"
+    return store, tiny.build(store)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(built: tuple[Path, Status]) -> Path:
+    """Not to be changed: tests that do use `own_store`."""
+    store, status = built
+    assert status.state == "ready", status.reason
+    return store
+
+
+@pytest.fixture
+def own_store(tiny_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_store, tmp_path / "store"))

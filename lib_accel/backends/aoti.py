@@ -7,7 +7,7 @@ import sys
 from ..compiler.job import CompileJob, load_artifact
 from ..config import Config
 from ..environment import Target
-from ..errors import StoreError
+from ..errors import AccelError
 from ..jobs import Code, Job
 from ..store import ArtifactStore
 
@@ -24,7 +24,9 @@ class Aoti:
         try:
             if store.contains(target.key):
                 return None  # made elsewhere or earlier: loading needs no compiler
-        except StoreError as e:
+            if not store.readonly:
+                store.check()
+        except AccelError as e:
             return str(e)
         if not config.compile:
             return "no artifact is at hand and compiling is switched off; import one (python -m lib_accel store import) or allow compiling"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import Config
-from ..engine import Engine
+from ..engine import Counters, Engine
 from ..errors import AccelError
 from ..inspection import Inspector, summary
 from ..unet import LayerFn
@@ -17,6 +18,25 @@ from . import webui
 
 _KEY = "_accel_attachment"  # on the UNet, so that what we did lives and dies with the model object
 _MERGED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass
+class Counts:
+    """What one attachment has done. Outlives it, so that the sums of a process never fall."""
+
+    engine: Counters
+    host_calls: int = 0
+    lora_merges: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        e = self.engine
+        return {
+            "compiles": e.compiles,
+            "binds": e.binds,
+            "lora_merges": self.lora_merges,
+            "accelerated_calls": e.accelerated_calls,
+            "host_calls": self.host_calls,
+        }
 
 
 class HostLayer:
@@ -43,8 +63,7 @@ class Attachment:
         self._inspector = Inspector(unet, self.engine.architecture)
         self._host_layers: dict[str, LayerFn] = {name: HostLayer(unet.get_submodule(name)) for name, _ in self.engine.architecture.layers()}
         self._merged = [m for m in unet.modules() if isinstance(m, _MERGED)]
-        self.host_calls = 0
-        self.lora_merges = 0
+        self.counts = Counts(self.engine.counters)
         self.reason: str | None = None  # why the last call, or a part of it, was not accelerated
         self._said: set[str] = set()
 
@@ -52,11 +71,13 @@ class Attachment:
 
     def install(self) -> bool:
         """Take the UNet over. False while somebody else's forward stands there: his comes first."""
-        there = vars(self.unet).get("forward")
-        if there is not None:
-            return getattr(there, "__self__", None) is self
-        self.unet.forward = self._forward
         setattr(self.unet, _KEY, self)
+        there = vars(self.unet).get("forward")
+        if there is None:
+            self.unet.forward = self._forward
+        elif getattr(there, "__self__", None) is not self:
+            self._explain("another extension has replaced the UNet's forward; its comes first")
+            return False
         return True
 
     def remove(self) -> None:
@@ -79,12 +100,12 @@ class Attachment:
             replaced = self._inspector.changed()
             self._explain(summary(replaced) if replaced else None)
             try:
-                self.lora_merges += bool(webui.merge_loras(self._merged))
+                self.counts.lora_merges += bool(webui.merge_loras(self._merged))
                 return self.engine(x, timesteps, context, y, {name: self._host_layers[name] for name in replaced})
             except AccelError as e:
                 reason = str(e)
         self._explain(reason)
-        self.host_calls += 1
+        self.counts.host_calls += 1
         return self._original()(x, timesteps, context, *rest, **named)
 
     def why_not(self, x: Tensor, context: Any, more: list[Any]) -> str | None:

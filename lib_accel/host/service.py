@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from ..doctor import Finding, examine
+from ..engine import Counters
 from ..errors import AccelError
 from ..store import ArtifactStore, Entry
 from . import attachment, webui
-from .attachment import Attachment
+from .attachment import Attachment, Counts
 from .clock import Clock
-
-COUNTERS = ("compiles", "binds", "lora_merges", "accelerated_calls", "host_calls")
 
 
 class Service:
@@ -28,7 +27,8 @@ class Service:
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # every UNet that was loaded, attached or not
         self._refused: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self.clock = Clock()
-        self._retired = dict.fromkeys(COUNTERS, 0)  # counts of attachments that are gone: counters never fall
+        self._counts: list[Counts] = []  # of all attachments there ever were
+        self._stale = False  # what is attached is not what the options say, until the image in the making is done
 
     def model_loaded(self, sd_model: Any) -> None:
         """The WebUI loaded a model, other weights into one, or another VAE beside one."""
@@ -42,7 +42,17 @@ class Service:
 
     def options_changed(self) -> None:
         """Apply what the user has set, to every model in memory, for the next image."""
+        self._stale = True
+        with webui.idle() as idle:
+            if idle:
+                self._refresh()
+
+    def _refresh(self) -> None:
+        """Only between images: it moves weights that a running one is reading."""
         with self._lock:
+            if not self._stale:
+                return
+            self._stale = False
             for unet in list(self._seen):
                 self._detach(unet)
                 if webui.enabled():
@@ -51,6 +61,7 @@ class Service:
     def before_images(self) -> None:
         """Between images: take up what the compiler has finished, and our place where it was lost to somebody who has gone."""
         with self._lock:
+            self._refresh()
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 return
@@ -73,14 +84,18 @@ class Service:
         if attachment.of(unet) is not None:
             return  # the same object with other weights: the engine follows them by itself
         self._refused.pop(unet, None)
+        here = None
         try:
             here = Attachment(unet, webui.config())
+            self._counts.append(here.counts)
+            here.install()  # first, so that the status can tell how far a blocking `prepare` is
             here.engine.prepare()
         except (AccelError, ValueError) as e:
+            if here is not None:
+                here.remove()
             self._refused[unet] = str(e)
             webui.say(f"this model is not accelerated: {e}")
             return
-        here.install()
         s = here.engine.status
         webui.say(f"{s.architecture}, {s.dtype} on {s.device}: backend {s.backend}, {s.state}" + (f" ({s.reason})" if s.reason else ""))
 
@@ -88,8 +103,6 @@ class Service:
         here = attachment.of(unet)
         if here is None:
             return
-        for name, value in _counts(here).items():
-            self._retired[name] += value
         here.remove()
         gc.collect()
 
@@ -104,8 +117,11 @@ class Service:
             here = attachment.of(unet)
             if here is not None and (here.engine.job is not None or here.engine.status.state == "ready"):
                 return
-            self._detach(unet)
-            self._attach(unet)
+            with webui.idle() as idle:  # attaching moves weights
+                if not idle:
+                    raise AccelError("an image is being made: ask again when it is done")
+                self._detach(unet)
+                self._attach(unet)
             if unet in self._refused:
                 raise AccelError(self._refused[unet])
 
@@ -129,10 +145,14 @@ class Service:
 
     # -- telling
 
+    def _sums(self) -> dict[str, int]:
+        each = [c.to_dict() for c in self._counts]
+        return {name: sum(c[name] for c in each) for name in Counts(Counters()).to_dict()}
+
     def served(self) -> tuple[int, str]:
-        """(UNet calls the current model's compiled code has computed, its backend)."""
+        """(UNet calls that compiled code has computed, whichever model's; the current model's backend)."""
         here = self.current()
-        return (here.engine.counters.accelerated_calls, here.engine.status.backend) if here else (0, "")
+        return self._sums()["accelerated_calls"], here.engine.status.backend if here else ""
 
     def batch_done(self, calls_before: int) -> str | None:
         """Close a batch's times; the backend that served it, or None."""
@@ -145,55 +165,49 @@ class Service:
         return attachment.of(webui.unet_of(webui.current_model()))
 
     def status(self) -> dict[str, Any]:
-        """The document of `GET /accel/v1/status`."""
-        with self._lock:
-            attached = [a for a in map(attachment.of, list(self._seen)) if a]
-            counters = {name: self._retired[name] + sum(_counts(a)[name] for a in attached) for name in COUNTERS}
-            unet = webui.unet_of(webui.current_model())
-            here = attachment.of(unet)
-            out: dict[str, Any] = {
-                "enabled": webui.enabled(),
-                "state": "off",
-                "reason": None,
-                "backend": "",
-                "architecture": "",
-                "dtype": "",
-                "device": str(webui.device()),
-                "progress": None,
-                "artifact": None,
-                "counters": counters,
-            }
-            if not webui.enabled():
-                return out
-            if here is None:
-                reason = self._refused.get(unet) if unet is not None else "no model is loaded yet"
-                return {**out, "state": "fallback", "reason": reason}
+        """The document of `GET /accel/v1/status`. Waits for nothing, not even for a compiler that an image waits for."""
+        unet = webui.unet_of(webui.current_model())
+        here = attachment.of(unet)
+        out: dict[str, Any] = {
+            "enabled": webui.enabled(),
+            "state": "off",
+            "reason": None,
+            "backend": "",
+            "architecture": "",
+            "dtype": "",
+            "device": str(webui.device()),
+            "progress": None,
+            "artifact": None,
+            "counters": self._sums(),
+        }
+        if not webui.enabled():
+            return out
+        if here is None:
+            reason = self._refused.get(unet) if unet is not None else "no model is loaded yet"
+            return {**out, "state": "fallback", "reason": reason}
+        self._take_up_if_idle(here)
+        s = here.engine.status
+        return {
+            **out,
+            "state": s.state,
+            "reason": s.reason or here.reason,
+            "backend": s.backend,
+            "architecture": s.architecture,
+            "dtype": s.dtype,
+            "device": s.device,
+            "progress": s.progress.to_dict() if s.progress else None,
+            "artifact": s.artifact,
+        }
+
+    def _take_up_if_idle(self, here: Attachment) -> None:
+        if here.engine.job is None or not here.engine.job.done or not self._lock.acquire(blocking=False):
+            return
+        try:
             with webui.idle() as idle:  # never in the middle of an image
                 if idle:
                     here.engine.take_up()
-            s = here.engine.status
-            return {
-                **out,
-                "state": s.state,
-                "reason": s.reason or here.reason,
-                "backend": s.backend,
-                "architecture": s.architecture,
-                "dtype": s.dtype,
-                "device": s.device,
-                "progress": s.progress.to_dict() if s.progress else None,
-                "artifact": s.artifact,
-            }
-
-
-def _counts(a: Attachment) -> dict[str, int]:
-    c = a.engine.counters
-    return {
-        "compiles": c.compiles,
-        "binds": c.binds,
-        "lora_merges": a.lora_merges,
-        "accelerated_calls": c.accelerated_calls,
-        "host_calls": a.host_calls,
-    }
+        finally:
+            self._lock.release()
 
 
 service = Service()
