@@ -1,0 +1,235 @@
+"""Which backend serves, what is said of the better ones, and artifacts that must not serve."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_accel.backends import choose, get
+from lib_accel.config import Config
+from lib_accel.environment import find_cxx
+from lib_accel.errors import BackendUnavailable
+from lib_accel.store import MANIFEST, Artifact, ArtifactStore
+from lib_accel.units import unit_key, units_of
+
+from . import tiny
+from .threads import one_thread  # noqa: F401  (a fixture)
+
+OUTPUT = units_of(tiny.TINY)[-1]
+
+
+def choice(store: Path, backend: str = "auto", compile: bool = True, readonly: bool = False, **machine: Any):  # noqa: A002  (the setting's name)
+    """(backend, what is said of the better ones) on a machine that differs from this one."""
+    chosen = choose(tiny.target(**machine), ArtifactStore(store, readonly=readonly), Config(backend, store, compile=compile))
+    return chosen.backend.name, chosen.reason
+
+
+# -- choosing
+
+
+def test_the_best_serves_without_a_word(tmp_path: Path):
+    assert choice(tmp_path) == ("aoti", None)
+    assert choice(tmp_path, "aoti") == ("aoti", None)
+    assert choice(tmp_path, "eager") == ("eager", None)
+
+
+def test_old_torch_falls_to_jit(tmp_path: Path):
+    name, reason = choice(tmp_path, packaging=False, torch="2.1.2")
+    assert name == "jit"
+    assert reason == "aoti: torch 2.1.2 cannot make AOTInductor packages with dynamic shapes; that needs torch 2.6 or later"
+
+
+def test_no_compiler_falls_to_eager_with_both_reasons(tmp_path: Path):
+    name, reason = choice(tmp_path, cxx=None)
+    assert name == "eager"
+    assert "aoti: no C++ compiler was found; install" in str(reason)
+    assert "jit: no C++ compiler was found, which torch.compile needs on a CPU" in str(reason)
+
+
+def test_old_torch_on_a_new_python(tmp_path: Path):
+    machine = replace(tiny.target().machine, packaging=False, compile=False, torch="2.1.2")
+    chosen = choose(replace(tiny.target(), machine=machine), ArtifactStore(tmp_path), Config(store=tmp_path))
+    assert chosen.backend.name == "eager"
+    assert "jit: torch.compile does not work with torch 2.1.2 on Python 3." in str(chosen.reason)
+
+
+def test_an_artifact_at_hand_needs_no_compiler(tiny_store: Path, tmp_path: Path):
+    assert choice(tiny_store, cxx=None) == ("aoti", None)
+    assert choice(tiny_store, compile=False) == ("aoti", None)
+    assert choice(tiny_store, readonly=True) == ("aoti", None)
+    assert "the store" in str(choice(tmp_path, "aoti", readonly=True)[1])
+
+
+@pytest.mark.parametrize(
+    ("machine", "words"),
+    [
+        ({"device_type": "mps"}, ("aoti: AOTInductor is not tried on mps", "jit: torch.compile is not tried on mps")),
+        ({"device_type": "cuda", "triton": None}, ("aoti: Triton is not installed, which compiling for a GPU needs", "jit: Triton is not")),
+    ],
+    ids=["mps", "no triton"],
+)
+def test_other_devices(tmp_path: Path, machine: dict[str, Any], words: tuple[str, ...]):
+    name, reason = choice(tmp_path, **machine)
+    assert name == "eager"
+    assert all(w in str(reason) for w in words)
+
+
+def test_tensorrt_says_why_it_does_not_serve(tmp_path: Path):
+    assert choice(tmp_path, "tensorrt") == ("eager", "tensorrt: TensorRT needs an NVIDIA GPU; this is cpu")
+    engine = tiny.engine(tmp_path, backend="tensorrt")
+    engine.prepare()
+    assert (engine.status.state, engine.status.backend) == ("eager", "eager")
+    assert "TensorRT needs an NVIDIA GPU" in str(engine.status.reason)
+    with pytest.raises(BackendUnavailable, match="choose aoti"):
+        get("tensorrt").start(engine.target, engine.store)
+
+
+def test_a_failed_backend_is_passed_over(tmp_path: Path):
+    chosen = choose(tiny.target(), ArtifactStore(tmp_path), Config(store=tmp_path), {"aoti": "it broke"})
+    assert (chosen.backend.name, chosen.reason) == ("jit", "aoti: it broke")
+
+
+def test_no_compiler_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert find_cxx() is None
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    assert find_cxx() is None
+
+
+def test_without_a_compiler_the_clean_unet_answers(tmp_path: Path):
+    engine = tiny.engine(tmp_path / "store", machine={"cxx": None})
+    engine.prepare()
+    status = engine.status
+    assert (status.state, status.backend, engine.job) == ("eager", "eager", None)
+    assert str(status.reason).count("no C++ compiler was found") == 2
+    tiny.check(engine, tiny.inputs())
+
+
+# -- jit
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, at an import of its own
+def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
+    """Old torch, taken away here: `torch.compile`, beside the caller."""
+    engine, given = tiny.engine(tmp_path / "store", machine={"packaging": False}), tiny.inputs()
+    with contextlib.closing(engine):
+        engine.prepare()
+        assert engine.job is not None
+        assert (engine.status.state, engine.status.backend) == ("compiling", "jit")
+        tiny.check(engine, given)
+        assert engine.counters.accelerated_calls == 0
+        assert engine.job.wait(300)
+        assert engine.take_up()
+        assert (engine.status.state, engine.status.backend) == ("ready", "jit"), engine.status.reason
+        assert "2.6 or later" in str(engine.status.reason)
+        assert engine.status.artifact is None
+        for size in ({}, {"height": 27, "width": 33, "batch": 3, "length": 154}, {"batch": 1, "length": 1}):
+            tiny.check(engine, tiny.inputs(**size))
+        assert engine.counters.accelerated_calls == 3
+
+
+# -- artifacts that must not serve
+
+
+def neighbour(store: ArtifactStore) -> None:
+    """A second artifact with the same units under another key: what has to be made again costs no compiling."""
+    target = tiny.target(units_of(tiny.TINY)[:3])
+    whole = store.get(tiny.target().key)
+    assert whole is not None
+    store.put(target.key, target.recipe, {f"{unit_key(u)}.pt2": whole.file(f"{unit_key(u)}.pt2") for u in target.units}, whole.verdict)
+    rest = tiny.target([OUTPUT])
+    store.put(rest.key, rest.recipe, {f"{unit_key(OUTPUT)}.pt2": whole.file(f"{unit_key(OUTPUT)}.pt2")}, whole.verdict)
+
+
+def flip(artifact: Artifact) -> None:
+    path = artifact.file(artifact.files[0])
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def put_again(store: ArtifactStore, artifact: Artifact, recipe: dict[str, Any], names: tuple[str, ...], verdict: Any) -> None:
+    files = {name: artifact.path.parent.parent / name for name in names}
+    for name, copy in files.items():
+        copy.write_bytes(artifact.file(name).read_bytes())
+    store.discard(artifact.key, "replaced by a test")
+    store.put(artifact.key, recipe, files, verdict)
+
+
+def foreign(store: ArtifactStore, artifact: Artifact, **machine: Any) -> None:
+    recipe = {**artifact.recipe, "machine": {**artifact.recipe["machine"], **machine}}
+    put_again(store, artifact, recipe, artifact.files, artifact.verdict)
+
+
+DAMAGES: dict[str, tuple[Callable[[ArtifactStore, Artifact], Any], str]] = {
+    "a flipped bit": (lambda s, a: flip(a), "checksum does not match"),
+    "a missing file": (lambda s, a: a.file(a.files[1]).unlink(), "is missing"),
+    "a shorter file": (lambda s, a: a.file(a.files[1]).write_bytes(b"PK"), "it has 2 bytes, expected"),
+    "a torn manifest": (lambda s, a: (a.path / MANIFEST).write_bytes(b'{"format": 1'), "its own checksum does not match"),
+    "another torch": (lambda s, a: foreign(s, a, torch="2.9.1"), f"was made for torch '2.9.1', here '{torch.__version__}'"),
+    "another GPU": (lambda s, a: foreign(s, a, device_type="cuda", device_name="H100"), "device_name 'H100', here"),
+    "a unit too few": (lambda s, a: put_again(s, a, a.recipe, a.files[:3], a.verdict), "does not load: "),
+    "no verdict": (lambda s, a: put_again(s, a, a.recipe, a.files, None), "has no accuracy check for ResBlock 32 -> 32"),
+    "no code in it": (lambda s, a: garbage(s, a), "does not load"),
+}
+
+
+def garbage(store: ArtifactStore, artifact: Artifact) -> None:
+    artifact.file(artifact.files[0]).write_bytes(b"no zip at all")
+    put_again(store, artifact, artifact.recipe, artifact.files, artifact.verdict)
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES)
+def test_a_bad_artifact_never_serves(own_store: Path, damage: Callable[[ArtifactStore, Artifact], Any], words: str):
+    """Read-only it is refused; where nothing may be compiled it is removed; where something may be, it is made again."""
+    store, key, given = ArtifactStore(own_store), tiny.target().key, tiny.inputs()
+    good = store.get(key)
+    assert good is not None
+    neighbour(store)
+    damage(store, good)
+
+    engine = tiny.engine(own_store, store_readonly=True, backend="aoti")
+    engine.prepare()
+    assert engine.status.state == "fallback"
+    assert words in str(engine.status.reason)
+    tiny.check(engine, given)
+    assert store.contains(key)
+
+    engine = tiny.engine(own_store, compile=False)
+    engine.prepare()
+    assert engine.status.state == "eager"
+    assert words in str(engine.status.reason)
+    assert "compiling is switched off" in str(engine.status.reason)
+    assert not store.contains(key)
+    tiny.check(engine, given)
+    assert engine.counters.accelerated_calls == 0
+
+    engine = tiny.engine(own_store, backend="aoti", blocking=True)
+    engine.prepare()
+    assert (engine.status.state, engine.status.reason, engine.counters.compiles) == ("ready", None, 0)
+    tiny.check(engine, given)
+
+
+def test_a_bad_artifact_is_made_again_at_once(own_store: Path):
+    store = ArtifactStore(own_store)
+    good = store.get(tiny.target().key)
+    assert good is not None
+    neighbour(store)
+    flip(good)
+    engine = tiny.engine(own_store, backend="aoti")
+    with contextlib.closing(engine):
+        engine.prepare()
+        assert engine.job is not None
+        assert "checksum does not match" in str(engine.status.reason)
+        assert engine.job.wait(60)
+        assert engine.take_up()
+        assert (engine.status.state, engine.status.reason, engine.counters.compiles) == ("ready", None, 0)
+        tiny.served(engine, tiny.inputs())
+    assert [problem for _, problem in store.verify()] == [None] * 3

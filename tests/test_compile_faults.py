@@ -1,0 +1,285 @@
+"""Compilers that fail, hang, lie, are killed or have no room: for real, in child processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_accel.compiler.job import CompileJob, load_artifact
+from lib_accel.errors import CompileFailed, StoreError
+from lib_accel.store import ArtifactStore
+from lib_accel.units import units_of
+
+from . import tiny
+from .processes import PATIENCE_S, compilers, until, using, workers
+from .threads import one_thread  # noqa: F401  (a fixture)
+
+OUTPUT = units_of(tiny.TINY)[-1]  # the unit that compiles fastest
+posix = pytest.mark.skipif(os.name != "posix", reason="the stand-in compilers are shell scripts")
+
+
+@pytest.fixture
+def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where jobs put their temporary files: empty before and, that is the point, after."""
+    folder = tmp_path / "temp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "store")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "none", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mount is not allowed here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def stand_in(folder: Path, script: str) -> str:
+    path = folder / "g++"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def nothing_left(temp: Path, store: ArtifactStore) -> None:
+    until("its processes to end", lambda: not using(temp), 10)
+    until("its files to go", lambda: not list(temp.iterdir()), 10)
+    assert store.list() == []
+
+
+def compiling(temp: Path) -> None:
+    until("the C++ compiler to be at work", lambda: compilers(temp))
+
+
+# -- killed
+
+
+def test_a_killed_worker(temp: Path, store: ArtifactStore):
+    """Images go on meanwhile and afterwards; the reason names the unit it died at; nothing stays behind."""
+    engine, given = tiny.engine(store.root, backend="aoti"), tiny.inputs()
+    expected = engine.unet(*given)
+    with contextlib.closing(engine):
+        engine.prepare()
+        assert engine.job is not None
+        compiling(temp)
+        assert torch.equal(engine(*given), expected)
+        workers(temp)[0].kill()
+        assert engine.job.wait(PATIENCE_S)
+        nothing_left(temp, store)
+        assert engine.take_up()
+        status = engine.status
+        assert (status.state, status.backend, status.counters.compiles) == ("fallback", "eager", 0)
+        assert "the compiler process ended (exit -9) at " in str(status.reason)
+        assert any(f" at {name}" in str(status.reason) for name in ("ResBlock 32 -> 32", "SpatialTransformer 32 x1"))
+        assert torch.equal(engine(*given), expected)
+        engine.prepare()
+        assert engine.job is None, "it does not try again and again"
+
+
+JOB = """
+import json, sys
+from pathlib import Path
+from lib_accel.compiler.job import CompileJob
+from lib_accel.store import ArtifactStore
+from tests import tiny
+from tests.test_compile_faults import OUTPUT
+
+if __name__ == "__main__":
+    job = CompileJob(tiny.target([OUTPUT]), ArtifactStore(Path(sys.argv[1])))
+    job.start()
+    code = job.result()
+    print(json.dumps({"compiled": job.compiled, "units": len(code)}))
+"""
+
+
+def start_job(root: Path, store: ArtifactStore, temp: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(temp), "TEMP": str(temp), "TMP": str(temp)}
+    command = [sys.executable, "-c", JOB, str(store.root)]
+    return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_parent(root: Path, temp: Path, store: ArtifactStore):
+    with start_job(root, store, temp) as parent:
+        compiling(temp)
+        parent.kill()
+    nothing_left(temp, store)
+
+
+def test_two_processes_want_the_same(root: Path, temp: Path, store: ArtifactStore):
+    with start_job(root, store, temp) as one, start_job(root, store, temp) as other:
+        said = [json.loads(process.communicate(timeout=2 * PATIENCE_S)[0]) for process in (one, other)]
+    assert sorted(each["compiled"] for each in said) == [0, 1]
+    assert [each["units"] for each in said] == [1, 1]
+    assert len(store.list()) == 1
+    artifact = store.get(tiny.target([OUTPUT]).key)
+    assert artifact is not None
+    assert load_artifact(artifact, tiny.target([OUTPUT])).keys() == {OUTPUT}
+
+
+# -- stopped
+
+
+def test_cancelled(temp: Path, store: ArtifactStore):
+    job = CompileJob(tiny.target(), store)
+    job.start()
+    until("the workers", lambda: len(workers(temp)) == job.workers)
+    job.cancel()
+    assert job.wait(20)
+    with pytest.raises(CompileFailed, match="cancelled"):
+        job.result()
+    nothing_left(temp, store)
+
+
+def test_closed_while_compiling(temp: Path, store: ArtifactStore):
+    engine, given = tiny.engine(store.root, backend="aoti"), tiny.inputs()
+    expected = engine.unet(*given)
+    engine.prepare()
+    job = engine.job
+    assert job is not None
+    until("the workers", lambda: workers(temp))
+    engine.close()
+    assert engine.job is None
+    assert job.wait(20)
+    assert not engine.take_up()
+    nothing_left(temp, store)
+    assert torch.equal(engine(*given), expected)
+
+
+def test_another_dtype_while_compiling(temp: Path, store: ArtifactStore):
+    """What is compiled for weights that are gone is given up, what is needed now is begun."""
+    engine, given = tiny.engine(store.root, backend="aoti"), tiny.inputs()
+    with contextlib.closing(engine):
+        engine.prepare()
+        first = engine.job
+        assert first is not None
+        engine.donor.double()
+        assert torch.equal(engine(*given), engine.unet(*given))
+        second = engine.job
+        assert second is not None
+        assert (first.target.dtype, second.target.dtype) == (torch.float32, torch.float64)
+        assert first.wait(20)
+        assert not engine.take_up()
+        assert engine.status.state == "compiling"
+    assert second.wait(20)
+    nothing_left(temp, store)
+
+
+# -- a compiler that does not do its work
+
+
+CRASHES = {
+    "always": ("exit 1", "No working C++ compiler found"),
+    "when it compiles": (
+        'case $1 in --version) exec /usr/bin/env g++ "$@";; esac; echo "the disk is on fire" >&2; exit 1',
+        "the disk is on fire",
+    ),
+}
+
+
+@posix
+@pytest.mark.parametrize(("script", "message"), CRASHES.values(), ids=CRASHES)
+def test_a_compiler_that_crashes(
+    temp: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+):
+    monkeypatch.setenv("CXX", stand_in(tmp_path, script))
+    job = CompileJob(tiny.target([OUTPUT]), store)
+    job.start()
+    with pytest.raises(CompileFailed, match=rf"(?s)Output 32 -> 4 does not compile: .*{re.escape(message)}"):
+        job.result()
+    nothing_left(temp, store)
+
+
+@posix
+def test_a_compiler_that_hangs(temp: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", stand_in(tmp_path, f"touch {tmp_path}/called; sleep 1000"))
+    job = CompileJob(tiny.target([OUTPUT]), store)
+    job.start()
+    until("the compiler to be called", (tmp_path / "called").exists)
+    job.stall_s = 1
+    with pytest.raises(CompileFailed, match=r"the compiler hangs: no answer for 1 s at Output 32 -> 4"):
+        job.result()
+    nothing_left(temp, store)
+
+
+@posix
+def test_a_compiler_that_compiles_something_else(temp: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another epsilon in the normalisation: the code runs, is checked, and never serves."""
+    wrong = 'for f in "$@"; do case $f in *.cpp) sed -i "s/1e-05/1e-02/g" "$f";; esac; done; exec /usr/bin/env g++ "$@"'
+    monkeypatch.setenv("CXX", stand_in(tmp_path, wrong))
+    engine, given = tiny.engine(store.root, backend="aoti", blocking=True), tiny.inputs()
+    expected = engine.unet(*given)
+    engine.prepare()
+    status = engine.status
+    assert (status.state, status.backend) == ("fallback", "eager")
+    assert "is inaccurate: relative error" in str(status.reason)
+    assert "at (B, H, W, L) = (" in str(status.reason)
+    assert torch.equal(engine(*given), expected)
+    nothing_left(temp, store)
+
+
+# -- no room
+
+
+def test_no_room_for_temporary_files(disk: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    (disk / "filler").write_bytes(bytes(3 * tiny.MIB - 16384))
+    job = CompileJob(tiny.target([OUTPUT]), store)
+    job.start()
+    with pytest.raises(CompileFailed, match="No space left on device"):
+        job.result()
+    until("its processes to end", lambda: not using(disk), 10)
+    assert [p.name for p in disk.iterdir()] == ["filler"]
+    assert store.list() == []
+
+
+def test_no_folder_for_temporary_files(tmp_path: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    job = CompileJob(tiny.target([OUTPUT]), store)
+    job.start()
+    with pytest.raises(CompileFailed, match="there is no folder for temporary files"):
+        job.result()
+
+
+def test_no_room_in_the_store(disk: Path, tiny_store: Path, temp: Path):
+    """Three units could be taken over from the artifact that is there; a second copy does not fit."""
+    store, neighbour = ArtifactStore(disk / "store"), ArtifactStore(tiny_store).get(tiny.target().key)
+    assert neighbour is not None
+    store.put(neighbour.key, neighbour.recipe, {name: neighbour.file(name) for name in neighbour.files}, neighbour.verdict)
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 300_000))
+    job = CompileJob(tiny.target(units_of(tiny.TINY)[:3]), store)
+    job.start()
+    with pytest.raises(StoreError, match="No space left on device"):
+        job.result()
+    assert (job.compiled, [entry.key for entry in store.list()]) == (0, [neighbour.key])
+    assert list(temp.iterdir()) == []
+    tiny.ready(store.root)
+
+
+def test_a_store_on_a_read_only_disk(disk: Path):
+    engine, given = tiny.engine(disk / "store", backend="aoti", blocking=True), tiny.inputs()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    engine.prepare()
+    assert engine.status.state == "fallback"
+    assert "Read-only file system" in str(engine.status.reason)
+    tiny.check(engine, given)

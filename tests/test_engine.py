@@ -1,0 +1,228 @@
+"""One compiled artifact, and everything that may change around it without another one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_accel.architecture import Architecture
+from lib_accel.engine import CompiledLayer, Status
+from lib_accel.store import ArtifactStore
+from lib_accel.unet import join
+
+from . import tiny
+from .threads import one_thread  # noqa: F401  (a fixture)
+from .tiny import INPAINTING, RELATIVE, TINY, WITH_Y, addresses, block_inputs, ready, served
+
+# -- the artifact
+
+
+def test_blocking_waits_for_the_artifact(built: tuple[Path, Status]):
+    _, status = built
+    assert (status.state, status.backend, status.reason, status.progress) == ("ready", "aoti", None, None)
+    assert status.artifact is not None
+
+
+def test_the_artifact_is_small_and_keeps_its_verdict(tiny_store: Path):
+    target = tiny.target()
+    artifact = ArtifactStore(tiny_store).get(target.key)
+    assert artifact is not None
+    # half a megabyte a unit; SD1 has 22 units, SDXL 19
+    assert artifact.bytes <= 4 * 20 * tiny.MIB / 22
+    assert artifact.verdict is not None
+    for checked in artifact.verdict["units"].values():
+        assert max(checked["compiled"]) <= 1.25 * max(checked["eager"]) < 1e-5
+        assert checked["seconds"] > 0
+    assert len(artifact.verdict["units"]) == len(artifact.files) == 4
+
+
+# -- any input
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"height": 8, "width": 8},
+        {"height": 27, "width": 33},
+        {"height": 64, "width": 9},
+        {"batch": 1},
+        {"batch": 3},
+        {"length": 1},
+        {"length": 154},
+        {"batch": 5, "height": 31, "width": 16, "length": 231},
+    ],
+    ids=str,
+)
+def test_any_size(tiny_store: Path, size: dict[str, int]):
+    engine = ready(tiny_store)
+    tiny.check(engine, tiny.inputs(**size))
+    assert engine.counters.accelerated_calls == 1
+
+
+@pytest.mark.parametrize("architecture", [INPAINTING, WITH_Y], ids=["nine input channels", "y"])
+def test_relatives_with_the_same_units_share_the_artifact(tiny_store: Path, architecture: Architecture):
+    engine = ready(tiny_store, architecture)
+    assert engine.target.key == tiny.target().key
+    tiny.check(engine, tiny.inputs(architecture))
+    assert (engine.counters.compiles, engine.counters.accelerated_calls) == (0, 1)
+
+
+def test_a_forgotten_y_is_told_and_costs_nothing(tiny_store: Path):
+    engine = ready(tiny_store, WITH_Y)
+    x, timesteps, context, _ = given = tiny.inputs(WITH_Y)
+    with pytest.raises(ValueError, match=r"needs y: \[B, 12\]"):
+        engine(x, timesteps, context)
+    served(engine, given)
+
+
+def test_block_by_block_is_the_same_code(tiny_store: Path):
+    """As ControlNet drives a UNet: it runs the blocks itself and adds to the skip tensors."""
+    engine = ready(tiny_store)
+    x, timesteps, context, _ = given = tiny.inputs(height=27, width=33)
+    emb, h, skips = engine.unet.embed(timesteps, None), x, []
+    for i in range(len(TINY.input_blocks)):
+        h = engine.run_block(f"input_blocks.{i}", h, emb, context)
+        skips.append(h)
+    h = engine.run_block("middle_block", h, emb, context)
+    for i in range(len(TINY.output_blocks)):
+        h = engine.run_block(f"output_blocks.{i}", join(h, skips.pop()), emb, context)
+    assert torch.equal(engine.layers["out"](h, emb, context), served(engine, given))
+
+
+def test_a_block_takes_the_callers_dtype(tiny_store: Path):
+    engine = ready(tiny_store)
+    x, timesteps, context, _ = tiny.inputs()
+    emb = engine.unet.embed(timesteps, None)
+    out = engine.run_block("input_blocks.0", x.double(), emb.double(), context.double())
+    assert out.dtype == torch.float64
+    assert torch.equal(out.float(), engine.run_block("input_blocks.0", x, emb, context))
+
+
+def test_half_precision_images_from_full_precision_weights(tiny_store: Path):
+    engine = ready(tiny_store)
+    x, timesteps, context, _ = tiny.inputs()
+    out = served(engine, (x.half(), timesteps, context.half(), None))
+    assert out.dtype == torch.float16
+    assert torch.equal(out, served(engine, (x.half().float(), timesteps, context.half().float(), None)).half())
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), torch.enable_grad])
+def test_in_any_mode_of_the_host(tiny_store: Path, mode: Callable[[], contextlib.AbstractContextManager[Any]]):
+    engine = ready(tiny_store)
+    engine.donor.requires_grad_(True)
+    expected = served(engine, tiny.inputs())
+    with mode():
+        out = served(engine, tiny.inputs())
+    assert torch.equal(out, expected)
+    assert not out.requires_grad
+
+
+def test_one_timestep_or_prompt_for_a_whole_batch(tiny_store: Path):
+    """The host's layers broadcast them; compiled code would read past their end."""
+    engine = ready(tiny_store)
+    x, timesteps, context, _ = tiny.inputs(batch=3)
+    for t, c in ((timesteps[:1], context), (timesteps, context[:1]), (timesteps[:1], context[:1])):
+        expected = engine(x, t.expand(3), c.expand(3, -1, -1))
+        assert tiny.error(engine(x, t, c), expected.double()) < 2e-6
+
+
+def test_wrong_input_is_torchs_error_and_not_the_codes_fault(tiny_store: Path):
+    engine = ready(tiny_store)
+    x, timesteps, context, _ = given = tiny.inputs()
+    for wrong in ((x[:, :3], timesteps, context), (x, timesteps, context[..., :8]), (x, timesteps, torch.cat([context, context[:1]]))):
+        with pytest.raises(RuntimeError):
+            engine(*wrong)
+    with pytest.raises(RuntimeError):
+        engine.run_block("middle_block", x, engine.unet.embed(timesteps, None), context)
+    assert engine.status.state == "ready"
+    served(engine, given)
+
+
+# -- coming and going
+
+
+def test_never_waiting_and_taking_over(own_store: Path):
+    """The relative needs one unit of its own: it is compiled beside the caller, the other three come from TINY's artifact."""
+    engine, given = tiny.engine(own_store, RELATIVE, backend="aoti"), tiny.inputs(RELATIVE)
+    with contextlib.closing(engine):
+        engine.prepare()
+        job = engine.job
+        assert job is not None
+        engine.prepare()
+        assert engine.job is job, "a second call starts nothing"
+        fractions, stages = [], set()
+        while not job.wait(0.5):
+            status = engine.status
+            stages.add(job.progress().stage)
+            if status.progress is not None and status.progress.fraction is not None:
+                fractions.append(status.progress.fraction)
+            assert (status.state, status.backend, engine.take_up()) == ("compiling", "aoti", False) or job.done
+            if len(fractions) in (1, 4):
+                tiny.check(engine, given)
+        assert engine.counters.accelerated_calls == 0
+        assert fractions == sorted(fractions)
+        assert 0 < fractions[0] < 1 == job.progress().fraction
+        assert "compiling SpatialTransformer 32 x1" in stages
+        assert engine.take_up()
+        assert not engine.take_up()
+        tiny.check(engine, given)
+        assert (engine.status.state, engine.counters.compiles, engine.counters.accelerated_calls) == ("ready", 1, 1)
+    ready(own_store, RELATIVE)
+    ready(own_store)
+
+
+def test_close_undoes_everything(tiny_store: Path):
+    donor = tiny.donor()
+    before, at = {k: v.clone() for k, v in donor.state_dict().items()}, addresses(donor)
+    engine, given = ready(tiny_store, unet=donor), tiny.inputs()
+    expected = engine.unet(*given)
+    served(engine, given)
+    engine.close()
+    engine.close()
+    assert addresses(donor) == at
+    assert all(torch.equal(v, before[k]) and v.is_contiguous() for k, v in donor.state_dict().items())
+    assert torch.equal(engine(*given), expected), "without compiled code"
+    assert engine.counters.accelerated_calls == 1
+    assert engine.status.state == "eager"
+    engine.prepare()
+    served(engine, given)
+
+
+@pytest.mark.parametrize("message", ["no kernel image\nand more", ""])
+def test_code_that_fails_is_dropped_with_a_reason(tiny_store: Path, message: str):
+    for call in (lambda e, given: e(*given), lambda e, given: e.run_block("middle_block", *block_inputs(e, given))):
+        engine, given = ready(tiny_store), tiny.inputs()
+        expected = call(tiny.engine(tiny_store), given)
+
+        def broken(inputs: list[Tensor]) -> Tensor:
+            raise RuntimeError(message)
+
+        for layer in engine.layers.values():
+            if isinstance(layer, CompiledLayer):
+                layer._fn = broken
+        for _ in range(2):
+            assert torch.equal(call(engine, given), expected)
+        assert engine.status.state == "fallback"
+        assert f"aoti: it failed while computing: {message.partition(chr(10))[0] or 'RuntimeError'}" == engine.status.reason
+        assert engine.counters.accelerated_calls == 0
+
+
+def test_layers_of_others_run_their_way(tiny_store: Path):
+    engine, given = ready(tiny_store), tiny.inputs()
+    seen: list[torch.Size] = []
+
+    def patched(h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        seen.append(h.shape)
+        return 2 * h
+
+    x, timesteps, context, y = given
+    out = engine(x, timesteps, context, y, {"middle_block.1": patched})
+    assert len(seen) == 1
+    assert torch.allclose(out, engine.unet(*given, {**engine.unet.layers, "middle_block.1": patched}), atol=1e-5)
+    assert not torch.allclose(out, served(engine, given), atol=1e-3)

@@ -1,0 +1,147 @@
+"""Whatever the host does to its weights is followed, without a copy and without a compile, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lib_accel import cpu
+from lib_accel.engine import Engine
+from lib_accel.errors import BadWeights
+from lib_accel.lora import Merger, random_deltas
+
+from . import tiny
+from .threads import one_thread  # noqa: F401  (a fixture)
+from .tiny import TINY, addresses, block_inputs, ready, served
+
+
+def test_binding_copies_nothing(tiny_store: Path):
+    donor = tiny.donor()
+    before, objects = addresses(donor), list(donor.parameters())
+    engine = ready(tiny_store, unet=donor)
+    served(engine, tiny.inputs())
+    assert addresses(donor) == addresses(engine.unet) == before
+    assert all(a is b for a, b in zip(objects, engine.unet.parameters(), strict=True))
+
+
+def test_another_checkpoint_compiles_nothing(tiny_store: Path):
+    engine = ready(tiny_store, unet=tiny.donor(seed=7))
+    tiny.check(engine, tiny.inputs())
+    assert (engine.counters.compiles, engine.counters.accelerated_calls) == (0, 1)
+    assert not torch.allclose(engine(*tiny.inputs()), ready(tiny_store)(*tiny.inputs()), atol=1e-2)
+
+
+def test_a_lora_is_seen_by_the_next_call_and_taken_out_exactly(tiny_store: Path):
+    engine, given = ready(tiny_store), tiny.inputs()
+    merger = Merger(dict(engine.donor.named_parameters()))
+    plain, binds = served(engine, given), engine.counters.binds
+    first, second = (random_deltas(TINY, rank=4, seed=seed) for seed in (1, 2))
+    seen = [plain]
+    for loras in ([(first, 1.0)], [(first, 0.5)], [(first, 0.5), (second, -0.7)]):
+        merger.set(loras)
+        tiny.check(engine, given)
+        seen.append(served(engine, given))
+    assert min(tiny.error(a, b.double()) for a in seen for b in seen if a is not b) > 1e-3
+    merger.set([])
+    assert torch.equal(served(engine, given), plain)
+    assert (engine.counters.compiles, engine.counters.binds) == (0, binds)
+
+
+def layer_of(engine: Engine) -> Any:
+    return engine.donor.get_submodule("middle_block.1.transformer_blocks.0.attn1")
+
+
+MOVES: dict[str, Callable[[Engine], Any]] = {
+    "another Parameter": lambda e: setattr(layer_of(e).to_q, "weight", nn.Parameter(layer_of(e).to_q.weight.data * 2)),
+    "another address": lambda e: setattr(layer_of(e).to_q.weight, "data", layer_of(e).to_q.weight.data * 2),
+    "channels last": lambda e: e.donor.to(memory_format=torch.channels_last),
+    "transposed memory": lambda e: [setattr(p, "data", p.data.t().contiguous().t()) for p in e.donor.parameters() if p.ndim == 2],
+    "there and back": lambda e: e.donor.double().float(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_moved_weights_are_taken_up(tiny_store: Path, move: Callable[[Engine], Any]):
+    engine, given = ready(tiny_store), tiny.inputs()
+    served(engine, given)
+    binds = engine.counters.binds
+    move(engine)
+    tiny.check(engine, given)
+    served(engine, given)
+    assert (engine.counters.compiles, engine.counters.binds) == (0, binds + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_code_never_meets_weights_of_another_dtype(tiny_store: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """There is no artifact for it and no compiler: the clean UNet answers, and the old code comes back with the old dtype."""
+    monkeypatch.setattr(cpu, "fastest_dtype", lambda weights: weights)  # a CPU that is fast at bfloat16
+    engine, given = ready(tiny_store), tiny.inputs()
+    engine.donor.to(dtype)
+    assert torch.equal(engine(*given), engine.unet(*given))
+    assert torch.equal(engine.run_block("input_blocks.1", *block_inputs(engine, given)), run_clean(engine, "input_blocks.1", given))
+    status = engine.status
+    assert (status.state, engine.counters.accelerated_calls, status.dtype) == ("eager", 0, str(dtype).removeprefix("torch."))
+    assert "compiling is switched off" in str(status.reason)
+    engine.donor.float()
+    tiny.check(engine, given)
+    assert (engine.status.state, engine.counters.accelerated_calls) == ("ready", 1)
+
+
+def test_code_serves_narrow_weights_that_are_widened(tiny_store: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "fastest_dtype", lambda weights: torch.float32)  # a CPU that is slow at bfloat16
+    engine, given = ready(tiny_store), tiny.inputs()
+    engine.donor.bfloat16()
+    at = addresses(engine.donor)
+    tiny.check(engine, given)
+    served(engine, given)
+    assert (engine.status.state, engine.status.dtype, engine.counters.compiles) == ("ready", "float32", 0)
+    assert addresses(engine.donor) == at
+    assert {p.dtype for p in engine.donor.parameters()} == {torch.bfloat16}
+
+
+def run_clean(engine: Engine, name: str, given: tiny.Inputs) -> Tensor:
+    dtype = engine.unet.dtype
+    h, emb, context = block_inputs(engine, given)
+    return engine.unet.run_block(name, h.to(dtype), emb.to(dtype), context.to(dtype)).to(h.dtype)
+
+
+def test_unusable_weights_are_refused_until_they_are_back(tiny_store: Path):
+    engine, given = ready(tiny_store), tiny.inputs()
+    expected = served(engine, given)
+    layer = engine.donor.get_submodule("out.2")
+    before = {name: p.data for name, p in engine.donor.named_parameters()}
+    layer.bfloat16()
+    with pytest.raises(BadWeights, match=r"out\.2\.weight is torch\.bfloat16 .* expected one dtype"):
+        engine(*given)
+    layer.float()
+    layer.weight.data = layer.weight.data[:2]  # type: ignore[union-attr, index, assignment]
+    with pytest.raises(BadWeights, match=r"out\.2\.weight: got the shape \[2, 32, 3, 3\], expected the shape \[4, 32, 3, 3\]"):
+        engine(*given)
+    layer.weight.data = before["out.2.weight"]
+    served(engine, given)
+    engine.donor.to("meta")
+    with pytest.raises(BadWeights, match="meta device"):
+        engine(*given)
+    engine.donor.load_state_dict(before, assign=True)
+    assert torch.equal(served(engine, given), expected)
+
+
+def test_a_bias_that_appears_is_not_overlooked(tiny_store: Path):
+    """Some networks of the Lora extension add one. The clean UNet has no place for it: the host must make this image."""
+    donor = tiny.donor()
+    attention = donor.get_submodule("middle_block.1.transformer_blocks.0.attn1")
+    weight = attention.to_q.weight
+    attention.to_q = nn.Linear(32, 32, bias=False, device="meta")  # as the host's layers are
+    attention.to_q.weight = weight
+    engine = ready(tiny_store, unet=donor)
+    served(engine, tiny.inputs())
+    attention.to_q.bias = nn.Parameter(torch.ones(32))
+    with pytest.raises(BadWeights, match=r"middle_block.*to_q\.bias: this UNet has no such parameter"):
+        engine(*tiny.inputs())
+    attention.to_q.bias = None
+    served(engine, tiny.inputs())

@@ -1,0 +1,129 @@
+"""A UNet with every kind of layer and four distinct compiled units, and relatives of it that share some or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib_accel.architecture import Architecture, Layer
+from lib_accel.checkpoint import random_weights
+from lib_accel.config import Config
+from lib_accel.engine import Engine, Status
+from lib_accel.environment import Target, probe
+from lib_accel.presets import Structure
+from lib_accel.unet import UNet
+from lib_accel.units import units_of
+
+MIB = 1024**2
+CONTEXT = 16  # channels of the prompt
+FAMILY: dict[str, Any] = {
+    "model_channels": 32,
+    "channel_mult": (1, 1),  # equal widths on both levels: few distinct residual blocks
+    "depths": (1, 0),
+    "middle_depth": 1,
+    "context_dim": CONTEXT,
+    "linear": False,
+    "res_blocks": 1,
+}
+
+
+def family(**changes: Any) -> Architecture:
+    return Structure(**(FAMILY | changes)).build()
+
+
+TINY = family()
+INPAINTING = family(in_channels=9)  # the same units
+WITH_Y = family(adm_channels=12)  # the same units
+RELATIVE = family(context_dim=24)  # another transformer, the other three units are the same
+
+
+def donor(architecture: Architecture = TINY, seed: int = 0, dtype: torch.dtype = torch.float32) -> UNet:
+    """Stands for the host's UNet: its own parameters under the checkpoint's names."""
+    return UNet(architecture).adopt(random_weights(architecture, dtype, seed))
+
+
+def engine(store: Path, architecture: Architecture = TINY, unet: nn.Module | None = None, **options: Any) -> Engine:
+    """With `machine=`, on a machine that differs from this one by those fields."""
+    changes = options.pop("machine", {})
+    return Engine(unet or donor(architecture), Config(store=store, **options), machine=lambda device: replace(probe(device), **changes))
+
+
+def build(store: Path) -> Status:
+    """Compile TINY's artifact into the store, waiting for it."""
+    e = engine(store, backend="aoti", blocking=True)
+    e.prepare()
+    return e.status
+
+
+def target(units: Iterable[Layer] = units_of(TINY), dtype: torch.dtype = torch.float32, **machine: Any) -> Target:
+    """For jobs without an engine."""
+    cpu = torch.device("cpu")
+    return Target(tuple(units), dtype, cpu, replace(probe(cpu), **machine))
+
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def inputs(architecture: Architecture = TINY, batch: int = 2, height: int = 16, width: int = 16, length: int = 77, seed: int = 1) -> Inputs:
+    """`x, timesteps, context, y` of a call."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, architecture.in_channels, height, width, generator=g)
+    timesteps = torch.rand(batch, generator=g) * 999
+    context = torch.randn(batch, length, architecture.context_dim, generator=g)
+    y = torch.randn(batch, architecture.adm_channels, generator=g) if architecture.adm_channels else None
+    return x, timesteps, context, y
+
+
+@torch.no_grad()
+def exact(module: nn.Module, architecture: Architecture, given: Inputs) -> Tensor:
+    """The same call in float64, from copies of the module's weights as they are now."""
+    weights = {name: nn.Parameter(p.detach().double(), requires_grad=False) for name, p in module.named_parameters()}
+    x, timesteps, context, y = given
+    return UNet(architecture).adopt(weights)(x.double(), timesteps, context.double(), None if y is None else y.double())
+
+
+def error(value: Tensor, reference: Tensor) -> float:
+    return ((value.double() - reference).norm() / reference.norm()).item()
+
+
+def check(e: Engine, given: Inputs) -> None:
+    """The engine's answer is as near to float64 as torch's own kernels come (1.25 x their error; 1e-6 is float32's noise here)."""
+    architecture = e.architecture
+    reference = exact(e.donor, architecture, given)
+    with torch.no_grad():
+        own = error(e.unet(*given), reference)
+    out = e(*given)
+    assert out.shape == reference.shape
+    assert out.dtype == given[0].dtype
+    assert error(out, reference) <= 1.25 * max(own, 1e-6), f"torch itself: {own:.2e}"
+
+
+def ready(store: Path, architecture: Architecture = TINY, unet: nn.Module | None = None) -> Engine:
+    """With what is in the store, and no compiler."""
+    e = engine(store, architecture, unet, compile=False)
+    e.prepare()
+    assert e.status.state == "ready", e.status.reason
+    return e
+
+
+def served(e: Engine, given: Inputs) -> Tensor:
+    """The answer, which compiled code must have given."""
+    before = e.counters.accelerated_calls
+    out = e(*given)
+    assert e.counters.accelerated_calls == before + 1
+    return out
+
+
+def addresses(module: nn.Module) -> list[int]:
+    return [p.data_ptr() for p in module.parameters()]
+
+
+def block_inputs(e: Engine, given: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """h, emb and context for any block."""
+    x, timesteps, context, _ = given
+    return x.mean(1, keepdim=True).expand(-1, 32, -1, -1), e.unet.embed(timesteps, None), context

@@ -1,0 +1,93 @@
+"""Starts the WebUI whose folder ACCEL_WEBUI names; without it every test here is skipped.
+
+ACCEL_WEBUI_PYTHON: its interpreter, where that is not in `venv` inside or beside the folder. ACCEL_E2E_STORE: a folder for
+compiled code that outlives the run. It needs checkpoints tinyA and tinyB (SD1) there; others named in cases.py are optional.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .host import Server, python_of
+
+HERE = Path(__file__).parent
+Launch = Callable[..., Server]
+rows: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("ACCEL_WEBUI"):
+        skip = pytest.mark.skip(reason="NOT RUN, no real WebUI: set ACCEL_WEBUI to the folder of a stable-diffusion-webui 1.10.1")
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if rows:
+        terminalreporter.section("inside the WebUI, off against on")
+        for row in rows:
+            terminalreporter.write_line(row)
+
+
+@pytest.fixture(scope="session")
+def webui() -> Path:
+    return Path(os.environ["ACCEL_WEBUI"]).resolve()
+
+
+@pytest.fixture(scope="session")
+def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the servers' own folders lie, with a VAE and a hypernetwork made for them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("webui")
+    (folder / "extras").mkdir()
+    models = webui / "models" / "Stable-diffusion"
+    # A and B once more, under one configuration file: switching then loads weights into the same objects
+    (folder / "extras" / "same.safetensors").symlink_to(models / "tinyA.safetensors")
+    (folder / "extras" / "same.yaml").symlink_to(models / "tinyA.yaml")
+    old = {"_use_new_zipfile_serialization": False}  # the WebUI's reader knows no newer one
+    torch.save({"state_dict": load_file(models / "tinyB.safetensors")}, folder / "extras" / "same.ckpt", **old)
+    whole = load_file(models / "tinyA.safetensors")
+    prefix = "first_stage_model."
+    vae = {k.removeprefix(prefix): (v * 1.02).contiguous() for k, v in whole.items() if k.startswith(prefix)}
+    save_file(vae, folder / "extras" / "tinyVAE.safetensors")
+
+    def half() -> dict[str, torch.Tensor]:
+        shapes = {"linear.0.weight": (64, 768), "linear.0.bias": (64,), "linear.1.weight": (768, 64), "linear.1.bias": (768,)}
+        return {k: torch.randn(s) * 0.05 for k, s in shapes.items()}
+
+    net = {768: (half(), half()), "name": "tinyHN", "step": 1, "layer_structure": [1, 1 / 12, 1]}
+    torch.save(net, folder / "extras" / "tinyHN.pt", **old)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def launch(webui: Path, folder: Path) -> Iterator[Launch]:
+    """Starts a server of its own; all end with the session at the latest."""
+    store = Path(os.environ.get("ACCEL_E2E_STORE") or folder / "store")
+    started: list[Server] = []
+
+    def start(*flags: str, extension: bool = True, login: str | None = None, model: str = "tinyA") -> Server:
+        root = HERE.parent.parent if extension else None
+        data = folder / f"data{len(started)}"
+        started.append(Server(webui, data, store, python_of(webui), list(flags), root, login))
+        return started[-1].start(model)
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(launch: Launch) -> Server:
+    """The one most tests share, its code compiled and loaded."""
+    server = launch()
+    server.wait_ready()
+    return server
