@@ -115,6 +115,8 @@ class Engine:
 
     def prepare(self) -> None:
         """Take code that is at hand, else start making it. Returns at once unless the configuration is blocking."""
+        if self.weights.moved():
+            self._bind()
         target = self.target
         if self.job is not None and self.job.target.key != target.key:
             self.job.cancel()
@@ -141,12 +143,15 @@ class Engine:
         """Install what the background job has made, if it has ended; call it between images. True when something changed."""
         if self.job is None or not self.job.done:
             return False
+        try:
+            self._follow()  # may find another dtype and prepare for that: what was made is in the store, for later
+        except BadWeights:
+            return False  # unloaded or half moved: the code waits, the next call says what is wrong
+        if self.job is None or not self.job.done:
+            return True
         job, self.job = self.job, None
         self.counters.compiles += getattr(job, "compiled", 0)
         assert self._choice is not None
-        if job.target.key != self.target.key:  # the weights have another dtype by now: that code is in the store, for later
-            self.prepare()
-            return True
         try:
             self._install(job.result())
         except (CompileFailed, ArtifactRejected, StoreError) as e:
@@ -168,7 +173,7 @@ class Engine:
     def _reject(self, target: Target, error: AccelError) -> None:
         """A damaged artifact is removed once, so that a good one can be made; if that fails too, the backend is out."""
         assert self._choice is not None
-        if isinstance(error, ArtifactRejected) and not self.store.readonly and self.store.contains(target.key):
+        if isinstance(error, ArtifactRejected) and self._discarded is None and not self.store.readonly and self.store.contains(target.key):
             try:
                 self.store.discard(target.key, str(error))
                 self._discarded = str(error)
@@ -195,8 +200,10 @@ class Engine:
         if self.device is not None and self.device.type == "cpu":
             self.unet.compute_dtype = cpu.fastest_dtype(self.unet.dtype)
         self._dtype = self.unet.dtype
+        if self._dtype != self._code_dtype:
+            self._code = {}  # it must never meet these weights
         self.layers: dict[str, LayerFn] = dict(self.unet.layers)
-        if self._code and self._dtype == self._code_dtype and next(self.unet.parameters()).device == self.device:
+        if self._code and next(self.unet.parameters()).device == self.device:
             self.weights.set_layout(compiled=True)
             for name, spec in self.architecture.layers():
                 if spec in self._code:
@@ -212,8 +219,6 @@ class Engine:
         before = self._dtype  # not the UNet's own: that has changed with the parameters it shares
         self._bind()
         if self._choice is not None and self._dtype != before:
-            self._code = {}
-            self._bind()
             self.prepare()
 
     def _drop_graphs(self) -> None:
@@ -274,6 +279,11 @@ class Engine:
         self._choice = replace(self._choice, refused=tuple(self._failed.items()))
 
     # -- telling
+
+    @property
+    def complete(self) -> bool:
+        """Whether code serves that the store still has: there is nothing to build."""
+        return bool(self._code) and self.store.contains(self.target.key)
 
     @property
     def status(self) -> Status:

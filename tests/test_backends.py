@@ -233,3 +233,49 @@ def test_a_bad_artifact_is_made_again_at_once(own_store: Path):
         assert (engine.status.state, engine.status.reason, engine.counters.compiles) == ("ready", None, 0)
         tiny.served(engine, tiny.inputs())
     assert [problem for _, problem in store.verify()] == [None] * 3
+
+
+def test_a_second_bad_artifact_ends_it(own_store: Path):
+    """Somebody keeps putting bad ones: it is not discarded again and again."""
+    store, recipe = ArtifactStore(own_store), tiny.target().recipe
+    good = store.get(tiny.target().key)
+    assert good is not None
+    put_again(store, good, recipe, good.files, None)
+    engine = tiny.engine(own_store, backend="aoti", compile=False)
+    engine.prepare()
+    assert not store.contains(good.key)
+    store.put(good.key, recipe, {name: own_store.parent / name for name in good.files}, None)
+    engine.prepare()
+    assert store.contains(good.key)
+    assert (engine.status.state, engine.status.backend) == ("fallback", "eager")
+    assert "has no accuracy check" in str(engine.status.reason)
+
+
+def test_what_was_made_is_taken_up_only_for_the_weights_it_was_made_for(own_store: Path):
+    store, given = ArtifactStore(own_store), tiny.inputs()
+    neighbour(store)
+    store.discard(tiny.target().key, "a test wants it made again")
+    engine = tiny.engine(own_store, backend="aoti")
+    with contextlib.closing(engine):
+        weights = engine.donor.state_dict()
+        engine.prepare()
+        first = engine.job
+        assert first is not None
+        assert first.wait(60)
+        engine.donor.to("meta")
+        assert not engine.take_up(), "while the weights are away it waits"
+        assert engine.job is first
+        engine.donor.load_state_dict(weights, assign=True)
+        engine.donor.double()
+        assert engine.take_up()
+        assert engine.job not in (None, first), "the new dtype is compiled for"
+        assert torch.equal(engine(*given), engine.unet(*given))
+        assert engine.counters.accelerated_calls == 0
+        engine.donor.float()
+        tiny.check(engine, given)
+        tiny.served(engine, given)
+        assert engine.status.state == "ready"
+        calls = engine.counters.accelerated_calls
+        engine.donor.double()
+        assert torch.equal(engine(*given), engine.unet(*given))
+        assert (engine.status.state, engine.status.reason, engine.counters.accelerated_calls) == ("compiling", None, calls)

@@ -87,6 +87,11 @@ class Attachment:
         vars(self.unet).pop(_KEY, None)
         self.engine.close()
 
+    def take_up(self) -> None:
+        """Between images: install what the compiler has finished. "Compiling" is then no longer the reason."""
+        if self.engine.take_up():
+            self.reason = None
+
     # -- computing
 
     def _original(self) -> Callable[..., Tensor]:

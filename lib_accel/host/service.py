@@ -53,9 +53,13 @@ class Service:
             if not self._stale:
                 return
             self._stale = False
+            wanted = webui.config() if webui.enabled() else None
             for unet in list(self._seen):
+                here = attachment.of(unet)
+                if (here.engine.config if here else None) == wanted:
+                    continue  # "Apply settings" calls once for each option, changed or not
                 self._detach(unet)
-                if webui.enabled():
+                if wanted:
                     self._attach(unet)
 
     def before_images(self) -> None:
@@ -72,7 +76,7 @@ class Service:
             here = attachment.of(unet)
             if here is not None:
                 here.install()
-                here.engine.take_up()
+                here.take_up()
 
     def shutdown(self) -> None:
         """Undo everything (the extension is being unloaded)."""
@@ -115,7 +119,7 @@ class Service:
             if unet is None or not webui.enabled():
                 raise AccelError("no model is loaded, or acceleration is off: nothing to build")
             here = attachment.of(unet)
-            if here is not None and (here.engine.job is not None or here.engine.status.state == "ready"):
+            if here is not None and (here.engine.job is not None or here.engine.complete):
                 return
             with webui.idle() as idle:  # attaching moves weights
                 if not idle:
@@ -205,7 +209,7 @@ class Service:
         try:
             with webui.idle() as idle:  # never in the middle of an image
                 if idle:
-                    here.engine.take_up()
+                    here.take_up()
         finally:
             self._lock.release()
 

@@ -46,24 +46,25 @@ def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("webui")
-    (folder / "extras").mkdir()
+    for kind in ("ckpt", "vae", "hypernetwork"):
+        (folder / kind).mkdir()
     models = webui / "models" / "Stable-diffusion"
     # A and B once more, under one configuration file: switching then loads weights into the same objects
-    (folder / "extras" / "same.safetensors").symlink_to(models / "tinyA.safetensors")
-    (folder / "extras" / "same.yaml").symlink_to(models / "tinyA.yaml")
+    (folder / "ckpt" / "same.safetensors").symlink_to(models / "tinyA.safetensors")
+    (folder / "ckpt" / "same.yaml").symlink_to(models / "tinyA.yaml")
     old = {"_use_new_zipfile_serialization": False}  # the WebUI's reader knows no newer one
-    torch.save({"state_dict": load_file(models / "tinyB.safetensors")}, folder / "extras" / "same.ckpt", **old)
+    torch.save({"state_dict": load_file(models / "tinyB.safetensors")}, folder / "ckpt" / "same.ckpt", **old)
     whole = load_file(models / "tinyA.safetensors")
     prefix = "first_stage_model."
     vae = {k.removeprefix(prefix): (v * 1.02).contiguous() for k, v in whole.items() if k.startswith(prefix)}
-    save_file(vae, folder / "extras" / "tinyVAE.safetensors")
+    save_file(vae, folder / "vae" / "tinyVAE.safetensors")
 
     def half() -> dict[str, torch.Tensor]:
         shapes = {"linear.0.weight": (64, 768), "linear.0.bias": (64,), "linear.1.weight": (768, 64), "linear.1.bias": (768,)}
         return {k: torch.randn(s) * 0.05 for k, s in shapes.items()}
 
     net = {768: (half(), half()), "name": "tinyHN", "step": 1, "layer_structure": [1, 1 / 12, 1]}
-    torch.save(net, folder / "extras" / "tinyHN.pt", **old)
+    torch.save(net, folder / "hypernetwork" / "tinyHN.pt", **old)
     return folder
 
 

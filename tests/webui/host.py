@@ -102,7 +102,7 @@ class Server:
         command = [self.python, "launch.py", *FLAGS, "--port", self.port, "--data-dir", self.data, "--models-dir", models, *self.flags]
         command += ["--ckpt", models / "Stable-diffusion" / f"{model}.safetensors"]
         for kind in ("ckpt", "vae", "hypernetwork"):
-            command += [f"--{kind}-dir", self.data.parent / "extras"]
+            command += [f"--{kind}-dir", self.data.parent / kind]
         command += ["--accel-store", self.store] if self.extension else []
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         environment |= {"GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_CACHE_DIR": str(self.webui / "cache"), "COMMANDLINE_ARGS": ""}
