@@ -22,6 +22,11 @@ from torch import Tensor
 ROWS = 1024  # rows of hidden activations at a time: at most 10,240 columns, 40 MB in float32
 
 
+def applies(x: Tensor) -> bool:
+    """Whether these operators are for `x`. They have no gradients: a UNet that is being trained uses torch's own layers."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """`x: [B, I, H, W]`, `weight: [O, I, k, k]`, `bias: [O]` -> `[B, O, H', W']`, channels-last."""
     return torch.ops.accel.conv2d(x, weight, bias, stride, padding)

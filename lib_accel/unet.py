@@ -56,7 +56,7 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor, *_: Tensor) -> Tensor:
         """Ignores `emb` and `context`, which every layer of a block is given."""
-        if x.device.type == "cpu":
+        if cpu.applies(x):
             return cpu.conv2d(x, _like(self.weight, x), _like(self.bias, x), self.stride, self.padding)
         return F.conv2d(x, _like(self.weight, x), _like(self.bias, x), self.stride, self.padding)
 
@@ -131,7 +131,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleDict({"0": GEGLU(channels), "2": Linear(4 * channels, channels)})
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
+        if cpu.applies(x):
             return cpu.feed_forward(x, *(p.to(x.dtype) for p in self.parameters()))  # in name order: in, its bias, out, its bias
         return self.net["2"](self.net["0"](x))
 
