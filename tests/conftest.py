@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from lib_accel.engine import Status
+    from .tiny import Built
 
 
 @pytest.fixture(scope="session")
@@ -28,20 +28,18 @@ def same_random_numbers() -> None:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Status]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A store with the artifact of tests/tiny.py, compiled once (seconds a unit), and what the engine that made it says."""
     from . import tiny
 
-    store = tmp_path_factory.mktemp("tiny") / "store"
-    return store, tiny.build(store)
+    return tiny.build(tmp_path_factory.mktemp("tiny") / "store")
 
 
 @pytest.fixture(scope="session")
-def tiny_store(built: tuple[Path, Status]) -> Path:
+def tiny_store(built: Built) -> Path:
     """Not to be changed: tests that do use `own_store`."""
-    store, status = built
-    assert status.state == "ready", status.reason
-    return store
+    assert built.status.state == "ready", built.status.reason
+    return built.store
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,30 @@ def engine(store: Path, architecture: Architecture = TINY, unet: nn.Module | Non
     return Engine(unet or donor(architecture), Config(store=store, **options), machine=lambda device: replace(probe(device), **changes))
 
 
-def build(store: Path) -> Status:
+@dataclass(frozen=True)
+class Built:
+    store: Path
+    status: Status
+    fractions: list[float]  # of the progress, as another thread saw it
+
+
+def build(store: Path) -> Built:
     """Compile TINY's artifact into the store, waiting for it."""
-    e = engine(store, backend="aoti", blocking=True)
+    e, fractions, over = engine(store, backend="aoti", blocking=True), [], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            job = e.job
+            fraction = job.progress().fraction if job else None
+            if fraction is not None:
+                fractions.append(fraction)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     e.prepare()
-    return e.status
+    over.set()
+    watcher.join()
+    return Built(store, e.status, fractions)
 
 
 def target(units: Iterable[Layer] = units_of(TINY), dtype: torch.dtype = torch.float32, **machine: Any) -> Target:
