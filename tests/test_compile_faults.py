@@ -78,7 +78,7 @@ def compiling(temp: Path) -> None:
 def test_a_killed_worker(temp: Path, store: ArtifactStore):
     """Images go on meanwhile and afterwards; the reason names the unit it died at; nothing stays behind."""
     engine, given = tiny.engine(store.root, backend="aoti"), tiny.inputs()
-    expected = engine.unet(*given)
+    expected = tiny.clean(engine, *given)
     with contextlib.closing(engine):
         engine.prepare()
         assert engine.job is not None
@@ -153,7 +153,7 @@ def test_cancelled(temp: Path, store: ArtifactStore):
 
 def test_closed_while_compiling(temp: Path, store: ArtifactStore):
     engine, given = tiny.engine(store.root, backend="aoti"), tiny.inputs()
-    expected = engine.unet(*given)
+    expected = tiny.clean(engine, *given)
     engine.prepare()
     job = engine.job
     assert job is not None
@@ -174,7 +174,7 @@ def test_another_dtype_while_compiling(temp: Path, store: ArtifactStore):
         first = engine.job
         assert first is not None
         engine.donor.double()
-        assert torch.equal(engine(*given), engine.unet(*given))
+        assert torch.equal(engine(*given), tiny.clean(engine, *given))
         second = engine.job
         assert second is not None
         assert (first.target.dtype, second.target.dtype) == (torch.float32, torch.float64)
@@ -228,7 +228,7 @@ def test_a_compiler_that_compiles_something_else(temp: Path, store: ArtifactStor
     wrong = 'for f in "$@"; do case $f in *.cpp) sed -i "s/1e-05/1e-02/g" "$f";; esac; done; exec /usr/bin/env g++ "$@"'
     monkeypatch.setenv("CXX", stand_in(tmp_path, wrong))
     engine, given = tiny.engine(store.root, backend="aoti", blocking=True), tiny.inputs()
-    expected = engine.unet(*given)
+    expected = tiny.clean(engine, *given)
     engine.prepare()
     status = engine.status
     assert (status.state, status.backend) == ("fallback", "eager")

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import architecture as arch
 from ..environment import Target
 from ..errors import ArtifactRejected, CompileFailed, StoreError
 from ..jobs import Code, Job
 from ..store import Artifact, ArtifactStore, LockBusy
-from ..units import describe, unit_key
+from ..units import UnitFn, describe, unit_key
 from .pool import Worker, worker_count
 from .unit import load_unit
 from .verify import Verdict
@@ -168,7 +170,19 @@ def load_artifact(artifact: Artifact, target: Target) -> Code:
                 f"artifact {artifact.key[:12]} has no accuracy check for {describe(layer)}; it was never allowed to serve"
             )
         try:
-            code[layer] = load_unit(artifact.file(f"{unit_key(layer)}.pt2"), target.device)
+            code[layer] = _load(artifact, f"{unit_key(layer)}.pt2", target.device)
         except (RuntimeError, KeyError, StoreError) as e:
             raise ArtifactRejected(f"artifact {artifact.key[:12]}: {describe(layer)} does not load: {e}") from e
     return code
+
+
+_loaded: dict[tuple[str, str], UnitFn] = {}
+
+
+def _load(artifact: Artifact, name: str, device: torch.device) -> UnitFn:
+    """Load a unit, or what was loaded from the same bytes before: torch never unloads code, and it holds no weights."""
+    path = artifact.file(name)
+    key = (artifact.manifest["files"][name]["sha256"], str(device))
+    if key not in _loaded:
+        _loaded[key] = load_unit(path, device)
+    return _loaded[key]
