@@ -4,4 +4,4 @@ Importing this package imports nothing else: not torch, not the WebUI. Take what
 """
 
 __version__ = "0.1.0"
-ENGINE_VERSION = 1  # of the compiled code and the artifact layout: one more makes every stored artifact a stranger
+ENGINE_VERSION = 2  # of the compiled code and the artifact layout: one more makes every stored artifact a stranger

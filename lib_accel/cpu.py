@@ -42,7 +42,8 @@ def fastest_dtype(weights: torch.dtype) -> torch.dtype:
     """The precision to compute in on this CPU, for weights of that dtype: float32 where narrow products are no faster.
 
     Many CPUs run bfloat16 and float16 products at half the speed of float32 (no units for them, or slow ones). Weights stay
-    narrow in memory and are widened one layer at a time. Takes about 0.1 s, once.
+    narrow in memory and are widened one layer at a time. Takes about 0.1 s, once. float32 must win clearly: where the two are
+    close, a busy machine would answer now this way and now that, and each answer has code of its own.
     """
     if weights not in (torch.bfloat16, torch.float16):
         return weights
@@ -55,7 +56,7 @@ def fastest_dtype(weights: torch.dtype) -> torch.dtype:
             torch.mm(a, b)
             runs.append(time.perf_counter() - start)
         seconds[dtype] = min(runs)
-    return min(seconds, key=lambda dtype: seconds[dtype])
+    return torch.float32 if seconds[torch.float32] * 1.25 < seconds[weights] else weights
 
 
 def _sizes(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int]:
