@@ -112,16 +112,7 @@ class Architecture:
     @classmethod
     def from_module(cls, module: torch.nn.Module) -> Architecture:
         """Describe a live `ldm` or `sgm` UNetModel, taking the number of heads from its attention layers."""
-        shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-        heads: dict[str, int] = {}
-        for name, child in module.named_modules():
-            at = re.fullmatch(r"(.+)\.transformer_blocks\.\d+\.attn[12]", name)
-            count = getattr(child, "heads", None)
-            if at and count is not None and heads.setdefault(at[1], int(count)) != int(count):
-                raise UnsupportedArchitecture(
-                    f"{name} has {count} attention heads, another layer of {at[1]} has {heads[at[1]]}; expected one number in a transformer"
-                )
-        return cls.from_shapes(shapes, heads)
+        return cls.from_shapes(_shapes(module), _heads(module))
 
     def layers(self) -> Iterator[tuple[str, Layer]]:
         """Every layer as (name in the checkpoint, spec), in the order a forward pass runs them."""
@@ -170,6 +161,47 @@ class Architecture:
         values["middle_block"] = tuple(map(layer_from_dict, data["middle_block"]))
         values["output_blocks"] = tuple(tuple(map(layer_from_dict, b)) for b in data["output_blocks"])
         return cls(**values)
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, Shape]:
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}
+
+
+def _heads(module: torch.nn.Module) -> dict[str, int]:
+    """By transformer name, as the attention layers say."""
+    heads: dict[str, int] = {}
+    for name, child in module.named_modules():
+        at = re.fullmatch(r"(.+)\.transformer_blocks\.\d+\.attn[12]", name)
+        count = getattr(child, "heads", None)
+        if at and count is not None and heads.setdefault(at[1], int(count)) != int(count):
+            raise UnsupportedArchitecture(
+                f"{name} has {count} attention heads, another layer of {at[1]} has {heads[at[1]]}; expected one number in a transformer"
+            )
+    return heads
+
+
+def layers_in(module: torch.nn.Module) -> dict[str, Layer]:
+    """The residual blocks and transformers anywhere in a network, by name; those that differ from a UNet's are left out.
+
+    Raises UnsupportedArchitecture when the attention layers of one transformer disagree on their heads.
+    """
+    shapes, heads = _shapes(module), _heads(module)
+    found: dict[str, Layer] = {}
+    for key in shapes:
+        at = re.fullmatch(r"(.+)\.(in_layers\.0|transformer_blocks\.0\.norm1)\.weight", key)
+        if not at:
+            continue
+        own = {k: shape for k, shape in shapes.items() if k.startswith(f"{at[1]}.")}
+        reader = _Reader(own, heads)
+        try:
+            if at[2].startswith("in_layers"):
+                reader.emb_channels = reader.any_shape(f"{at[1]}.emb_layers.1.weight", 2)[1]
+            spec = reader.layer(at[1], shapes[key][0])
+        except UnsupportedArchitecture:
+            continue
+        if not reader.left:
+            found[at[1]] = spec
+    return found
 
 
 def layer_to_dict(layer: Layer) -> dict[str, Any]:
@@ -326,7 +358,7 @@ class _Reader:
     def linear(self, name: str, inputs: int, outputs: int | None = None, bias: bool = True) -> int:
         outputs = outputs or self.any_shape(f"{name}.weight", 2)[0]
         self.take(f"{name}.weight", (outputs, inputs))
-        if bias:
+        if bias or f"{name}.bias" in self.shapes:  # a LoRA may have given it one: `UNet.grown`
             self.take(f"{name}.bias", (outputs,))
         return outputs
 

@@ -57,22 +57,22 @@ class CompiledLayer:
     """
 
     def __init__(self, fn: UnitFn, module: nn.Module, spec: Layer, dtype: torch.dtype):
-        self._fn, self._module, self._side, self._dtype = fn, module, side_input(spec), dtype
+        self._fn, self.module, self._side, self.dtype = fn, module, side_input(spec), dtype
         self._parameters = list(module.parameters())
         self._widths = input_widths(spec)
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         inputs = [h] if self._side is None else [h, emb if self._side == "emb" else context]
         if not self._fits(inputs):
-            return self._module(h, emb, context)
+            return self.module(h, emb, context)
         inputs = [h.contiguous(memory_format=torch.channels_last), *(side.contiguous() for side in inputs[1:])]
-        return self._fn(inputs + [p.to(self._dtype) for p in self._parameters])  # the very parameters, unless they are to be widened
+        return self._fn(inputs + [p.to(self.dtype) for p in self._parameters])  # the very parameters, unless they are to be widened
 
     def _fits(self, inputs: list[Tensor]) -> bool:
         h, weight = inputs[0], self._parameters[0]
         if h.ndim != 4 or h.shape[1] != self._widths[0] or inputs[-1].shape[-1] != (self._widths[1] if self._side else h.shape[-1]):
             return False
-        return all(t.shape[0] == h.shape[0] and t.numel() and t.dtype == self._dtype and t.device == weight.device for t in inputs)
+        return all(t.shape[0] == h.shape[0] and t.numel() and t.dtype == self.dtype and t.device == weight.device for t in inputs)
 
 
 @dataclass
@@ -164,7 +164,7 @@ class Engine:
         if self.job is not None:
             self.job.cancel()
             self.job = None
-        self._code = {}
+        self._code, self._compiled = {}, {}
         self._choice = None
         self.layers = dict(self.unet.layers)
         self._drop_graphs()
@@ -202,13 +202,14 @@ class Engine:
         self._dtype = self.unet.dtype
         if self._dtype != self._code_dtype:
             self._code = {}  # it must never meet these weights
-        self.layers: dict[str, LayerFn] = dict(self.unet.layers)
+        self._compiled: dict[str, CompiledLayer] = {}
         if self._code and next(self.unet.parameters()).device == self.device:
             self.weights.set_layout(compiled=True)
             for name, spec in self.architecture.layers():
-                if spec in self._code:
-                    self.layers[name] = CompiledLayer(self._code[spec], self.unet.get_submodule(name), spec, self._dtype)
+                if spec in self._code and not any(p.startswith(f"{name}.") for p in self.unet.grown):
+                    self._compiled[name] = CompiledLayer(self._code[spec], self.unet.get_submodule(name), spec, self._dtype)
             self.weights.accept()  # the layout may have moved some
+        self.layers: dict[str, LayerFn] = {**self.unet.layers, **self._compiled}
         self._drop_graphs()
         self.counters.binds += 1
 
@@ -241,8 +242,26 @@ class Engine:
             self.counters.accelerated_calls += 1
         return out
 
+    def compiled_layers(self) -> Mapping[str, CompiledLayer]:
+        """Those that compiled code computes now, by name: for whoever drives the UNet himself. Ask at every pass; weights may move."""
+        self._follow()
+        return self._compiled
+
+    def run_layer(self, layer: CompiledLayer, h: Tensor, side: Tensor | None = None) -> Tensor:
+        """`h: [B, C, H, W]` through one of `compiled_layers`; `side` is its emb or its context. Any dtypes; h's comes back."""
+        with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
+            x, s = (t.to(layer.dtype) for t in (h, h if side is None else side))
+            try:
+                return layer(x, s, s).to(h.dtype)
+            except RuntimeError as e:
+                if isinstance(e, torch.cuda.OutOfMemoryError):
+                    raise
+                out = layer.module(x, s, s).to(h.dtype)
+                self._fail(e)
+                return out
+
     def run_block(self, name: str, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """One block (`input_blocks.3`) at compiled speed, as ControlNet drives them. dtypes follow the weights, and h's comes back."""
+        """One block (`input_blocks.3`) at compiled speed. dtypes follow the weights, and h's comes back."""
         self._follow()
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
             x, emb, context = (t.to(self.unet.dtype) for t in (h, emb, context))
@@ -279,6 +298,11 @@ class Engine:
         self._choice = replace(self._choice, refused=tuple(self._failed.items()))
 
     # -- telling
+
+    @property
+    def code(self) -> Code:
+        """What is compiled, by layer; empty while nothing is."""
+        return self._code
 
     @property
     def complete(self) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,25 +16,12 @@ from torch import Tensor, nn
 
 from .architecture import Architecture, SpatialTransformer
 from .errors import BadCheckpoint
+from .merge import LowRank, merge
 from .naming import layer_aliases
 from .unet import UNet
 
 
-@dataclass(frozen=True)
-class Delta:
-    """One layer's part of a LoRA: `scale * up @ down`. `up: [O, rank, ...]`, `down: [rank, I, kh, kw]` or `[rank, I]`."""
-
-    up: Tensor
-    down: Tensor
-    scale: float
-
-    def compute(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """-> float32, of the weight's `shape`."""
-        up, down = (t.to(device, torch.float32).flatten(1) for t in (self.up, self.down))
-        return (self.scale * (up @ down)).reshape(shape)
-
-
-def read_lora(path: Path, architecture: Architecture) -> dict[str, Delta]:
+def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
     """The file's UNet part by parameter name (`input_blocks.1.1.proj_in.weight`).
 
     Reads the kohya layout, with diffusers' or the checkpoint's layer names; text-encoder layers are skipped.
@@ -62,7 +48,7 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, Delta]:
         except KeyError:
             raise BadCheckpoint(f"{path}: {group} holds {', '.join(sorted(parts))}; expected lora_up.weight and lora_down.weight") from None
         alpha = parts.get("alpha")
-        deltas[names[group] + ".weight"] = Delta(up, down, float(alpha) / down.shape[0] if alpha is not None else 1.0)
+        deltas[names[group] + ".weight"] = LowRank(up, down, float(alpha) / down.shape[0] if alpha is not None else 1.0)
     if not deltas:
         raise BadCheckpoint(f"{path} holds no UNet layers; expected keys such as lora_unet_..._to_q.lora_up.weight")
     return deltas
@@ -75,27 +61,19 @@ class Merger:
         self._parameters = parameters
         self._base: dict[str, Tensor] = {}
 
-    def set(self, loras: Sequence[tuple[Mapping[str, Delta], float]]) -> int:
-        """Make the weights base + sum of strength x delta; an empty list is the base. Returns how many weights were written.
-
-        Sums are made in float32 and rounded once to the weight's dtype.
-        """
-        wanted: dict[str, list[tuple[Delta, float]]] = {}
-        for deltas, strength in loras:
-            for name, delta in deltas.items():
-                wanted.setdefault(name, []).append((delta, strength))
-        with torch.no_grad():
-            for name in self._base.keys() - wanted.keys():
-                self._parameters[name].copy_(self._base.pop(name))
-            restored = len(self._base)
-            for name, parts in wanted.items():
-                p = self._parameters[name]
-                base = self._base.setdefault(name, p.detach().clone())
-                total = base.float()
-                for delta, strength in parts:
-                    total = total + strength * delta.compute(p.shape, p.device)
-                p.copy_(total)
-        return max(restored, len(wanted))
+    def set(self, loras: Sequence[tuple[Mapping[str, LowRank], float]]) -> int:
+        """Make the weights base + sum of strength x delta; an empty list is the base. Returns how many weights were written."""
+        wanted: dict[str, list[LowRank]] = {}
+        for factors, strength in loras:
+            for name, f in factors.items():
+                wanted.setdefault(name, []).append(LowRank(f.up, f.down, f.scale * strength))
+        touched = self._base.keys() | wanted.keys()
+        for name in touched:
+            p = self._parameters[name].detach()
+            merge(p, self._base.setdefault(name, p.clone()), wanted.get(name, ()))
+            if name not in wanted:
+                del self._base[name]
+        return len(touched)
 
 
 def parse_tag(text: str) -> tuple[Path, float]:
@@ -106,7 +84,7 @@ def parse_tag(text: str) -> tuple[Path, float]:
     return Path(match[1]), float(match[2]) if match[2] else 1.0
 
 
-def random_deltas(architecture: Architecture, rank: int, seed: int, scale: float = 0.3) -> dict[str, Delta]:
+def random_deltas(architecture: Architecture, rank: int, seed: int, scale: float = 0.3) -> dict[str, LowRank]:
     """A LoRA of random weights over every transformer's layers: for demonstrations and benchmarks."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: p.shape for name, p in UNet(architecture).named_parameters()}
@@ -117,11 +95,11 @@ def random_deltas(architecture: Architecture, rank: int, seed: int, scale: float
             outputs, inputs, *kernel = shapes[f"{layer}.weight"]
             up = torch.randn(outputs, rank, *kernel, generator=generator) * scale * rank**-0.5
             down = torch.randn(rank, inputs, *kernel, generator=generator) * scale * inputs**-0.5
-            out[f"{layer}.weight"] = Delta(up, down, 1.0)
+            out[f"{layer}.weight"] = LowRank(up, down, 1.0)
     return out
 
 
-def save_lora(path: Path, architecture: Architecture, deltas: Mapping[str, Delta]) -> None:
+def save_lora(path: Path, architecture: Architecture, deltas: Mapping[str, LowRank]) -> None:
     """Write the kohya layout, with diffusers' layer names."""
     out: dict[str, Tensor] = {}
     aliases = dict(layer_aliases(architecture))

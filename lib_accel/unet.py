@@ -215,6 +215,12 @@ def build_layer(spec: arch.Layer) -> nn.Module:
     return _LAYERS[type(spec)](spec)
 
 
+def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    """Make this very object the parameter of that (dotted) name."""
+    home, _, own = name.rpartition(".")
+    setattr(module.get_submodule(home), own, parameter)
+
+
 LayerFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -239,22 +245,34 @@ class UNet(nn.Module):
         self.out = Output(a.output)
         self.layers: dict[str, LayerFn] = {name: self.get_submodule(name) for name, _ in a.layers()}
         self._shapes = {name: p.shape for name, p in self.named_parameters()}  # what adopted ones become later does not count
+        self.grown: set[str] = set()  # parameters that this architecture does not have, and that were adopted all the same
 
     def adopt(self, parameters: Parameters) -> UNet:
         """Take these Parameter objects as our own: no copy, and whatever happens to them happens here.
 
+        A linear layer may have been given a bias (some LoRA types do that); it is in `grown` then.
         Raises BadWeights where a name is missing or unknown, or a shape differs.
         """
-        if extra := parameters.keys() - self._shapes.keys():
-            raise BadWeights(f"{min(extra)}: this UNet has no such parameter; expected those of {self.architecture.name} alone")
+        extra = parameters.keys() - self._shapes.keys()
+        if unknown := sorted(name for name in extra if not self._may_be_given(name, parameters[name].shape)):
+            raise BadWeights(f"{unknown[0]}: this UNet has no such parameter; expected those of {self.architecture.name} alone")
+        for name in self.grown - extra:
+            set_parameter(self, name, None)
+        for name in extra:
+            set_parameter(self, name, parameters[name])
+        self.grown = extra
         for name, shape in self._shapes.items():
             theirs = parameters.get(name)
             if theirs is None or theirs.shape != shape:
                 got = "nothing" if theirs is None else f"the shape {list(theirs.shape)}"
                 raise BadWeights(f"{name}: got {got}, expected the shape {list(shape)}")
-            module, _, own = name.rpartition(".")
-            setattr(self.get_submodule(module), own, theirs)
+            set_parameter(self, name, theirs)
         return self
+
+    def _may_be_given(self, name: str, shape: torch.Size) -> bool:
+        home, _, own = name.rpartition(".")
+        weight = self._shapes.get(f"{home}.weight")
+        return own == "bias" and weight is not None and isinstance(self.get_submodule(home), Linear) and shape == weight[:1]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,6 +64,9 @@ class Weights:
             list(map(Tensor.numel, self._vectors)),
             list(map(Tensor.size, self._others)),
         )
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self._module.parameters()
 
     def set_layout(self, compiled: bool) -> None:
         """Give weights the memory layout compiled code expects, or the plain one back. In place: same values, one copy."""

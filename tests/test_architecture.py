@@ -189,7 +189,7 @@ def no_transformer(s: dict[str, Shape]) -> None:
 REFUSALS: dict[str, tuple[Callable[[dict[str, Shape]], None], tuple[str, ...]]] = {
     "a missing key": (without("middle_block.1.proj_out.bias"), ("middle_block.1.proj_out.bias", "missing")),
     "an extra key": (changed("out.3.weight", (7, 9)), ("out.3.weight", "[7, 9]", "no place")),
-    "an extra bias": (changed(f"{ATTENTION}.attn1.to_q.bias", (32,)), (f"{ATTENTION}.attn1.to_q.bias", "no place")),
+    "a bias of another width": (changed(f"{ATTENTION}.attn1.to_q.bias", (31,)), (f"{ATTENTION}.attn1.to_q.bias", "[31]", "[32]")),
     "a wrong shape": (
         changed("input_blocks.2.0.in_layers.2.weight", (32, 31, 3, 3)),
         ("input_blocks.2.0.in_layers.2.weight", "[32, 31, 3, 3]", "[32, 32, 3, 3]"),
@@ -283,3 +283,10 @@ def test_describing_moves_no_weights() -> None:
     unet = UNet(Architecture.from_shapes(real_shapes("sd1")))
     assert Architecture.from_module(unet) == unet.architecture
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_bias_that_a_lora_has_given_is_no_other_architecture(small: dict[str, Shape]) -> None:
+    """The WebUI may have merged one before the UNet is looked at."""
+    before = Architecture.from_shapes(small)
+    small[f"{ATTENTION}.attn1.to_q.bias"] = (32,)
+    assert Architecture.from_shapes(small) == before

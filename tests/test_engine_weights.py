@@ -132,17 +132,24 @@ def test_unusable_weights_are_refused_until_they_are_back(tiny_store: Path):
     assert torch.equal(served(engine, given), expected)
 
 
-def test_a_bias_that_appears_is_not_overlooked(tiny_store: Path):
-    """Some networks of the Lora extension add one. The clean UNet has no place for it: the host must make this image."""
+def test_a_bias_that_appears_is_computed(tiny_store: Path):
+    """Some networks of the Lora extension add one where there was none. Compiled code has no place for it, its own layer has."""
     donor = tiny.donor()
     attention = donor.get_submodule("middle_block.1.transformer_blocks.0.attn1")
     weight = attention.to_q.weight
     attention.to_q = nn.Linear(32, 32, bias=False, device="meta")  # as the host's layers are
     attention.to_q.weight = weight
     engine = ready(tiny_store, unet=donor)
-    served(engine, tiny.inputs())
+    before = served(engine, tiny.inputs())
     attention.to_q.bias = nn.Parameter(torch.ones(32))
+    after = served(engine, tiny.inputs())
+    assert tiny.error(after, donor(*tiny.inputs()).double()) < 1e-5
+    assert tiny.error(after, before.double()) > 1e-4
+    assert set(engine.layers) - set(engine.compiled_layers()) == set(engine.unet.layers) - set(ready(tiny_store).compiled_layers()) | {
+        "middle_block.1"
+    }
+    attention.to_q.bias = None
+    assert torch.equal(served(engine, tiny.inputs()), before)
+    attention.to_q.bias = nn.Parameter(torch.ones(31))
     with pytest.raises(BadWeights, match=r"middle_block.*to_q\.bias: this UNet has no such parameter"):
         engine(*tiny.inputs())
-    attention.to_q.bias = None
-    served(engine, tiny.inputs())

@@ -24,7 +24,8 @@ from ..bench.variants import DEFAULT, VARIANTS, Setup, build
 from ..checkpoint import random_weights
 from ..environment import probe
 from ..errors import AccelError
-from ..lora import Delta, Merger, random_deltas
+from ..lora import Merger, random_deltas
+from ..merge import LowRank
 from ..unet import UNet
 from .common import (
     Commands,
@@ -170,7 +171,7 @@ def _lora_rows(args: argparse.Namespace, setup: Setup, calls: dict[str, Call], d
     if args.loras == [0] or not engines:
         return []
     merger = Merger(dict(setup.parameters))
-    loras: list[dict[str, Delta]] = [random_deltas(setup.architecture, 32, seed) for seed in range(max(args.loras))]
+    loras: list[dict[str, LowRank]] = [random_deltas(setup.architecture, 32, seed) for seed in range(max(args.loras))]
     out = []
     for count in args.loras:
         start = time.perf_counter()

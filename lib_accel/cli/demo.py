@@ -19,7 +19,8 @@ from ..architecture import Architecture
 from ..bench.precise import precise_call, relative_error
 from ..checkpoint import open_checkpoint, save_random_checkpoint
 from ..engine import Engine
-from ..lora import Delta, Merger, parse_tag, random_deltas, read_lora, save_lora
+from ..lora import Merger, parse_tag, random_deltas, read_lora, save_lora
+from ..merge import LowRank
 from ..sampling import Denoiser, Noise, sample
 from ..unet import UNet
 from .common import Commands, add_engine_arguments, command, device_and_dtype, follow, image_size, make_config, positive, say, show
@@ -122,7 +123,7 @@ def _random_checkpoint(args: argparse.Namespace) -> Path:
     return path
 
 
-def _loras(args: argparse.Namespace, architecture: Architecture) -> list[tuple[dict[str, Delta], float]]:
+def _loras(args: argparse.Namespace, architecture: Architecture) -> list[tuple[dict[str, LowRank], float]]:
     tags = [parse_tag(t) for t in args.lora]
     if not tags:
         path = args.out / "random-lora.safetensors"

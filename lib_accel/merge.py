@@ -1,0 +1,101 @@
+"""LoRA merging: base weights and what is to be done to them in, merged weights out.
+
+Computed wider than the weights are (float64 for float32, else float32) and rounded once at the end: always from the base, so
+nothing drifts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adds `scale * up @ down`. `up: [O, r, ...]`, `down: [r, I, ...]`; further dimensions (a convolution's) are flattened.
+
+    Several in a row are one matrix product, so ten cost little more than one.
+    """
+
+    up: Tensor
+    down: Tensor
+    scale: float = 1.0
+
+
+Rewrite = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""For everything else: `weight` in float32, with what came before merged in -> what to add to it, and to the bias or None."""
+
+Term = LowRank | Rewrite
+
+
+ELEMENTS = 2**18  # of a weight at a time on a CPU: 2 MB in float64, so that all between base and weight stays in the cache
+
+
+@torch.no_grad()
+def merge(weight: Tensor, base: Tensor, terms: Sequence[Term], device: torch.device | None = None) -> Tensor | None:
+    """Write `base` with `terms` done to it, in order, into `weight: [O, ...]`. Returns what to add to the bias (float32), or None.
+
+    `base` has the shape of `weight`, and may lie on another device. Computed on `device`, by default the weight's own. When a
+    term raises, or does not fit, `weight` has not been touched.
+    """
+    device = device or weight.device
+    total, bias = base, None
+    with torch.autocast(device.type, enabled=False), _exact_products(device):
+        for low_rank, group in itertools.groupby(terms, lambda t: isinstance(t, LowRank)):
+            run: list[Any] = list(group)
+            if low_rank:
+                into = weight if run[-1] is terms[-1] else torch.empty_like(base, dtype=_wider(weight.dtype), device=device)
+                _add(into, total, run, device)
+                total = into
+                continue
+            for rewrite in run:
+                delta, more = rewrite(_moved(total, device, torch.float32))
+                total = _moved(total, device, _wider(weight.dtype)) + delta
+                if more is not None:
+                    bias = more.float() if bias is None else bias + more
+    if total is not weight:
+        weight.copy_(total)
+    return bias
+
+
+def _wider(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
+
+
+def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.device) -> None:
+    """Write base + the terms into `into`, some rows at a time."""
+    wide = _wider(into.dtype)
+    up = torch.cat([_moved(t.up, device, wide).flatten(1) * t.scale for t in terms], 1)  # [O, sum of r]
+    down = torch.cat([_moved(t.down, device, wide).flatten(1) for t in terms], 0)  # [sum of r, I*k*k]
+    outputs, inputs = base.shape[0], base[0].numel()
+    if (up.shape[0], down.shape[1]) != (outputs, inputs):
+        raise RuntimeError(f"factors of [{up.shape[0]}, {down.shape[1]}] do not fit a weight of {list(base.shape)}")
+    rows = max(1, ELEMENTS // inputs) if device.type == "cpu" else outputs
+    for some in (slice(i, i + rows) for i in range(0, outputs, rows)):
+        product = torch.addmm(_moved(base[some], device, wide).flatten(1), up[some], down)
+        into[some].copy_(product.view(base[some].shape))
+
+
+def _moved(t: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Moved first and widened there: torch would widen before it moves, and move twice the bytes."""
+    return t.to(device, non_blocking=True).to(dtype)
+
+
+@contextlib.contextmanager
+def _exact_products(device: torch.device) -> Iterator[None]:
+    """Without TF32, which the WebUI switches on for some cards: it keeps 10 bits of a factor."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
