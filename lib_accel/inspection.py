@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from torch import nn
+import types
+from collections.abc import Iterable
 
-from .architecture import Architecture
+import torch
+from torch import nn
 
 HOME = ("ldm", "sgm", "modules", "torch", "networks", "lib_accel")
 """Packages whose classes and class forwards are a UNet's own: the model code, the WebUI, its Lora extension."""
 
 
 class Inspector:
-    """Tells which layers of `unet` (an ldm or sgm UNetModel) no longer compute what its weights say.
+    """Tells which layers of `network` (an ldm or sgm UNetModel, a ControlNet) no longer compute what its weights say.
 
     Signs: a forward set on an instance, another class, hooks, a replaced submodule, non-zero padding, a class forward that was
     defined outside of HOME.
     """
 
-    def __init__(self, unet: nn.Module, architecture: Architecture):
-        self._layers = {name: _Watched(unet.get_submodule(name)) for name, _ in architecture.layers()}
+    def __init__(self, network: nn.Module, names: Iterable[str]):
+        self._layers = {name: _Watched(network.get_submodule(name)) for name in names}
         self._classes = {type(m) for w in self._layers.values() for m in w.modules}
 
     def changed(self) -> dict[str, str]:
@@ -35,11 +37,11 @@ class Inspector:
 class _Watched:
     def __init__(self, layer: nn.Module):
         self.modules = list(layer.modules())
-        self._seen = [(m, type(m), vars(m), m._modules, tuple(m._modules.values()), getattr(m, "padding_mode", None)) for m in self.modules]
+        self._seen = [(m, type(m), vars(m), m._modules, tuple(m._modules.values()), _padding(m)) for m in self.modules]
 
     def changed(self, foreign: set[type]) -> str | None:
         for module, cls, own, children, seen, padding in self._seen:
-            if "forward" in own or "_forward" in own:
+            if ("forward" in own and not _own_forward(module, "forward")) or ("_forward" in own and not _own_forward(module, "_forward")):
                 return f"the forward of a {cls.__name__} was replaced"
             if type(module) is not cls:
                 return f"a {cls.__name__} became a {type(module).__name__}"
@@ -52,6 +54,61 @@ class _Watched:
             if cls in foreign:
                 return f"the class {cls.__name__} was patched"
         return None
+
+
+def _padding(module: nn.Module) -> str | None:
+    return getattr(module, "padding_mode", None)
+
+
+def _own_forward(module: nn.Module, name: str) -> bool:
+    """Whether what stands there is ours, or the class's own again: many put the bound method back when they leave."""
+    there = vars(module)[name]
+    if _package(type(there)) == "lib_accel":
+        return True
+    return getattr(there, "__self__", None) is module and there.__func__ is getattr(type(module), name, None)
+
+
+def networks_behind(function: object, but: nn.Module) -> list[nn.Module]:
+    """Networks with a UNet's `input_blocks` that a function reaches through what it closes over: what drives `but` besides it."""
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    level = [function]
+    for _ in range(_REACH):
+        following: list[object] = []
+        for thing in level:
+            if id(thing) in seen or len(seen) > _MOST:
+                continue
+            seen.add(id(thing))
+            if isinstance(thing, nn.Module):
+                found += [m for m in thing.modules() if isinstance(vars(m)["_modules"].get("input_blocks"), nn.ModuleList)]
+            following += _held_by(thing)
+        level = following
+    return [m for m in dict.fromkeys(found) if m is not but]
+
+
+_REACH, _MOST = 6, 20_000  # steps from the function, and objects looked at: its own state is near, the WebUI's is large
+
+
+def _held_by(thing: object) -> Iterable[object]:
+    if isinstance(thing, types.MethodType):
+        return (thing.__func__, thing.__self__)
+    if isinstance(thing, types.FunctionType):
+        return [c.cell_contents for c in thing.__closure__ or () if _filled(c)]
+    if isinstance(thing, (list, tuple, set)):
+        return thing
+    if isinstance(thing, dict):
+        return thing.values()
+    if isinstance(thing, (type, types.ModuleType, str, bytes, torch.Tensor)):
+        return ()
+    return getattr(thing, "__dict__", {}).values()
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018  reading an empty one raises
+    except ValueError:
+        return False
+    return True
 
 
 def _home_made(cls: type) -> bool:

@@ -1,23 +1,27 @@
-"""One loaded model's UNet, taken over: an instance attribute `forward` that is put there and taken away exactly."""
+"""One loaded model's UNet, taken over: instance attributes `forward` that are put there and taken away exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from ..companion import Companion
 from ..config import Config
-from ..engine import Counters, Engine
-from ..errors import AccelError
-from ..inspection import Inspector, summary
+from ..engine import CompiledLayer, Counters, Engine
+from ..errors import AccelError, UnsupportedArchitecture
+from ..inspection import Inspector, networks_behind, summary
 from ..unet import LayerFn
 from . import webui
+from .layers import HostLayer, Layers
+from .lora import Loras
 
-_KEY = "_accel_attachment"  # on the UNet, so that what we did lives and dies with the model object
-_MERGED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+_KEY = "_accel_attachment"  # on the network, so that what we did lives and dies with the model object
 
 
 @dataclass
@@ -39,51 +43,43 @@ class Counts:
         }
 
 
-class HostLayer:
-    """A layer that runs the WebUI's way, called as the clean UNet calls its layers."""
-
-    def __init__(self, module: nn.Module):
-        names = {c.__name__ for c in type(module).__mro__}
-        self._module = module
-        self._extra = "emb" if "TimestepBlock" in names else "context" if "SpatialTransformer" in names else None
-
-    def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        with webui.autocast():
-            side = () if self._extra is None else (emb if self._extra == "emb" else context,)
-            out = self._module(h, *side)
-        return out.to(h.dtype)
-
-
 class Attachment:
     """Raises AccelError when the UNet cannot be taken over at all."""
 
     def __init__(self, unet: nn.Module, config: Config):
         self.unet = unet
         self.engine = Engine(unet, config, device=webui.device())
-        self._inspector = Inspector(unet, self.engine.architecture)
-        self._host_layers: dict[str, LayerFn] = {name: HostLayer(unet.get_submodule(name)) for name, _ in self.engine.architecture.layers()}
-        self._merged = [m for m in unet.modules() if isinstance(m, _MERGED)]
+        names = [name for name, _ in self.engine.architecture.layers()]
+        self._inspector = Inspector(unet, names)
+        self._host_layers: dict[str, LayerFn] = {name: HostLayer(unet.get_submodule(name)) for name in names}
+        compiled = [name for name, spec in self.engine.architecture.layers() if spec in self.engine.units]
+        self._layers = Layers(unet, compiled, self.engine, self._begin)
+        self._loras = Loras(unet)
+        self._driver: object = None  # somebody else's forward, where one stands on the UNet
+        self._controls: WeakSet[nn.Module] = WeakSet()  # networks that drive the UNet, taken over as well
         self.counts = Counts(self.engine.counters)
         self.reason: str | None = None  # why the last call, or a part of it, was not accelerated
         self._said: set[str] = set()
 
     # -- coming and going
 
-    def install(self) -> bool:
-        """Take the UNet over. False while somebody else's forward stands there: his comes first."""
+    def install(self) -> None:
+        """Take the UNet over. Where somebody else's forward stands there, his comes first: he calls its layers, or ours in turn."""
         setattr(self.unet, _KEY, self)
         there = vars(self.unet).get("forward")
-        if there is None:
+        if there is None or isinstance(getattr(there, "__self__", None), Attachment) or webui.is_class_forward(self.unet, there):
             self.unet.forward = self._forward
-        elif getattr(there, "__self__", None) is not self:
-            self._explain("another extension has replaced the UNet's forward; its comes first")
-            return False
-        return True
+        self._layers.install()
 
     def remove(self) -> None:
         """Leave the UNet exactly as it was found."""
         if getattr(vars(self.unet).get("forward"), "__self__", None) is self:
             del self.unet.forward
+        self._layers.remove()
+        for network in list(self._controls):
+            control = of(network)
+            if isinstance(control, _Control):
+                control.remove()
         vars(self.unet).pop(_KEY, None)
         self.engine.close()
 
@@ -94,43 +90,71 @@ class Attachment:
 
     # -- computing
 
-    def _original(self) -> Callable[..., Tensor]:
-        return type(self.unet).forward.__get__(self.unet)
-
     def _forward(self, x: Tensor, timesteps: Any = None, context: Any = None, *rest: Any, **named: Any) -> Tensor:
         """Stands in for `UNetModel.forward`; shapes as there."""
         y, more = (rest[0] if rest else named.get("y")), [*rest[1:], *(k for k in named if k != "y")]
-        reason = self.why_not(x, context, more) or self._waiting()
+        with self._layers_aside():
+            reason = self._why_not_call(context, more) or self.why_not(x)
+            if reason is None:
+                replaced = self._changed()
+                self._explain(summary(replaced) if replaced else None)
+                try:
+                    return self.engine(x, timesteps, context, y, {name: self._host_layers[name] for name in replaced})
+                except AccelError as e:
+                    reason = str(e)
+            self._explain(reason)
+            self.counts.host_calls += 1
+            return type(self.unet).forward(self.unet, x, timesteps, context, *rest, **named)  # type: ignore[no-any-return]
+
+    def _begin(self, h: Tensor) -> Mapping[str, CompiledLayer]:
+        """Somebody else drives the UNet, and a pass of his begins: the layers that compiled code computes in it."""
+        reason = self.why_not(h)
         if reason is None:
-            replaced = self._inspector.changed()
-            self._explain(summary(replaced) if replaced else None)
             try:
-                self.counts.lora_merges += bool(webui.merge_loras(self._merged))
-                return self.engine(x, timesteps, context, y, {name: self._host_layers[name] for name in replaced})
+                replaced = self._changed()
+                compiled = self.engine.compiled_layers()
+                self._take_over_controls()
+                self._explain(summary(replaced) if replaced else None)
+                self.engine.counters.accelerated_calls += bool(compiled)
+                return {name: layer for name, layer in compiled.items() if name not in replaced}
             except AccelError as e:
                 reason = str(e)
         self._explain(reason)
         self.counts.host_calls += 1
-        return self._original()(x, timesteps, context, *rest, **named)
+        return {}
 
-    def why_not(self, x: Tensor, context: Any, more: list[Any]) -> str | None:
-        """Why this very call must go the WebUI's way, or None."""
+    @contextlib.contextmanager
+    def _layers_aside(self) -> Iterator[None]:
+        """For a whole call: the engine knows the layers better, and the WebUI's way is to be just that."""
+        before, self._layers.aside = self._layers.aside, True
+        try:
+            yield
+        finally:
+            self._layers.aside = before
+
+    def _changed(self) -> dict[str, str]:
+        """Layers that must run the WebUI's way, after the weights have been brought to the wanted LoRAs."""
+        self.counts.lora_merges += self._loras.bring_up_to_date()
+        return self._inspector.changed()
+
+    def why_not(self, x: Tensor) -> str | None:
+        """Why compiled code cannot serve now, or None."""
         if not webui.enabled():
             return "acceleration is switched off for this image"
         now = webui.why_not_now(self.unet)
         if now:
             return now
-        if more or not isinstance(context, torch.Tensor):
-            return f"this call gives the UNet more than compiled code knows: {', '.join(map(str, more)) or type(context).__name__}"
         weight = next(self.unet.parameters())
         if weight.device != x.device:
             return f"the weights are on {weight.device} and the image on {x.device} (--lowvram moves them piece by piece)"
         if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"the weights are stored as {weight.dtype}"
-        return None
-
-    def _waiting(self) -> str | None:
         return "compiling; images are made without acceleration until then" if self.engine.job is not None else None
+
+    def _why_not_call(self, context: Any, more: list[Any]) -> str | None:
+        if more or not isinstance(context, torch.Tensor):
+            return f"this call gives the UNet more than compiled code knows: {', '.join(map(str, more)) or type(context).__name__}"
+        return None
 
     def _explain(self, reason: str | None) -> None:
         """Remember it for the status, and say it in the console the first time."""
@@ -139,7 +163,57 @@ class Attachment:
             self._said.add(reason)
             webui.say(reason)
 
+    # -- what drives the UNet
 
-def of(unet: nn.Module | None) -> Attachment | None:
-    """The attachment of a UNet, if it has one."""
-    return vars(unet).get(_KEY) if unet is not None else None
+    @property
+    def control_models(self) -> int:
+        """Networks beside the UNet that our code computes."""
+        return len(self._controls)
+
+    def _take_over_controls(self) -> None:
+        """Networks of a UNet's layers behind the forward that drives this UNet (ControlNets) get the same compiled code."""
+        driver = vars(self.unet).get("forward")
+        if driver is self._driver:
+            return
+        self._driver = driver
+        for network in networks_behind(driver, but=self.unet):
+            there = of(network)
+            if isinstance(there, Attachment) or (there and there.engine is self.engine):
+                continue
+            if there:
+                there.remove()
+            try:
+                _Control(network, self.engine).install()
+            except UnsupportedArchitecture:
+                continue
+            self._controls.add(network)
+
+
+class _Control:
+    """A ControlNet or its like, run by the UNet's code. Raises UnsupportedArchitecture when it has none of a UNet's layers."""
+
+    def __init__(self, network: nn.Module, engine: Engine):
+        self.network, self.engine = network, engine
+        self._companion = Companion(network)
+        self._inspector = Inspector(network, self._companion.specs)
+        self._layers = Layers(network, list(self._companion.specs), engine, self._begin)
+
+    def install(self) -> None:
+        setattr(self.network, _KEY, self)
+        self._layers.install()
+
+    def remove(self) -> None:
+        self._layers.remove()
+        vars(self.network).pop(_KEY, None)
+        self._companion.close()
+
+    def _begin(self, h: Tensor) -> Mapping[str, CompiledLayer]:
+        if not webui.enabled():
+            return {}
+        compiled, changed = self._companion.compiled_layers(self.engine), self._inspector.changed()
+        return {name: layer for name, layer in compiled.items() if name not in changed}
+
+
+def of(network: nn.Module | None) -> Any:
+    """What took a network over, if anything did."""
+    return vars(network).get(_KEY) if network is not None else None

@@ -92,6 +92,7 @@ def _details() -> str:
         "UNet calls the WebUI's way": counters["host_calls"],
         "Units compiled since the start": counters["compiles"],
         "LoRA sets merged": counters["lora_merges"],
+        "Control models accelerated": s["control_models"],
     }
     if s["progress"]:
         rows["At work on"] = s["progress"]["stage"]

@@ -191,6 +191,7 @@ class Service:
             "progress": None,
             "artifact": None,
             "counters": self._sums(),
+            "control_models": 0,
         }
         if not webui.enabled():
             return out
@@ -209,6 +210,7 @@ class Service:
             "device": s.device,
             "progress": s.progress.to_dict() if s.progress else None,
             "artifact": s.artifact,
+            "control_models": here.control_models,
         }
 
     def _take_up_if_idle(self, here: Attachment) -> None:

@@ -9,7 +9,7 @@ import gradio as gr
 from modules import shared
 
 from ..config import BACKENDS
-from . import webui
+from . import lora, webui
 
 SECTION = ("accel", "Acceleration")
 
@@ -32,6 +32,9 @@ def register(changed: Callable[[], None]) -> None:
         "accel_graphs_mib": info(1024, "Video memory for CUDA graphs, MiB", gr.Slider, {"minimum": 0, "maximum": 8192, "step": 64}).info(
             "0 switches them off"
         ),
+        "accel_lora_base": info(
+            lora.PINNED, "Weights without LoRA are kept in", gr.Radio, {"choices": [lora.ORDINARY, lora.PINNED, lora.VIDEO]}
+        ).info("a copy of the layers LoRAs have touched; the faster that memory, the sooner LoRAs change. For models loaded later"),
     }
     for option in options.values():
         option.onchange = changed

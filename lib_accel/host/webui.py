@@ -100,6 +100,11 @@ def why_not_now(unet: nn.Module) -> str | None:
     return None
 
 
+def is_class_forward(module: nn.Module, function: Any) -> bool:
+    """Whether this is the forward of the module's own class, bound to it: what extensions put back when they leave."""
+    return getattr(function, "__self__", None) is module and function.__func__ is type(module).forward
+
+
 @contextlib.contextmanager
 def autocast() -> Iterator[None]:
     """The WebUI's own precision, for layers that run its way."""
@@ -118,16 +123,12 @@ def lora_wanted() -> tuple[tuple[object, ...], ...]:
     return tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in module.loaded_networks) if module else ()
 
 
-def merge_loras(layers: list[nn.Module]) -> int:
-    """Have the Lora extension bring these layers to the wanted set, where they are not. Returns how many were changed.
+def merges_as_known(networks: Any) -> bool:
+    """Whether the Lora extension merges by its own code. Other extensions may have put theirs there: then it has to be called."""
+    return networks.network_apply_weights.__module__ == "networks"
 
-    It does so lazily in its patched forwards, which compiled code never calls. Its marks and backups stay its own.
-    """
-    module = networks()
-    if module is None:
-        return 0
-    wanted = lora_wanted()
-    stale = [m for m in layers if getattr(m, "network_current_names", ()) != wanted and getattr(m, "network_layer_name", None)]
-    for layer in stale:
-        module.network_apply_weights(layer)
-    return len(stale)
+
+def count_lora_error(name: str) -> None:
+    """For the message under the image: a network with a layer that does not fit."""
+    errors = networks().extra_network_lora.errors
+    errors[name] = errors.get(name, 0) + 1

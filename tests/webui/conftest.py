@@ -7,12 +7,13 @@ compiled code that outlives the run. It needs checkpoints tinyA and tinyB (SD1) 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from .host import Server, python_of
+from ..network_files import bad_files, write_all
+from .host import KINDS_OF_MODEL, Server, python_of
 
 HERE = Path(__file__).parent
 Launch = Callable[..., Server]
@@ -46,9 +47,13 @@ def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path_factory.mktemp("webui")
-    for kind in ("ckpt", "vae", "hypernetwork"):
+    for kind in KINDS_OF_MODEL:
         (folder / kind).mkdir()
     models = webui / "models" / "Stable-diffusion"
+    for lora in (webui / "models" / "Lora").glob("*.safetensors"):
+        (folder / "lora" / lora.name).symlink_to(lora)
+    write_all(folder / "lora", models / "tinyA.safetensors")
+    bad_files(folder / "lora", models / "tinyA.safetensors")
     # A and B once more, under one configuration file: switching then loads weights into the same objects
     (folder / "ckpt" / "same.safetensors").symlink_to(models / "tinyA.safetensors")
     (folder / "ckpt" / "same.yaml").symlink_to(models / "tinyA.yaml")
@@ -74,10 +79,12 @@ def launch(webui: Path, folder: Path) -> Iterator[Launch]:
     store = Path(os.environ.get("ACCEL_E2E_STORE") or folder / "store")
     started: list[Server] = []
 
-    def start(*flags: str, extension: bool = True, login: str | None = None, model: str = "tinyA") -> Server:
-        root = HERE.parent.parent if extension else None
+    def start(*flags: str, extension: bool = True, login: str | None = None, model: str = "tinyA", others: Sequence[Path] = ()) -> Server:
+        """`others`: further extensions, by their folders."""
+        extensions = {"accel": HERE.parent.parent} if extension else {}
+        extensions |= {folder.name: folder for folder in others}
         data = folder / f"data{len(started)}"
-        started.append(Server(webui, data, store, python_of(webui), list(flags), root, login))
+        started.append(Server(webui, data, store, python_of(webui), list(flags), extensions, login))
         return started[-1].start(model)
 
     yield start

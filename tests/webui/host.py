@@ -47,6 +47,9 @@ class Refused(Exception):
         self.code = code
 
 
+KINDS_OF_MODEL = ("ckpt", "vae", "hypernetwork", "lora")  # as in the flags --ckpt-dir, --vae-dir, ...
+
+
 @dataclass
 class Pictures:
     pixels: list[np.ndarray]  # [H, W, 3] float64, 0 to 255
@@ -88,22 +91,23 @@ class Server:
     store: Path
     python: Path
     flags: list[str] = field(default_factory=list)
-    extension: Path | None = None
+    extensions: dict[str, Path] = field(default_factory=dict)  # by the name of their folder there
     login: str | None = None  # user:password for --api-auth
+    names: dict[str, str] = field(default_factory=dict)  # of control models, as the WebUI lists them
 
     def start(self, model: str, seconds: float = 600) -> Server:
         (self.data / "extensions").mkdir(parents=True)
-        if self.extension:
-            (self.data / "extensions" / "accel").symlink_to(self.extension, target_is_directory=True)
+        for name, folder in self.extensions.items():
+            (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         models = self.webui / "models"
         command = [self.python, "launch.py", *FLAGS, "--port", self.port, "--data-dir", self.data, "--models-dir", models, *self.flags]
         command += ["--ckpt", models / "Stable-diffusion" / f"{model}.safetensors"]
-        for kind in ("ckpt", "vae", "hypernetwork"):
+        for kind in KINDS_OF_MODEL:
             command += [f"--{kind}-dir", self.data.parent / kind]
-        command += ["--accel-store", self.store] if self.extension else []
+        command += ["--accel-store", self.store] if "accel" in self.extensions else []
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         environment |= {"GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_CACHE_DIR": str(self.webui / "cache"), "COMMANDLINE_ARGS": ""}
         self.log = (self.data / "server.log").open("w+")

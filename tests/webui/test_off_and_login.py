@@ -13,6 +13,7 @@ from .host import MIN_DB, Pictures, Refused, Server, basic, picture
 
 LOGIN = "me:secret"
 FIELDS = {"enabled", "state", "reason", "backend", "architecture", "dtype", "device", "progress", "artifact", "counters"}
+FIELDS |= {"control_models"}
 COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "host_calls"}
 
 

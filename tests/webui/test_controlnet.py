@@ -1,0 +1,129 @@
+"""sd-webui-controlnet, unchanged, with control models of the real size: off against on.
+
+ACCEL_CONTROLNET: the extension's folder (v1.1.455). ACCEL_CONTROLNET_MODEL: an SD1 checkpoint of the real width (320 channels; the
+extension knows no other), by default real15. Pictures are small, so that a step takes a second on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..control_files import write_all
+from .conftest import Launch, rows
+from .host import DEFAULTS, MIN_DB, Pictures, Server, picture
+
+EXTENSION = os.environ.get("ACCEL_CONTROLNET")
+MODEL = os.environ.get("ACCEL_CONTROLNET_MODEL", "real15")
+pytestmark = pytest.mark.skipif(not EXTENSION, reason="NOT RUN: set ACCEL_CONTROLNET to the folder of sd-webui-controlnet")
+
+
+def unit(model: str = "None", module: str = "none", **more: Any) -> dict[str, Any]:
+    return {"enabled": True, "image": picture(), "module": module, "model": model, "weight": 1.0, **more}
+
+
+A, B, ADAPTER, LORA = unit("control_a"), unit("control_b", "canny"), unit("t2iadapter_a"), unit("control_lora_a")
+REFERENCE = unit(module="reference_only")
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    units: Sequence[dict[str, Any]]
+    payload: dict[str, Any] = field(default_factory=dict)
+    controls: int = 0  # control models that our code computes
+    partly: bool = False  # some layers must run the WebUI's way
+
+
+CASES = [
+    Case("one", [A], controls=1),
+    Case("one again, weaker", [{**A, "weight": 0.4}], controls=1),
+    Case("preprocessor", [B], controls=1),
+    Case("two", [A, B], controls=2),
+    Case("three", [A, B, ADAPTER], controls=2),
+    Case("T2I adapter", [ADAPTER]),
+    Case("ControlLoRA", [LORA]),
+    Case("start and end", [{**A, "guidance_start": 0.3, "guidance_end": 0.7}], {"steps": 4}, controls=1),
+    Case("my prompt is more important", [{**A, "control_mode": 1}], controls=1),
+    Case("ControlNet is more important", [{**A, "control_mode": 2}], controls=1),
+    Case("pixel perfect", [{**B, "pixel_perfect": True}], controls=1),
+    Case("low VRAM", [{**A, "low_vram": True}], controls=1),
+    Case("batch of 2", [A], {"batch_size": 2}, controls=1),
+    Case("another size", [A], {"width": 192, "height": 136}, controls=1),
+    Case(
+        "hires fix", [B], {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent", "steps": 2}, controls=1
+    ),
+    Case("LoRA", [A], {"prompt": "a photo of a cat <lora:real:1>"}, controls=1),
+    Case("inpaint", [unit("control_a", "inpaint_only", image={"image": picture(), "mask": picture(mask=True)})], controls=1),
+    Case("reference", [REFERENCE], partly=True),
+    Case("reference, AdaIN", [unit(module="reference_adain+attn")], partly=True),
+    Case("reference and ControlNet", [REFERENCE, A], controls=1, partly=True),
+]
+
+
+@pytest.fixture(scope="module")
+def controlled(launch: Launch, webui: Path, folder: Path) -> Server:
+    from safetensors.torch import save_file
+
+    from ..network_files import network, shapes_of
+
+    checkpoint = webui / "models" / "Stable-diffusion" / f"{MODEL}.safetensors"
+    assert EXTENSION
+    (folder / "control").mkdir()
+    write_all(folder / "control", checkpoint)
+    save_file(network("lora", shapes_of(checkpoint)), folder / "lora" / "real.safetensors")
+    server = launch("--controlnet-dir", str(folder / "control"), model=MODEL, others=[Path(EXTENSION).resolve()])
+    server.options(**DEFAULTS)
+    server.wait_ready()
+    server.names = {n.split(" [")[0]: n for n in server.get("/controlnet/model_list?update=true")["model_list"]}
+    return server
+
+
+@pytest.fixture(scope="module")
+def plain(controlled: Server) -> Pictures:
+    return controlled.make()
+
+
+def _with(server: Server, case: Case) -> dict[str, Any]:
+    units = [{**u, "model": server.names.get(u["model"], u["model"])} for u in case.units]
+    return {**case.payload, "alwayson_scripts": {"controlnet": {"args": units}}}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_case(controlled: Server, plain: Pictures, case: Case) -> None:
+    c = controlled.compare(**_with(controlled, case))
+    reason, controls = c.status["reason"] or "", c.status["control_models"]
+    rows.append(
+        f"ControlNet {case.name:30} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host, {controls} control models, "
+        f"{c.compiles} compiles, {c.off.seconds:.1f} s off, {c.on.seconds:.1f} s on  {reason}"
+    )
+    assert c.decibels >= MIN_DB, rows[-1]
+    assert (c.calls > 0, c.host_calls, c.compiles, c.on.served) == (True, 0, 0, True), rows[-1]
+    assert c.off.decibels(plain) < 45, "the control changed nothing"
+    assert controls >= case.controls, rows[-1]
+    assert ("WebUI's way" in reason) == case.partly, rows[-1]
+
+
+def test_leaving(controlled: Server, plain: Pictures) -> None:
+    """After all that: the plain picture to the bit, by the whole UNet again."""
+    c = controlled.compare()
+    assert c.on.same(plain)
+    assert c.status["reason"] is None
+    assert c.host_calls == 0
+
+
+def test_switched_off_in_the_middle_of_it(controlled: Server, plain: Pictures) -> None:
+    with_control = _with(controlled, CASES[0])
+    on = controlled.make(**with_control)
+    controlled.options(accel_enable=False)
+    off, bare = controlled.make(**with_control), controlled.make()
+    controlled.options(accel_enable=True)
+    assert not off.served
+    assert off.decibels(on) >= MIN_DB
+    assert bare.decibels(plain) >= MIN_DB
+    assert controlled.make(**with_control).same(on)

@@ -1,0 +1,121 @@
+"""LoRAs of every type, merged by us in a real WebUI: exact, the same picture, gone without a trace."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from ..network_files import KINDS
+from .conftest import HERE, Launch, rows
+from .host import DEFAULTS, MIN_DB, Pictures, Refused, Server
+
+BIASED = "full-bias"
+BAD = ["bad-cut", "bad-empty", "bad-pickle", "bad-nan", "bad-names", "bad-shapes", "not-there"]
+
+
+@pytest.fixture(scope="module")
+def probed(launch: Launch) -> Server:
+    server = launch(others=[HERE / "probe"])
+    server.options(**DEFAULTS)
+    server.wait_ready()
+    return server
+
+
+@pytest.fixture(scope="module")
+def plain(probed: Server) -> Pictures:
+    return probed.make()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("names", [*KINDS, "lora,loha,dora", "ia3,lora,boft,full", ",".join(["lora"] * 10)])
+def test_as_exact_as_the_host(probed: Server, names: str, dtype: str) -> None:
+    """Against float64, for all layers the networks touch, relative to the change they make."""
+    strengths = ",".join(["0.7", "-0.4", "1", "0.9", "0.3", "0.1", "0.2", "0.3", "1", "-1"][: names.count(",") + 1])
+    e = probed.get(f"/accel-probe/errors?names={names}&strengths={strengths}&dtype={dtype}")
+    errors = f"ours {e['ours']:.1e}  host {e['host']:.1e}  bias {e['bias']:.1e}"
+    rows.append(f"{names[:32]:32} {dtype:9} {e['layers']:3} layers  {errors}  failed {e['failed']}")
+    assert e["layers"], e
+    assert not e["failed"]["ours"], e
+    assert e["ours"] <= e["host"] * 1.02, e  # rounding falls as it falls: in float32 both are at its limit
+    assert e["bias"] < 1e-2, e
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != BIASED])
+def test_picture(probed: Server, plain: Pictures, kind: str) -> None:
+    c = probed.compare(prompt=f"a photo of a cat <lora:{kind}:0.8>")
+    rows.append(f"LoRA type {kind:22} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}")
+    assert c.decibels >= MIN_DB, rows[-1]
+    assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0), rows[-1]
+    assert c.on.decibels(plain) < 45, "the network changed nothing"
+    assert probed.make().same(plain), "not gone without a trace"
+
+
+def test_a_bias_where_there_was_none(probed: Server, plain: Pictures) -> None:
+    """The WebUI itself fails at the second step of such a picture. Ours is like the one whose network has the weights alone."""
+    prompt = f"a photo of a cat <lora:{BIASED}:0.8>"
+    probed.options(accel_enable=False)
+    with pytest.raises(Refused, match="no backup bias found"):
+        probed.make(prompt=prompt)
+    probed.options(accel_enable=True)
+    on = probed.make(prompt=prompt)
+    rows.append(f"LoRA type {BIASED:22} made with acceleration; the WebUI alone fails; {on.decibels(plain):.1f} dB from the plain picture")
+    assert on.served
+    assert 10 < on.decibels(plain) < 45
+    assert probed.make(prompt=prompt).same(on)
+    assert probed.make().same(plain)
+
+
+def test_random_changes(probed: Server, plain: Pictures) -> None:
+    """Any order, off and on in between: each picture is the one with acceleration off."""
+    r, possible = random.Random(3), [k for k in KINDS if k != BIASED]
+    for i in range(12):
+        tags = " ".join(f"<lora:{k}:{r.choice([-0.5, 0.3, 1])}>" for k in r.sample(possible, r.randint(0, 3)))
+        c = probed.compare(prompt=f"a photo of a cat {tags}")
+        rows.append(f"random LoRAs {i:2} {c.decibels:5.1f} dB  {tags}")
+        assert c.decibels >= MIN_DB, rows[-1]
+        assert c.host_calls == 0
+        if r.random() < 0.3:
+            probed.options(accel_enable=False)
+            probed.make(prompt=f"a photo of a cat <lora:{r.choice(possible)}:1>")
+            probed.options(accel_enable=True)
+    assert probed.make().same(plain)
+
+
+@pytest.mark.parametrize(
+    "tags", [*(f"<lora:{b}:1>" for b in BAD), "<lora:lora:0.3> <lora:lora:0.6>", "<lora:lora:0>", "<lora:lora:1e6>", "<lora:lora:-1e6>"]
+)
+def test_bad_input(probed: Server, plain: Pictures, tags: str) -> None:
+    """What the WebUI makes of it without acceleration, we make of it; afterwards nothing is left."""
+    made = []
+    for enabled in (False, True):
+        probed.options(accel_enable=enabled)
+        try:
+            made.append(probed.make(prompt=f"a photo of a cat {tags}"))
+        except Refused as e:
+            made.append(e)
+    off, on = made
+    if isinstance(off, Refused) or isinstance(on, Refused):
+        assert type(off) is type(on), made
+        rows.append(f"bad LoRA {tags:32} refused alike: {str(off)[:80]}")
+    else:
+        rows.append(f"bad LoRA {tags:32} {on.decibels(off):5.1f} dB")
+        assert on.decibels(off) >= MIN_DB or "1e6" in tags, rows[-1]  # where nothing is left of the picture, nothing is left to compare
+    assert probed.make().same(plain)
+
+
+def test_a_file_changed_in_the_middle(probed: Server, plain: Pictures, folder: Path) -> None:
+    path = folder / "lora" / "changing.safetensors"
+    path.write_bytes((folder / "lora" / "lora.safetensors").read_bytes())
+    probed.post("/sdapi/v1/refresh-loras")
+    prompt = "a photo of a cat <lora:changing:1>"
+    first = probed.compare(prompt=prompt)
+    probed.make()
+    time.sleep(1.1)
+    path.write_bytes((folder / "lora" / "loha.safetensors").read_bytes())
+    second = probed.compare(prompt=prompt)
+    assert min(first.decibels, second.decibels) >= MIN_DB
+    assert first.on.decibels(second.on) < 45
+    assert probed.make().same(plain)
