@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Iterable
 
@@ -15,17 +16,19 @@ HOME = ("ldm", "sgm", "modules", "torch", "networks", "lib_accel")
 class Inspector:
     """Tells which layers of `network` (an ldm or sgm UNetModel, a ControlNet) no longer compute what its weights say.
 
-    Signs: a forward set on an instance, another class, hooks, a replaced submodule, non-zero padding, a class forward that was
+    Signs: a forward set on an instance, another class, hooks, a replaced part, non-zero padding, a class forward that was
     defined outside of HOME.
     """
 
     def __init__(self, network: nn.Module, names: Iterable[str]):
-        self._layers = {name: _Watched(network.get_submodule(name)) for name in names}
-        self._classes = {type(m) for w in self._layers.values() for m in w.modules}
+        self._layers = {name: _Watched(network.get_submodule(name).modules()) for name in names}
+        inside = {m for watched in self._layers.values() for m in watched.modules}
+        self._frame = _Watched(m for m in network.modules() if m not in inside and m is not network)
+        self._network, self._parts = network, tuple(network.children())
 
     def changed(self) -> dict[str, str]:
         """Layer names with what was found, for those that must run the host's way."""
-        foreign = {c for c in self._classes if not _home_made(c)}
+        foreign = {c for w in self._layers.values() for c in w.classes if not _home_made(c)}
         found = {}
         for name, watched in self._layers.items():
             what = watched.changed(foreign)
@@ -33,10 +36,26 @@ class Inspector:
                 found[name] = what
         return found
 
+    def frame_changed(self) -> str | None:
+        """What was done around the layers (to blocks, to how they are joined, to the network's class), or None.
+
+        Then only the network's own code knows the way from layer to layer.
+        """
+        cls = type(self._network)
+        if not _home_made(cls):
+            return f"the class {cls.__name__} was patched"
+        if tuple(self._network.children()) != self._parts:
+            return f"a part of a {cls.__name__} was replaced"
+        cat = getattr(getattr(sys.modules.get(cls.__module__), "th", torch), "cat", None)
+        if _package(cat) not in HOME:
+            return "how the decoder joins its inputs was patched"
+        return self._frame.changed({c for c in self._frame.classes if not _home_made(c)})
+
 
 class _Watched:
-    def __init__(self, layer: nn.Module):
-        self.modules = list(layer.modules())
+    def __init__(self, modules: Iterable[nn.Module]):
+        self.modules = list(modules)
+        self.classes = {type(m) for m in self.modules}
         self._seen = [(m, type(m), vars(m), m._modules, tuple(m._modules.values()), _padding(m)) for m in self.modules]
 
     def changed(self, foreign: set[type]) -> str | None:
@@ -76,7 +95,7 @@ def networks_behind(function: object, but: nn.Module) -> list[nn.Module]:
     for _ in range(_REACH):
         following: list[object] = []
         for thing in level:
-            if id(thing) in seen or len(seen) > _MOST:
+            if id(thing) in seen or len(seen) > _MOST or _package(type(thing)) == "lib_accel":
                 continue
             seen.add(id(thing))
             if isinstance(thing, nn.Module):

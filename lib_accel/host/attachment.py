@@ -93,8 +93,10 @@ class Attachment:
     def _forward(self, x: Tensor, timesteps: Any = None, context: Any = None, *rest: Any, **named: Any) -> Tensor:
         """Stands in for `UNetModel.forward`; shapes as there."""
         y, more = (rest[0] if rest else named.get("y")), [*rest[1:], *(k for k in named if k != "y")]
+        reason = self._why_not_call(context, more) or self.why_not(x)
+        if reason is None and self._inspector.frame_changed():
+            return self._host_forward(x, timesteps, context, *rest, **named)  # which calls `_begin`, and our layers
         with self._layers_aside():
-            reason = self._why_not_call(context, more) or self.why_not(x)
             if reason is None:
                 replaced = self._changed()
                 self._explain(summary(replaced) if replaced else None)
@@ -104,17 +106,21 @@ class Attachment:
                     reason = str(e)
             self._explain(reason)
             self.counts.host_calls += 1
-            return type(self.unet).forward(self.unet, x, timesteps, context, *rest, **named)  # type: ignore[no-any-return]
+            return self._host_forward(x, timesteps, context, *rest, **named)
+
+    def _host_forward(self, *args: Any, **named: Any) -> Tensor:
+        return type(self.unet).forward(self.unet, *args, **named)  # type: ignore[no-any-return]
 
     def _begin(self, h: Tensor) -> Mapping[str, CompiledLayer]:
-        """Somebody else drives the UNet, and a pass of his begins: the layers that compiled code computes in it."""
+        """Somebody else drives the UNet, or the WebUI's own forward does, and a pass begins: what compiled code computes in it."""
         reason = self.why_not(h)
         if reason is None:
             try:
                 replaced = self._changed()
                 compiled = self.engine.compiled_layers()
                 self._take_over_controls()
-                self._explain(summary(replaced) if replaced else None)
+                why = self._inspector.frame_changed() or "another extension drives the UNet"
+                self._explain("; ".join([f"{why}: compiled layer by layer", *([summary(replaced)] if replaced else [])]))
                 self.engine.counters.accelerated_calls += bool(compiled)
                 return {name: layer for name, layer in compiled.items() if name not in replaced}
             except AccelError as e:

@@ -97,6 +97,7 @@ class Server:
 
     def start(self, model: str, seconds: float = 600) -> Server:
         (self.data / "extensions").mkdir(parents=True)
+        (self.data / "ui-config.json").write_text("{}")  # as after a first start: some extensions need it
         for name, folder in self.extensions.items():
             (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
         with socket.socket() as s:

@@ -49,8 +49,8 @@ CASES = [
     Case("T2I adapter", [ADAPTER]),
     Case("ControlLoRA", [LORA]),
     Case("start and end", [{**A, "guidance_start": 0.3, "guidance_end": 0.7}], {"steps": 4}, controls=1),
-    Case("my prompt is more important", [{**A, "control_mode": 1}], controls=1),
-    Case("ControlNet is more important", [{**A, "control_mode": 2}], controls=1),
+    Case("my prompt is more important", [{**A, "control_mode": "My prompt is more important"}], controls=1),
+    Case("ControlNet is more important", [{**A, "control_mode": "ControlNet is more important"}], controls=1),
     Case("pixel perfect", [{**B, "pixel_perfect": True}], controls=1),
     Case("low VRAM", [{**A, "low_vram": True}], controls=1),
     Case("batch of 2", [A], {"batch_size": 2}, controls=1),
@@ -106,6 +106,7 @@ def test_case(controlled: Server, plain: Pictures, case: Case) -> None:
     assert (c.calls > 0, c.host_calls, c.compiles, c.on.served) == (True, 0, 0, True), rows[-1]
     assert c.off.decibels(plain) < 45, "the control changed nothing"
     assert controls >= case.controls, rows[-1]
+    assert "drives the UNet" in reason or "replaced" in reason, rows[-1]
     assert ("WebUI's way" in reason) == case.partly, rows[-1]
 
 

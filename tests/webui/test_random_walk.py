@@ -1,6 +1,7 @@
 """Random changes one after another on one server, and after each the same picture off and on.
 
 ACCEL_E2E_WALK: how many actions (default 300). ACCEL_E2E_SEED: which walk (default 1). The same two numbers give the same walk.
+With ACCEL_CONTROLNET (the folder of sd-webui-controlnet) control units come and go as well: those that fit a UNet of any width.
 """
 
 from __future__ import annotations
@@ -10,13 +11,20 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
+from ..control_files import t2i_adapter
+from ..network_files import KINDS, shapes_of
 from .conftest import Launch, rows
-from .host import DEFAULTS, MIN_DB, Pictures, Refused, Server
+from .host import DEFAULTS, MIN_DB, Pictures, Refused, Server, picture
 
 LENGTH = int(os.environ.get("ACCEL_E2E_WALK", "300"))
 SEED = int(os.environ.get("ACCEL_E2E_SEED", "1"))
+CONTROLNET = os.environ.get("ACCEL_CONTROLNET")
+NETWORKS = ["loraA", "loraB", *(k for k in KINDS if k != "full-bias")]  # with that one the WebUI alone fails
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
 
 
@@ -30,10 +38,12 @@ class State:
     payload: dict[str, Any] = field(default_factory=dict)
     hires: dict[str, Any] = field(default_factory=dict)
     refiner: dict[str, Any] = field(default_factory=dict)
+    control: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
 
     def body(self) -> dict[str, Any]:
-        return {"prompt": f"{self.prompt} {self.loras}".strip(), **self.payload, **self.hires, **self.refiner}
+        scripts = {"alwayson_scripts": {"controlnet": {"args": self.control}}} if self.control else {}
+        return {"prompt": f"{self.prompt} {self.loras}".strip(), **self.payload, **self.hires, **self.refiner, **scripts}
 
 
 Action = Callable[[random.Random, State, Server], str]
@@ -64,9 +74,17 @@ def _checkpoint(r: random.Random, s: State, server: Server) -> str:
 
 
 def _loras(r: random.Random, s: State, _: Server) -> str:
-    names = r.sample(["loraA", "loraB"], r.choice([0, 1, 1, 2]))
+    names = r.sample(NETWORKS, r.choice([0, 1, 1, 2]))
     s.loras = " ".join(f"<lora:{n}:{r.choice([-0.5, 0.3, 0.7, 1])}>" for n in names)
     return s.loras or "no LoRA"
+
+
+def _control(r: random.Random, s: State, server: Server) -> str:
+    adapter = {"model": server.names.get("t2iadapter_tiny"), "module": "canny", "weight": r.choice([0.5, 1])}
+    reference = {"model": "None", "module": r.choice(["reference_only", "reference_adain+attn"])}
+    units = r.choice([[], [], [adapter], [reference], [adapter, reference]])
+    s.control = [{"enabled": True, "image": picture(), **u} for u in units]
+    return f"control {[u['module'] for u in units]}"
 
 
 def _prompt(r: random.Random, s: State, _: Server) -> str:
@@ -109,6 +127,10 @@ ACTIONS: dict[str, Action] = {
 }
 
 
+if CONTROLNET:
+    ACTIONS["control"] = _control
+
+
 def _both(r: random.Random, s: State, server: Server) -> tuple[Pictures, Pictures]:
     """The picture off and on, either first; off for all, or for this one request while the UNet stays taken over."""
     body = s.body()
@@ -131,8 +153,15 @@ def _both(r: random.Random, s: State, server: Server) -> tuple[Pictures, Picture
     return off(), second
 
 
-def test_random_walk(launch: Launch) -> None:
-    server = launch()
+def test_random_walk(launch: Launch, webui: Path, folder: Path) -> None:
+    if CONTROLNET:
+        (folder / "walk").mkdir()
+        adapter = t2i_adapter(shapes_of(webui / "models" / "Stable-diffusion" / "tinyA.safetensors"), 1)
+        save_file(adapter, folder / "walk" / "t2iadapter_tiny.safetensors")
+        server = launch("--controlnet-dir", str(folder / "walk"), others=[Path(CONTROLNET).resolve()])
+        server.names = {n.split(" [")[0]: n for n in server.get("/controlnet/model_list?update=true")["model_list"]}
+    else:
+        server = launch()
     server.options(**DEFAULTS | {"hypertile_max_tile_unet": 64})  # small enough to act at 128 pixels
     server.wait_ready()
     r, state = random.Random(SEED), State()
@@ -145,6 +174,7 @@ def test_random_walk(launch: Launch) -> None:
         if r.random() < 0.3:  # what makes pictures slow, or keeps compiled code out, does not stay for long
             state.hires.clear()
             state.refiner.clear()
+            state.control.clear()
             state.settings.update(lora_functional=False, token_merging_ratio=0.0)
             server.options(lora_functional=False, token_merging_ratio=0.0)
         name = r.choice(list(ACTIONS))
