@@ -68,6 +68,11 @@ class CompiledLayer:
         inputs = [h.contiguous(memory_format=torch.channels_last), *(side.contiguous() for side in inputs[1:])]
         return self._fn(inputs + [p.to(self.dtype) for p in self._parameters])  # the very parameters, unless they are to be widened
 
+    @property
+    def takes_emb(self) -> bool:
+        """Whether its side input is the time embedding, not the context."""
+        return self._side == "emb"
+
     def _fits(self, inputs: list[Tensor]) -> bool:
         h, weight = inputs[0], self._parameters[0]
         if h.ndim != 4 or h.shape[1] != self._widths[0] or inputs[-1].shape[-1] != (self._widths[1] if self._side else h.shape[-1]):

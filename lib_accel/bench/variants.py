@@ -15,6 +15,7 @@ from ..engine import Engine
 from ..errors import BackendUnavailable
 from ..jobs import Job
 from ..unet import UNet
+from .control import driven
 from .measure import Call
 from .reference import Reference
 
@@ -52,7 +53,7 @@ def _torch_compile(setup: Setup, mode: str) -> Call:
     return lambda: compiled(*setup.inputs).clone()
 
 
-def _engine(setup: Setup, backend: str, graphs: bool) -> Call:
+def _ready(setup: Setup, backend: str, graphs: bool) -> Engine:
     if graphs and setup.device.type != "cuda":
         raise BackendUnavailable(f"CUDA graphs need a CUDA device; this is {setup.device.type}")
     engine = Engine(setup.donor, replace(setup.config, backend=backend, graphs=graphs))
@@ -63,7 +64,16 @@ def _engine(setup: Setup, backend: str, graphs: bool) -> Call:
     status = engine.status
     if status.backend != backend:
         raise BackendUnavailable(status.reason or f"{backend} is not available")
+    return engine
+
+
+def _engine(setup: Setup, backend: str, graphs: bool = False) -> Call:
+    engine = _ready(setup, backend, graphs)
     return lambda: engine(*setup.inputs)
+
+
+def _driven(setup: Setup, backend: str, controls: int) -> Call:
+    return driven(_ready(setup, backend, graphs=False), setup.inputs, controls)
 
 
 def _openvino(setup: Setup) -> Call:
@@ -88,14 +98,17 @@ VARIANTS: dict[str, Builder] = {
     "compile": lambda s: _torch_compile(s, "default"),
     "compile-max-autotune": lambda s: _torch_compile(s, "max-autotune"),
     "openvino": _openvino,
-    "eager": lambda s: _engine(s, "eager", graphs=False),
+    "eager": lambda s: _engine(s, "eager"),
     "eager+graphs": lambda s: _engine(s, "eager", graphs=True),
-    "jit": lambda s: _engine(s, "jit", graphs=False),
-    "aoti": lambda s: _engine(s, "aoti", graphs=False),
+    "jit": lambda s: _engine(s, "jit"),
+    "aoti": lambda s: _engine(s, "aoti"),
     "aoti+graphs": lambda s: _engine(s, "aoti", graphs=True),
+    "aoti+blocks": lambda s: _driven(s, "aoti", controls=0),
+    "eager+control": lambda s: _driven(s, "eager", controls=1),
+    "aoti+control": lambda s: _driven(s, "aoti", controls=1),
 }
 
-DEFAULT = tuple(name for name in VARIANTS if name not in ("compile-max-autotune", "jit"))
+DEFAULT = tuple(name for name in VARIANTS if name not in ("compile-max-autotune", "jit", "aoti+blocks", "eager+control", "aoti+control"))
 
 
 def build(name: str, setup: Setup) -> tuple[Call, float]:

@@ -53,6 +53,8 @@ variants ({", ".join(DEFAULT)} by default):
   eager, eager+graphs   our UNet run by torch, and with CUDA graphs
   jit                   our units under torch.compile
   aoti, aoti+graphs     our compiled artifact, from the store or made first, and with CUDA graphs
+  aoti+blocks           the same, driven block by block as ControlNet does
+  eager+control, aoti+control   that with a control network beside it (the error then tells nothing: it changes the result)
 
 examples:
   python -m lib_accel bench
