@@ -176,7 +176,7 @@ DAMAGES: dict[str, tuple[Callable[[ArtifactStore, Artifact], Any], str]] = {
     "another torch": (lambda s, a: foreign(s, a, torch="2.9.1"), f"was made for torch '2.9.1', here '{torch.__version__}'"),
     "another GPU": (lambda s, a: foreign(s, a, device_type="cuda", device_name="H100"), "device_name 'H100', here"),
     "a unit too few": (lambda s, a: put_again(s, a, a.recipe, a.files[:3], a.verdict), "does not load: "),
-    "no verdict": (lambda s, a: put_again(s, a, a.recipe, a.files, None), "has no accuracy check for ResBlock 32 -> 32"),
+    "no verdict": (lambda s, a: put_again(s, a, a.recipe, a.files, None), "has no accuracy check for ResBlock 64 -> 64"),
     "no code in it": (lambda s, a: garbage(s, a), "does not load"),
 }
 

@@ -91,7 +91,7 @@ def test_a_killed_worker(temp: Path, store: ArtifactStore):
         status = engine.status
         assert (status.state, status.backend, status.counters.compiles) == ("fallback", "eager", 0)
         assert "the compiler process ended (exit -9) at " in str(status.reason)
-        assert any(f" at {name}" in str(status.reason) for name in ("ResBlock 32 -> 32", "SpatialTransformer 32 x1"))
+        assert any(f" at {name}" in str(status.reason) for name in ("ResBlock 64 -> 64", "SpatialTransformer 64 x1"))
         assert torch.equal(engine(*given), expected)
         engine.prepare()
         assert engine.job is None, "it does not try again and again"
@@ -205,7 +205,7 @@ def test_a_compiler_that_crashes(
     monkeypatch.setenv("CXX", stand_in(tmp_path, script))
     job = CompileJob(tiny.target([OUTPUT]), store)
     job.start()
-    with pytest.raises(CompileFailed, match=rf"(?s)Output 32 -> 4 does not compile: .*{re.escape(message)}"):
+    with pytest.raises(CompileFailed, match=rf"(?s)Output 64 -> 4 does not compile: .*{re.escape(message)}"):
         job.result()
     nothing_left(temp, store)
 
@@ -217,7 +217,7 @@ def test_a_compiler_that_hangs(temp: Path, store: ArtifactStore, tmp_path: Path,
     job.start()
     until("the compiler to be called", (tmp_path / "called").exists)
     job.stall_s = 1
-    with pytest.raises(CompileFailed, match=r"the compiler hangs: no answer for 1 s at Output 32 -> 4"):
+    with pytest.raises(CompileFailed, match=r"the compiler hangs: no answer for 1 s at Output 64 -> 4"):
         job.result()
     nothing_left(temp, store)
 

@@ -121,7 +121,7 @@ def test_unusable_weights_are_refused_until_they_are_back(tiny_store: Path):
         engine(*given)
     layer.float()
     layer.weight.data = layer.weight.data[:2]  # type: ignore[union-attr, index, assignment]
-    with pytest.raises(BadWeights, match=r"out\.2\.weight: got the shape \[2, 32, 3, 3\], expected the shape \[4, 32, 3, 3\]"):
+    with pytest.raises(BadWeights, match=r"out\.2\.weight: got the shape \[2, 64, 3, 3\], expected the shape \[4, 64, 3, 3\]"):
         engine(*given)
     layer.weight.data = before["out.2.weight"]
     served(engine, given)
@@ -137,11 +137,11 @@ def test_a_bias_that_appears_is_computed(tiny_store: Path):
     donor = tiny.donor()
     attention = donor.get_submodule("middle_block.1.transformer_blocks.0.attn1")
     weight = attention.to_q.weight
-    attention.to_q = nn.Linear(32, 32, bias=False, device="meta")  # as the host's layers are
+    attention.to_q = nn.Linear(64, 64, bias=False, device="meta")  # as the host's layers are
     attention.to_q.weight = weight
     engine = ready(tiny_store, unet=donor)
     before = served(engine, tiny.inputs())
-    attention.to_q.bias = nn.Parameter(torch.ones(32))
+    attention.to_q.bias = nn.Parameter(torch.ones(64))
     after = served(engine, tiny.inputs())
     assert tiny.error(after, donor(*tiny.inputs()).double()) < 1e-5
     assert tiny.error(after, before.double()) > 1e-4
@@ -150,6 +150,6 @@ def test_a_bias_that_appears_is_computed(tiny_store: Path):
     }
     attention.to_q.bias = None
     assert torch.equal(served(engine, tiny.inputs()), before)
-    attention.to_q.bias = nn.Parameter(torch.ones(31))
+    attention.to_q.bias = nn.Parameter(torch.ones(63))
     with pytest.raises(BadWeights, match=r"middle_block.*to_q\.bias: this UNet has no such parameter"):
         engine(*tiny.inputs())

@@ -23,7 +23,7 @@ from lib_accel.units import units_of
 MIB = 1024**2
 CONTEXT = 16  # channels of the prompt
 FAMILY: dict[str, Any] = {
-    "model_channels": 32,
+    "model_channels": 64,  # two for each group: normalising one alone would hide the time embedding
     "channel_mult": (1, 1),  # equal widths on both levels: few distinct residual blocks
     "depths": (1, 0),
     "middle_depth": 1,
@@ -151,4 +151,4 @@ def addresses(module: nn.Module) -> list[int]:
 def block_inputs(e: Engine, given: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """h, emb and context for any block."""
     x, timesteps, context, _ = given
-    return x.mean(1, keepdim=True).expand(-1, 32, -1, -1), e.unet.embed(timesteps, None), context
+    return x.mean(1, keepdim=True).expand(-1, 64, -1, -1), e.unet.embed(timesteps, None), context

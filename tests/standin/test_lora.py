@@ -1,0 +1,235 @@
+"""LoRAs merged by us beside the Lora extension: the same weights, honest marks, gone to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ..tiny import inputs
+from .host import Host, counted
+
+QUERY, CONV, NORM, VALUE = (
+    "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    "middle_block.0.in_layers.2",
+    "middle_block.1.norm",
+    "output_blocks.3.1.transformer_blocks.0.attn2.to_v",
+)
+
+
+def _plain_lora(outputs: int, inputs_: int, *kernel: int) -> dict[str, Tensor]:
+    up = torch.randn(outputs, 4, *[1] * len(kernel))
+    return {"lora_up.weight": up, "lora_down.weight": torch.randn(4, inputs_, *kernel) * 0.3, "alpha": torch.tensor(2.0)}
+
+
+@pytest.fixture
+def lora(host: Host) -> Any:
+    return host.network("lora", {QUERY: _plain_lora(64, 64), CONV: _plain_lora(64, 64, 3, 3), VALUE: _plain_lora(64, 16)})
+
+
+@pytest.fixture
+def full(host: Host) -> Any:
+    """Of a type that has no factors, and changes a bias."""
+    parts = {"diff": torch.randn(64) * 0.3, "diff_b": torch.randn(64) * 0.3}
+    return host.network("full", {NORM: parts, QUERY: {"diff": torch.randn(64, 64) * 0.1}})
+
+
+def weights(host: Host) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in host.unet.named_parameters()}
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    return [name for name in {*a, *b} if name not in a or name not in b or not torch.equal(a[name], b[name])]
+
+
+def test_merged_as_the_host_merges(host: Host, lora: Any, full: Any) -> None:
+    base, bare = weights(host), host.call()
+    for wanted, changed in (((lora,), 3), ((lora, full), 5), ((full, lora), 5), ((full,), 3)):
+        host.want(*wanted)
+        with counted(host, accelerated_calls=1, host_calls=0, lora_merges=1, compiles=0):
+            out = host.call()
+        assert torch.allclose(out, host.plain(), atol=1e-4)
+        assert not torch.allclose(out, bare, atol=1e-2)
+        assert len(apart(base, weights(host))) == changed
+    host.want()
+    assert torch.equal(host.call(), bare)
+    assert apart(base, weights(host)) == []
+
+
+def test_merged_once(host: Host, lora: Any) -> None:
+    host.want(lora)
+    with counted(host, lora_merges=1, accelerated_calls=3):
+        assert torch.equal(host.call(), host.call())
+        host.call(inputs(height=24))
+
+
+def test_every_strength_between_two_calls(host: Host, lora: Any) -> None:
+    host.want(lora)
+    first = host.call()
+    for strength in (0.3, -1.0, 0.0):
+        lora.te_multiplier, lora.unet_multiplier = 0.5, strength
+        out = host.call()
+        assert torch.allclose(out, host.plain(), atol=1e-4)
+        assert not torch.allclose(out, first, atol=1e-3)
+    lora.unet_multiplier, lora.dyn_dim = 1.0, 2  # half of its ranks
+    out = host.call()
+    assert torch.allclose(out, host.plain(), atol=1e-4)
+    assert not torch.allclose(out, first, atol=1e-3)
+
+
+def test_the_same_network_loaded_anew_is_not_merged_again(host: Host, lora: Any) -> None:
+    """The Lora extension may read the file again: what counts is its name and strengths, as there."""
+    host.want(lora)
+    host.call()
+    again = host.module("network").Network("lora", None)
+    again.modules = lora.modules
+    host.want(again)
+    with counted(host, lora_merges=0, accelerated_calls=1):
+        host.call()
+
+
+def test_marks_and_backups_are_true(host: Host, lora: Any) -> None:
+    base = weights(host)
+    host.want(lora)
+    host.call()
+    touched, other = host.unet.get_submodule(CONV), host.unet.get_submodule("middle_block.2.in_layers.2")
+    assert touched.network_current_names == (("lora", 1.0, 1.0, None),)
+    assert torch.equal(touched.network_weights_backup, base[f"{CONV}.weight"])
+    assert torch.equal(touched.network_bias_backup, base[f"{CONV}.bias"])
+    assert getattr(other, "network_current_names", ()) == ()
+    merged = touched.weight.detach().clone()
+    host.merge(touched)
+    assert torch.equal(touched.weight, merged), "merged twice"
+
+
+def test_the_host_takes_over_in_the_middle(host: Host, lora: Any, full: Any) -> None:
+    """What we merged it takes out, and what it merged we do."""
+    base, bare = weights(host), host.call()
+    host.want(lora)
+    ours = host.call()
+    host.opts.set("accel_enable", False)
+    assert torch.allclose(host.call(), ours, atol=1e-4)
+    host.want(lora, full)
+    assert torch.allclose(host.call(), host.plain(), atol=1e-4)
+    host.opts.set("accel_enable", True)
+    with counted(host, lora_merges=0, accelerated_calls=1):
+        assert torch.allclose(host.call(), host.plain(), atol=1e-4)
+    host.want()
+    with counted(host, lora_merges=1):
+        assert torch.equal(host.call(), bare)
+    assert apart(base, weights(host)) == []
+    host.want(lora)
+    host.call()
+    host.opts.set("accel_enable", False)
+    host.want()
+    assert torch.allclose(host.call(), bare, atol=1e-5)
+    assert apart(base, weights(host)) == []
+
+
+def test_a_bias_where_there_was_none(host: Host) -> None:
+    """Computed with it, in every call (the Lora extension itself stumbles over its own at the second); afterwards there is none again."""
+    base, bare = weights(host), host.call()
+    net = host.network("biased", {QUERY: {"diff": torch.randn(64, 64) * 0.1, "diff_b": torch.randn(64)}, CONV: _plain_lora(64, 64, 3, 3)})
+    net.unet_multiplier = 0.7
+    host.want(net)
+    with counted(host, accelerated_calls=2, host_calls=0, lora_merges=1):
+        out = host.call()
+        assert torch.equal(host.call(), out)
+    assert torch.allclose(out, host.plain(), atol=1e-4)
+    assert not torch.allclose(out, bare, atol=1e-2)
+    assert sorted(apart(base, weights(host))) == sorted([f"{CONV}.weight", f"{QUERY}.weight", f"{QUERY}.bias"])
+    host.want()
+    assert torch.equal(host.call(), bare)
+    assert apart(base, weights(host)) == []
+    host.want(net)
+    host.call()
+    host.opts.set("accel_enable", False)
+    host.want()
+    assert torch.allclose(host.call(), bare, atol=1e-5)
+    assert apart(base, weights(host)) == []
+
+
+@pytest.mark.parametrize("good_first", [True, False])
+def test_a_broken_network(host: Host, lora: Any, good_first: bool) -> None:
+    """Counted for the message under the image, and left out: its layer keeps what the others make of it."""
+    broken = host.network("broken", {CONV: {"diff": torch.zeros(7, 5, 3, 3)}, VALUE: _plain_lora(20, 16), NORM: {"diff": torch.zeros(9)}})
+    host.want(*((lora, broken) if good_first else (broken, lora)))
+    base = weights(host)
+    out = host.call()
+    assert host.networks.extra_network_lora.errors == {"broken": 3}
+    assert sorted(apart(base, weights(host))) == sorted(f"{name}.weight" for name in (QUERY, CONV, VALUE))
+    assert torch.allclose(out, host.plain(), atol=1e-4)
+    assert host.networks.extra_network_lora.errors == {"broken": 6}, "the host's own count, of the same layers"
+
+
+def test_a_merge_that_is_cut_short(host: Host, lora: Any, full: Any) -> None:
+    """The error is the caller's; whoever merges next begins at the base."""
+    base, bare = weights(host), host.call()
+    part = full.modules[f"diffusion_model_{QUERY.replace('.', '_')}"]
+    part.calc_updown = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+    host.want(lora, full)
+    with pytest.raises(KeyboardInterrupt):
+        host.call()
+    del part.calc_updown
+    assert torch.allclose(host.call(), host.plain(), atol=1e-4)
+    host.want()
+    assert torch.equal(host.call(), bare)
+    assert apart(base, weights(host)) == []
+
+
+def test_a_merge_that_is_cut_short_when_a_weight_is_written(host: Host, lora: Any) -> None:
+    """No mark may say of that layer what is not so."""
+    bare, ours = host.call(), host.module("lib_accel.host.lora")
+    merge = ours.merge
+
+    def cut(*given: Any) -> None:
+        merge(*given)
+        raise KeyboardInterrupt
+
+    ours.merge = cut
+    host.want(lora)
+    with pytest.raises(KeyboardInterrupt):
+        host.call()
+    ours.merge = merge
+    host.want()
+    assert torch.equal(host.call(), bare)
+
+
+def test_weights_loaded_in_place_under_a_lora(host: Host, lora: Any) -> None:
+    """Another checkpoint into the same objects: the Lora extension forgets what it knew of them, and so must we."""
+    host.want(lora)
+    host.call()
+    other = host.new_unet(seed=5)
+    host.unet.load_state_dict(other.state_dict())
+    host.module("modules.script_callbacks").model_loaded_callback(host.model)
+    out = host.call()
+    assert torch.allclose(out, host.plain(seed=5), atol=1e-4)
+    host.want()
+    assert torch.allclose(host.call(), host.plain(seed=5), atol=1e-5)
+    assert apart(dict(other.named_parameters()), weights(host)) == []
+
+
+def test_another_extension_merges(host: Host, lora: Any) -> None:
+    """Where somebody else's code stands for the Lora extension's, it is called."""
+    called: list[object] = []
+    original = host.networks.network_apply_weights
+
+    def theirs(layer: Any) -> None:
+        called.append(layer)
+        original(layer)
+
+    host.networks.network_apply_weights = theirs
+    host.want(lora)
+    out = host.call()
+    assert called == [host.unet.get_submodule(name) for name in (QUERY, CONV, VALUE)]
+    host.networks.network_apply_weights = original
+    assert torch.allclose(out, host.plain(), atol=1e-4)
+
+
+def test_images(host: Host, lora: Any) -> None:
+    plain = host.image()
+    styled = host.image(lora)
+    assert not torch.allclose(styled.made[0], plain.made[0], atol=1e-2)
+    assert torch.equal(host.image().made[0], plain.made[0])

@@ -1,0 +1,129 @@
+"""What a person sees and what a program asks, without a browser: the tab, the status line, the routes and who may use them."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Start
+from .host import Host
+
+
+def _basic(login: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "pairs", "login", "both"),
+    [
+        ({}, 401, 401, 401),
+        (_basic("me:secret"), 200, 401, 200),
+        (_basic("you:other:word"), 200, 401, 200),
+        (_basic("me:wrong"), 401, 401, 401),
+        (_basic("me:"), 401, 401, 401),
+        (_basic("nobody:secret"), 401, 401, 401),
+        (_basic("mé:secrét"), 401, 401, 401),
+        ({"Authorization": "Bearer x"}, 401, 401, 401),
+        ({"Cookie": "access-token=good"}, 401, 200, 200),
+        ({"Cookie": "access-token-unsecure=good"}, 401, 200, 200),
+        ({"Cookie": "access-token=bad"}, 401, 401, 401),
+        ({"Cookie": "access-token="}, 401, 401, 401),
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("GET", "status"), ("POST", "prebuild"), ("DELETE", "artifacts/0")])
+def test_who_may(start: Start, method: str, path: str, headers: dict[str, str], pairs: int, login: int, both: int) -> None:
+    """Under `--api-auth`, under gradio's login, under both, under none: a 401 comes before anything is done."""
+    host = start("--accel-disable")
+    own = host.app.ask(method, f"/accel/v1/{path}")[0]
+    flags: Any = host.module("modules.shared").cmd_opts
+    for api_auth, auth, expected in (
+        ("me:secret,you:other:word", None, pairs),
+        (None, object(), login),
+        ("me:secret,you:other:word", object(), both),
+    ):
+        flags.api_auth, host.app.auth, host.app.tokens = api_auth, auth, {"good": "me"}
+        assert host.app.ask(method, f"/accel/v1/{path}", headers)[0] == (own if expected == 200 else expected)
+    assert own in (200, 409)
+
+
+def test_prebuild_and_delete(start: Start, own_store: Path) -> None:
+    host = start("--accel-store", str(own_store))
+    assert host.app.ask("POST", "/accel/v1/prebuild")[0] == 409  # no model
+    host.load()
+    first, status = host.call(), host.status()
+    code, answer = host.app.ask("POST", "/accel/v1/prebuild")
+    assert (code, answer["state"], answer["artifact"]) == (200, "ready", status["artifact"])
+    key = status["artifact"]["key"]
+    assert host.app.ask("DELETE", f"/accel/v1/artifacts/{key}") == (200, {"deleted": key})
+    assert host.app.ask("DELETE", f"/accel/v1/artifacts/{key}")[0] == 404
+    assert not list(own_store.glob(f"{key}*/manifest.json"))
+    assert host.call().equal(first), "what is loaded keeps serving"
+
+
+def _shown(host: Host, name: str) -> str:
+    return next(c.value for c in host.pages.shown if c.elem_id == f"accel_{name}")
+
+
+def _press(host: Host, name: str) -> None:
+    next(c for c in host.pages.shown if c.elem_id == f"accel_{name}").press()
+
+
+def test_the_tab(start: Start, own_store: Path) -> None:
+    host = start("--accel-store", str(own_store))
+    assert [tab[1:] for tab in host.tabs] == [("Acceleration", "accel")]
+    host.load()
+    host.image()
+    _press(host, "refresh")
+    key = host.status()["artifact"]["key"]
+    assert "<span class='accel-plain'>2</span>" in _shown(host, "details")  # UNet calls
+    assert key in _shown(host, "artifacts")
+    assert "<rect class='accel-on'" in _shown(host, "plot")
+    assert "data-level=" in _shown(host, "findings")
+    _press(host, "build")
+    assert "nothing to build" in _shown(host, "message")
+    next(c for c in host.pages.shown if type(c).__name__ == "Textbox").value = key
+    _press(host, "delete")
+    assert "Deleted" in _shown(host, "message")
+    assert key not in _shown(host, "artifacts")
+    host.opts.set("accel_enable", False)
+    _press(host, "build")
+    assert "nothing to build" in _shown(host, "message")
+
+
+def _line(host: Host) -> str:
+    poll = next(c for c in host.pages.shown if getattr(c, "api_name", None) == "accel_status")
+    poll.press()
+    return poll._outputs[0].value
+
+
+def test_the_status_line(host: Host) -> None:
+    host.call()
+    assert "data-state='ready'" in _line(host)
+    assert "aoti" in _line(host)
+    host.module("modules.shared").loaded_hypernetworks.append(object())
+    host.call()
+    assert "data-limited='1'" in _line(host)
+    assert "hypernetwork" in _line(host)
+    host.opts.set("accel_enable", False)
+    assert "data-state='off'" in _line(host)
+
+
+def test_text_from_elsewhere_is_escaped(host: Host) -> None:
+    """Reasons quote other extensions' names."""
+    unets = host.module("modules.sd_unet")
+    option = unets.SdUnetOption()
+    option.label = "<script>alert(1)</script>"
+    unets.current_unet = unets.SdUnet()
+    unets.current_unet.option = option
+    unets.current_unet.forward = lambda x, *_, **__: x
+    host.call()
+    assert "&lt;script&gt;" in _line(host)
+    assert "<script>" not in _line(host)
+
+
+def test_the_line_above_the_picture(host: Host) -> None:
+    ids = {c.elem_id for c in host.pages.shown}
+    assert {"accel_status_txt2img", "accel_status_tab"} <= ids

@@ -1,0 +1,145 @@
+"""What compiled code cannot follow: the host computes it, and the status says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ..tiny import inputs
+from .host import Host, counted
+
+
+def _hypernetwork(host: Host) -> Callable[[], None]:
+    host.module("modules.shared").loaded_hypernetworks.append(object())
+    return host.module("modules.shared").loaded_hypernetworks.clear
+
+
+def _upcast(host: Host) -> Callable[[], None]:
+    host.module("modules.devices").unet_needs_upcast = True
+    return lambda: setattr(host.module("modules.devices"), "unet_needs_upcast", False)
+
+
+@pytest.mark.parametrize(
+    ("begin", "reason"),
+    [(_hypernetwork, "a hypernetwork is active"), (_upcast, "the WebUI upcasts this UNet")],
+)
+def test_while_it_lasts(host: Host, begin: Callable[[Host], Callable[[], None]], reason: str) -> None:
+    end = begin(host)
+    with counted(host, accelerated_calls=0, host_calls=1):
+        out = host.call()
+    assert reason in host.status()["reason"]
+    assert torch.equal(out, host.plain())
+    end()
+    with counted(host, accelerated_calls=1, host_calls=0):
+        host.call()
+    assert host.status()["reason"] is None
+
+
+def test_training(host: Host) -> None:
+    """With gradients, as textual inversion trains: they reach the input."""
+    x, timesteps, context, _ = inputs()
+    context.requires_grad_(True)
+    with counted(host, accelerated_calls=0, host_calls=1):
+        host.unet(x, timesteps, context=context).sum().backward()
+    assert host.status()["reason"] == "the UNet is being trained"
+    assert context.grad is not None
+    assert context.grad.any()
+
+
+def test_another_extensions_unet(host: Host) -> None:
+    sd_unet = host.module("modules.sd_unet")
+
+    class Theirs(sd_unet.SdUnet):
+        def forward(self, x: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+            return x * 3
+
+    class Option(sd_unet.SdUnetOption):
+        label = "theirs"
+
+        def create_unet(self) -> Any:
+            return Theirs()
+
+    sd_unet.unet_options.append(Option())
+    host.opts.set("sd_unet", "theirs")
+    with counted(host, accelerated_calls=0, host_calls=1):
+        p = host.image(steps=1)
+    assert host.status()["reason"] == "another extension's UNet is active: theirs"
+    assert torch.equal(p.made[0], p.x - 0.1 * (p.x * 3))
+    assert "Accel" not in p.extra_generation_params
+    host.opts.set("sd_unet", "None")
+    assert host.image(steps=1).extra_generation_params["Accel"] == "aoti"
+
+
+def test_loras_at_run_time(host: Host) -> None:
+    layer = "middle_block.1.transformer_blocks.0.attn1.to_q"
+    lora = host.network("lora", {layer: {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}})
+    merged, bare = host.image(lora), host.image()
+    host.opts.set("lora_functional", True)
+    with counted(host, accelerated_calls=0, host_calls=2, lora_merges=0):
+        functional = host.image(lora)
+    assert "LoRAs are applied at run time" in host.status()["reason"]
+    assert torch.allclose(functional.made[0], merged.made[0], atol=1e-4)
+    assert not torch.allclose(functional.made[0], bare.made[0], atol=1e-2)
+    with counted(host, accelerated_calls=2, host_calls=0):  # the setting alone does no harm
+        assert torch.equal(host.image().made[0], bare.made[0])
+
+
+@torch.no_grad()
+def test_more_arguments_than_it_knows(host: Host) -> None:
+    """By position or by name; `y` is known, and this UNet takes none."""
+    x, timesteps, context, _ = inputs()
+    plain = host.plain()
+    calls: list[tuple[Callable[[], torch.Tensor], str]] = [
+        (lambda: host.unet(x, timesteps, context=context, control=1), "control"),
+        (lambda: host.unet(x, timesteps, context, None, transformer_options={}), "transformer_options"),
+    ]
+    for call, name in calls:
+        with counted(host, accelerated_calls=0, host_calls=1):
+            assert torch.equal(call(), plain)
+        assert host.status()["reason"] == f"this call gives the UNet more than compiled code knows: {name}"
+    for call in (lambda: host.unet(x, timesteps, context), lambda: host.unet(x, timesteps=timesteps, context=context, y=None)):
+        with counted(host, accelerated_calls=1, host_calls=0):
+            assert torch.allclose(call(), plain, atol=1e-5)
+
+
+@torch.no_grad()
+def test_no_context(host: Host) -> None:
+    """The call is the host's, and so is the error."""
+    x, timesteps, _, _ = inputs()
+    with counted(host, accelerated_calls=0, host_calls=1), pytest.raises(RuntimeError):
+        host.unet(x, timesteps)
+    assert "more than compiled code knows: NoneType" in host.status()["reason"]
+    host.call()
+
+
+def test_weights_of_another_kind(host: Host) -> None:
+    """float8 storage computes only under the host's autocast; here it is enough that we leave it to the host."""
+    host.unet.to(torch.float64)
+    x, timesteps, context, _ = inputs()
+    with counted(host, accelerated_calls=0, host_calls=1), torch.no_grad(), pytest.raises(RuntimeError):
+        host.unet(x, timesteps, context=context)
+    assert host.status()["reason"] == "the weights are stored as torch.float64"
+    host.unet.to(torch.float32)
+    with counted(host, accelerated_calls=1):
+        assert torch.allclose(host.call(), host.plain(), atol=1e-5)
+
+
+def test_a_setting_out_of_range(host: Host) -> None:
+    """The WebUI takes it back where it tells us at once; where an image is being made, that image and the next are made."""
+    assert not host.opts.set("accel_graphs_mib", -5)
+    assert host.image().extra_generation_params["Accel"] == "aoti"
+    assert host.opts.set("accel_graphs_mib", 64)
+    assert host.image().extra_generation_params["Accel"] == "aoti"
+
+
+def test_a_setting_out_of_range_from_the_start(host: Host) -> None:
+    host.opts.data["accel_graphs_mib"] = -5
+    host.load()
+    assert host.status()["state"] == "fallback"
+    assert "graph_bytes is -5242880" in host.status()["reason"]
+    assert torch.equal(host.call(), host.plain())
+    host.opts.set("accel_graphs_mib", 64)
+    assert host.image().extra_generation_params["Accel"] == "aoti"

@@ -1,0 +1,66 @@
+"""Routes with dependencies, asked by the tests as a client would ask them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Depends:
+    dependency: Callable[..., Any]
+
+
+class HTTPException(Exception):
+    def __init__(self, status_code: int, detail: Any = None, headers: dict[str, str] | None = None):
+        super().__init__(detail)
+        self.status_code, self.detail, self.headers = status_code, detail, headers
+
+
+@dataclass
+class Request:
+    app: FastAPI
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        pairs = self.headers.get("Cookie", "").split("; ")
+        return dict(p.split("=", 1) for p in pairs if "=" in p)
+
+
+class FastAPI:
+    def __init__(self) -> None:
+        self._routes: list[tuple[str, re.Pattern[str], Callable[..., Any], Sequence[Depends]]] = []
+
+    def add_api_route(self, path: str, endpoint: Callable[..., Any], *, methods: list[str], dependencies: Sequence[Depends] = ()) -> None:
+        pattern = re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path))
+        self._routes += [(method, pattern, endpoint, dependencies) for method in methods]
+
+    def ask(self, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """-> (status, answer)."""
+        request = Request(self, headers or {})
+        for wanted, pattern, endpoint, dependencies in self._routes:
+            match = pattern.fullmatch(path)
+            if wanted != method or not match:
+                continue
+            try:
+                for d in dependencies:
+                    _resolve(d.dependency, request)
+                return 200, endpoint(**match.groupdict())
+            except HTTPException as e:
+                return e.status_code, {"detail": e.detail}
+        return 404, {"detail": "Not Found"}
+
+
+def _resolve(function: Callable[..., Any], request: Request) -> Any:
+    """Call it with what its parameters ask for: the request, or what another function makes of it."""
+    if not inspect.isroutine(function):
+        return function(request)
+    given = {
+        p.name: _resolve(p.default.dependency, request) if isinstance(p.default, Depends) else request
+        for p in inspect.signature(function).parameters.values()
+    }
+    return function(**given)

@@ -1,0 +1,5 @@
+"""The lock that is held while an image is being made."""
+
+import threading
+
+queue_lock = threading.Lock()  # not re-entrant, as the WebUI's own

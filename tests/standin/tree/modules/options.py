@@ -1,0 +1,58 @@
+"""Settings: a default each, a value where one was set, and a function that is told of a change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class OptionInfo:
+    def __init__(
+        self,
+        default: Any = None,
+        label: str = "",
+        component: Any = None,
+        component_args: Any = None,
+        onchange: Callable[[], None] | None = None,
+    ):
+        self.default, self.label, self.component, self.component_args, self.onchange = default, label, component, component_args, onchange
+        self.section: tuple[str, str] | None = None
+        self.comment_after = ""
+
+    def info(self, info: str) -> OptionInfo:
+        self.comment_after += f"<span class='info'>({info})</span>"
+        return self
+
+
+def options_section(section_identifier: tuple[str, str], options_dict: dict[str, OptionInfo]) -> dict[str, OptionInfo]:
+    for option in options_dict.values():
+        option.section = section_identifier
+    return options_dict
+
+
+class Options:
+    def __init__(self, data_labels: dict[str, OptionInfo]):
+        self.data_labels = dict(data_labels)  # the WebUI sorts it into a new one: what is added to the templates later is not here
+        self.data: dict[str, Any] = {k: v.default for k, v in data_labels.items()}
+
+    def __getattr__(self, item: str) -> Any:
+        if item in self.data:
+            return self.data[item]
+        if item in self.data_labels:
+            return self.data_labels[item].default
+        raise AttributeError(item)
+
+    def set(self, key: str, value: Any) -> bool:
+        """True when that was a change, which it is not where the function that is told of it raises."""
+        before = self.data.get(key)
+        if before == value:
+            return False
+        self.data[key] = value
+        onchange = self.data_labels[key].onchange
+        try:
+            if onchange is not None:
+                onchange()
+        except Exception:  # noqa: BLE001  as there, where it is printed
+            self.data[key] = before
+            return False
+        return True

@@ -1,0 +1,47 @@
+"""A job: what is called in which order while images are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import networks
+import torch
+from torch import Tensor
+
+from modules import script_callbacks, scripts, sd_models, sd_unet
+from modules.call_queue import queue_lock
+
+
+@dataclass
+class StableDiffusionProcessing:
+    x: Tensor  # what the sampler starts with: [B, 4, H/8, W/8]
+    timesteps: Tensor
+    context: Tensor
+    networks: list[Any] = field(default_factory=list)  # what the prompt asks for
+    steps: int = 2
+    n_iter: int = 1
+    extra_generation_params: dict[str, object] = field(default_factory=dict)
+
+
+def process_images(p: StableDiffusionProcessing) -> list[Tensor]:
+    """One tensor for each of the `n_iter` batches."""
+    with queue_lock:
+        scripts.call("before_process", p)
+        with torch.no_grad():
+            sd_unet.apply_unet()
+            return [_batch(p, n) for n in range(p.n_iter)]
+
+
+def _batch(p: StableDiffusionProcessing, number: int) -> Tensor:
+    scripts.call("before_process_batch", p, batch_number=number)
+    networks.extra_network_lora.errors.clear()
+    networks.loaded_networks[:] = p.networks
+    x = p.x
+    for _ in range(p.steps):
+        script_callbacks.cfg_denoiser_callback(x)
+        denoised = sd_models.model_data.sd_model.apply_model(x, p.timesteps, {"c_crossattn": [p.context]})
+        script_callbacks.cfg_denoised_callback(denoised)
+        x = x - 0.1 * denoised
+    scripts.call("postprocess_batch", p, x, batch_number=number)
+    return x

@@ -1,0 +1,51 @@
+"""The loaded model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modules import script_callbacks
+
+
+class DiffusionWrapper(nn.Module):
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.diffusion_model = unet
+
+    def forward(self, x: Tensor, t: Tensor, c_crossattn: list[Tensor]) -> Tensor:
+        return self.diffusion_model(x, t, context=torch.cat(c_crossattn, 1))
+
+
+class LatentDiffusion(nn.Module):
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.model = DiffusionWrapper(unet)
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: dict[str, list[Tensor]]) -> Tensor:
+        return self.model(x_noisy, t, **cond)
+
+
+class SdModelData:
+    def __init__(self) -> None:
+        self.sd_model: Any = None
+
+    def set_sd_model(self, v: Any) -> None:
+        self.sd_model = v
+
+
+model_data = SdModelData()
+
+
+def load_model(unet: nn.Module) -> LatentDiffusion:
+    """A model of its own objects; whoever asked is told."""
+    model = LatentDiffusion(unet)
+    model_data.set_sd_model(model)
+    script_callbacks.model_loaded_callback(model)
+    return model
+
+
+def send_model_to_trash(model: nn.Module) -> None:
+    model.to(device="meta")

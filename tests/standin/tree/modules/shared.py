@@ -1,0 +1,19 @@
+"""Settings, flags, and the hypernetworks that are active."""
+
+from __future__ import annotations
+
+import argparse
+
+from modules import options
+
+OptionInfo = options.OptionInfo
+options_section = options.options_section
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--api-auth")
+cmd_opts = argparse.Namespace()
+
+options_templates = options_section(("compatibility", "Compatibility"), {"lora_functional": OptionInfo(False, "Lora: use old method")})
+options_templates |= options_section(("sd", "Stable Diffusion"), {"sd_unet": OptionInfo("Automatic", "SD Unet")})
+opts = options.Options(options_templates)
+loaded_hypernetworks: list[object] = []

@@ -1,0 +1,59 @@
+"""Networks (LoRAs and their like) and what each does to one layer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class NetworkWeights(NamedTuple):
+    network_key: str
+    sd_key: str
+    w: dict[str, Tensor]
+    sd_module: nn.Module
+
+
+class Network:
+    def __init__(self, name: str, network_on_disk: Any):
+        self.name, self.network_on_disk = name, network_on_disk
+        self.te_multiplier = self.unet_multiplier = 1.0
+        self.dyn_dim: int | None = None
+        self.modules: dict[str, NetworkModule] = {}
+
+
+class NetworkModule:
+    def __init__(self, net: Network, weights: NetworkWeights):
+        self.network, self.sd_key, self.sd_module = net, weights.sd_key, weights.sd_module
+        self.dim: int | None = None
+        self.bias = weights.w.get("bias")
+        self.alpha = weights.w["alpha"].item() if "alpha" in weights.w else None
+        self.scale = weights.w["scale"].item() if "scale" in weights.w else None
+        self.dora_scale = weights.w.get("dora_scale")
+
+    def multiplier(self) -> float:
+        return self.network.te_multiplier if "transformer" in self.sd_key[:20] else self.network.unet_multiplier
+
+    def calc_scale(self) -> float:
+        if self.scale is not None:
+            return self.scale
+        return 1.0 if self.dim is None or self.alpha is None else self.alpha / self.dim
+
+    def finalize_updown(
+        self, updown: Tensor, orig_weight: Tensor, output_shape: Any, ex_bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Raises RuntimeError where the network was made for a layer of another shape."""
+        if len(output_shape) == 4:
+            updown = updown.reshape(output_shape)
+        if updown.numel() == orig_weight.numel():
+            updown = updown.reshape(orig_weight.shape)
+        more = None if ex_bias is None else ex_bias * self.multiplier()
+        return updown * self.calc_scale() * self.multiplier(), more
+
+    def calc_updown(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the layer answered, with this network added to it: the old way, for linear layers."""
+        weight, bias = self.calc_updown(self.sd_module.weight)  # type: ignore[arg-type]
+        return y + nn.functional.linear(x, weight, bias)

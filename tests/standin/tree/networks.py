@@ -1,0 +1,125 @@
+"""The Lora extension: class forwards of torch's layers that merge the wanted networks first, each layer for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import network
+import torch
+from modules import shared
+from torch import Tensor, nn
+
+PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+loaded_networks: list[network.Network] = []
+extra_network_lora = SimpleNamespace(errors={})
+_originals: dict[tuple[type, str], Any] = {}
+
+
+def assign_network_names_to_compvis_modules(sd_model: Any) -> None:
+    sd_model.network_layer_mapping = {}
+    for name, module in sd_model.model.named_modules():
+        module.network_layer_name = name.replace(".", "_")
+        sd_model.network_layer_mapping[module.network_layer_name] = module
+
+
+KEPT = {"weight": "network_weights_backup", "bias": "network_bias_backup"}  # where the base of each is kept
+
+
+def network_apply_weights(self: Any) -> None:
+    """Bring the layer to the wanted set: its base is kept before the first merge, and is where every merge begins."""
+    wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in loaded_networks)
+    merged = getattr(self, "network_current_names", ())
+    name = getattr(self, "network_layer_name", None)
+    if name is None:
+        return
+    for part, kept in KEPT.items() if wanted else ():
+        value = getattr(self, part)
+        if value is not None and getattr(self, kept, None) is None:
+            if merged:  # a part that a network made, or whose base was lost
+                raise RuntimeError(f"{name}.{part}: {merged} are merged and its base is not known")
+            setattr(self, kept, value.to("cpu", copy=True))
+    if merged != wanted:
+        network_restore_weights_from_backup(self)
+        for net in loaded_networks:
+            _merge_or_count(self, net, name)
+        self.network_current_names = wanted
+
+
+def _merge_or_count(layer: Any, net: network.Network, name: str) -> None:
+    try:
+        if name in net.modules:
+            _merge(layer, net.modules[name])
+    except RuntimeError:
+        extra_network_lora.errors[net.name] = extra_network_lora.errors.get(net.name, 0) + 1
+
+
+@torch.no_grad()
+def _merge(layer: Any, module: network.NetworkModule) -> None:
+    delta, more = module.calc_updown(layer.weight)
+    layer.weight.copy_(layer.weight + delta)
+    if more is None:
+        return
+    if layer.bias is None:
+        layer.bias = nn.Parameter(more, requires_grad=False)
+    else:
+        layer.bias.copy_(layer.bias + more)
+
+
+@torch.no_grad()
+def network_restore_weights_from_backup(self: Any) -> None:
+    base = {part: getattr(self, kept, None) for part, kept in KEPT.items()}
+    if base["weight"] is None:
+        return
+    self.weight.copy_(base["weight"])
+    if base["bias"] is None:
+        self.bias = None
+    else:
+        self.bias.copy_(base["bias"])
+
+
+def network_reset_cached_weight(self: Any) -> None:
+    self.network_current_names, self.network_weights_backup, self.network_bias_backup = (), None, None
+
+
+def _patched_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward(self: Any, input: Tensor) -> Tensor:  # noqa: A002
+        if not shared.opts.lora_functional:
+            network_apply_weights(self)
+            return original(self, input)
+        if not loaded_networks:
+            return original(self, input)
+        network_restore_weights_from_backup(self)
+        network_reset_cached_weight(self)
+        y = original(self, input)
+        for net in loaded_networks:
+            module = net.modules.get(getattr(self, "network_layer_name", ""))
+            y = y if module is None else module.forward(input, y)
+        return y
+
+    return forward
+
+
+def _patched_load(original: Callable[..., None]) -> Callable[..., None]:
+    def load(self: Any, *args: Any, **kwargs: Any) -> None:
+        network_reset_cached_weight(self)
+        original(self, *args, **kwargs)
+
+    return load
+
+
+def patch() -> None:
+    for cls in PATCHED:
+        for name, patched in (("forward", _patched_forward), ("_load_from_state_dict", _patched_load)):
+            _originals[cls, name] = vars(cls).get(name)
+            setattr(cls, name, patched(getattr(cls, name)))
+
+
+def undo() -> None:
+    for (cls, name), original in _originals.items():
+        if original is None:
+            delattr(cls, name)  # inherited
+        else:
+            setattr(cls, name, original)
+    _originals.clear()
