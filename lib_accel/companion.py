@@ -49,6 +49,7 @@ class Companion:
                 self._layers[name] = CompiledLayer(engine.code[spec], layer, spec, engine.unet.dtype)
 
     def close(self) -> None:
-        self._layers = {}
+        self._layers, self._code = {}, None
+        self._weights.forget()
         if not any(p.is_meta for p in self._weights.parameters()):
             self._weights.set_layout(compiled=False)

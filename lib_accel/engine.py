@@ -165,7 +165,10 @@ class Engine:
         return True
 
     def close(self) -> None:
-        """Stop compiling, forget graphs and code, give the donor its memory layout back."""
+        """Stop compiling, forget graphs and code, give the donor its memory layout back, and hold its weights no longer.
+
+        A later call takes them up again.
+        """
         if self.job is not None:
             self.job.cancel()
             self.job = None
@@ -174,6 +177,8 @@ class Engine:
         self.layers = dict(self.unet.layers)
         self._drop_graphs()
         self.weights.set_layout(compiled=False)
+        self.weights.forget()
+        self.unet.to("meta")
 
     def _reject(self, target: Target, error: AccelError) -> None:
         """A damaged artifact is removed once, so that a good one can be made; if that fails too, the backend is out."""

@@ -29,6 +29,10 @@ class Weights:
         self._others: list[nn.Parameter] = []
         self._state: tuple[list[Any], ...] = ()
 
+    def forget(self) -> None:
+        """Hold no parameter: they count as moved until they are accepted again."""
+        self._seen, self._vectors, self._others, self._state = None, [], [], ()
+
     def moved(self) -> bool:
         """About 0.2 ms for the 686 parameters of SD1, called before every use: so no Python loop."""
         if self._seen is None or not all(map(operator.is_, map(dict.get, self._homes, self._names), self._seen)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -18,6 +19,7 @@ from lib_accel import presets
 from lib_accel.bench.measure import flops
 from lib_accel.checkpoint import save_random_checkpoint
 from lib_accel.cli import bench as cli_bench
+from lib_accel.cli import gpu as cli_gpu
 from lib_accel.cli import main
 from lib_accel.cli.common import family
 from lib_accel.lora import random_deltas, save_lora
@@ -271,7 +273,7 @@ def bench(run: Run, tmp_path: Path, *arguments: object) -> dict[str, Any]:
 def test_bench(run, tmp_path):
     pytest.importorskip("diffusers")
     variants = "reference,reference+sdpa,eager,eager+graphs"
-    result = bench(run, tmp_path, "--variants", variants, "--rounds", 2, "--loras", "0,2")
+    result = bench(run, tmp_path, "--variants", variants, "--rounds", 2, "--loras", "0,2", "--profile")
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == variants.split(",")
     assert rows["eager+graphs"]["median_s"] is None
@@ -286,6 +288,9 @@ def test_bench(run, tmp_path):
     names = {path.suffix: path for path in (tmp_path / "out").iterdir()}
     assert json.loads(names[".json"].read_text()) == result
     assert "| reference+sdpa | " in names[".md"].read_text()
+    assert result["profiled"] == ["eager"]
+    assert result["kernels"][0]["ms"] >= result["kernels"][1]["ms"] > 0
+    assert "aten::" in names[".md"].read_text()
 
 
 def test_bench_in_bfloat16(run, tmp_path, monkeypatch):
@@ -299,6 +304,17 @@ def test_bench_without_a_row_that_runs(run, tmp_path, monkeypatch):
     status, out, _ = run("bench", "--family", "sd1:32", *TINY, "--variants", "aoti+graphs", "--rounds", 1, "--out", tmp_path)
     assert status == 1
     assert "CUDA graphs need a CUDA device" in out
+
+
+def test_gpu_dry_run(run, tmp_path, monkeypatch):
+    """The steps themselves take minutes of compiling: here one without."""
+    step = dataclasses.replace(cli_gpu.STEPS[2], variants="eager")
+    monkeypatch.setattr(cli_gpu, "STEPS", (step,))
+    monkeypatch.setattr(cli_bench, "matmul_rate", lambda *_: 1e12)
+    status, out, _ = run("gpu", "--dry-run", "--rounds", 1, "--device", "cpu", "--out", tmp_path, "--store", tmp_path / "store")
+    assert status == 0
+    assert f"## {step.name}" in out
+    assert {p.suffix for p in tmp_path.iterdir() if p.is_file()} == {".json", ".md"}
 
 
 @pytest.mark.parametrize(("size", "tera"), [(512, 1.607), (768, 4.296), (1024, 9.348)])

@@ -25,9 +25,10 @@ class Control(nn.Module):
         super().__init__()
         a, like = engine.architecture, next(engine.donor.parameters())
         weights = random_weights(a, like.dtype, 1)
-        self.unet = UNet(a).adopt({name: nn.Parameter(p.to(like.device), requires_grad=False) for name, p in weights.items()})
-        self.input_blocks, self.middle_block = self.unet.input_blocks, self.unet.middle_block
-        self.unet.output_blocks = nn.ModuleList()
+        unet = UNet(a).adopt({name: nn.Parameter(p.to(like.device), requires_grad=False) for name, p in weights.items()})
+        self.input_blocks, self.middle_block = unet.input_blocks, unet.middle_block
+        unet.output_blocks = nn.ModuleList()
+        self._unet = (unet,)  # no part of ours: its blocks are
         last = [block[-1] for block in a.input_blocks]
         widths = [layer.channels if isinstance(layer, SpatialTransformer) else layer.out_channels for layer in last]
         self.zero = nn.ModuleList(_point(width, like) for width in [*widths, widths[-1]])
@@ -37,8 +38,9 @@ class Control(nn.Module):
         """-> what to add to the middle block's output (last) and to each skip."""
         compiled = self._companion.compiled_layers(self._engine)
         names = {name for name, _ in self._engine.architecture.layers()}
-        run = runner(self._engine, self.unet, {name: compiled[name] for name in compiled.keys() & names})
-        emb = self.unet.embed(timesteps, y)
+        unet = self._unet[0]
+        run = runner(self._engine, unet, {name: compiled[name] for name in compiled.keys() & names})
+        emb = unet.embed(timesteps, y)
         h, out = x.contiguous(memory_format=torch.channels_last), []
         for i in range(len(self.input_blocks)):
             h = _block(run, f"input_blocks.{i}", len(self.input_blocks[i]), h, emb, context)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ progress go to standard error. Exit status: 0 done, 1 failed, 2 wrong arguments.
 
 
 def main(argv: list[str] | None = None) -> int:
-    from . import bench, demo, doctor, prebuild, store
+    from . import bench, demo, doctor, gpu, prebuild, store
 
     parser = argparse.ArgumentParser(
         prog="python -m lib_accel",
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, bench, prebuild, store, doctor):
+    for module in (demo, bench, gpu, prebuild, store, doctor):
         module.add(commands)
     args = parser.parse_args(argv)
     try:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..architecture import Architecture
+from ..bench.kernels import kernels
 from ..bench.measure import Call, Row, flops, interleave, matmul_rate
 from ..bench.precise import precise_call, relative_error
 from ..bench.variants import DEFAULT, VARIANTS, Setup, build
@@ -83,6 +84,7 @@ def add(commands: Commands) -> None:
         default="0",
         help="numbers of merged LoRAs (rank 32, all transformer layers), as 0,1,10: a second table, of our variants",
     )
+    p.add_argument("--profile", action="store_true", help="a table of kernels as well, of the last variant")
     p.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's own choice)")
     p.add_argument("--out", type=Path, metavar="DIR", default=Path("bench-results"), help="folder for the JSON and the table")
     add_store_arguments(p)
@@ -105,17 +107,21 @@ def counts(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
-    args.out.mkdir(parents=True, exist_ok=True)
     with _threads(args.threads), torch.no_grad():
         result = measure(args, device, dtype)
-    text = table(result)
-    parts = (result["date"], result["architecture"], args.size, f"b{args.batch}", result["dtype"], device.type)
+    write(result, args)
+    show(result, args, table(result))
+    return 0 if any(row["median_s"] for row in result["rows"]) else 1
+
+
+def write(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """As JSON and as a table, under a name that says when, what and where."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    parts = (result["date"], result["architecture"], args.size, f"b{args.batch}", result["dtype"], result["device"])
     stem = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, parts)).lower())
     (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    (args.out / f"{stem}.md").write_text(text + "\n", encoding="utf-8")
+    (args.out / f"{stem}.md").write_text(table(result) + "\n", encoding="utf-8")
     say(f"written to {args.out / stem}.json and .md")
-    show(result, args, text)
-    return 0 if any(row["median_s"] for row in result["rows"]) else 1
 
 
 @contextlib.contextmanager
@@ -128,11 +134,16 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def make_setup(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Setup:
     a: Architecture = args.family
     donor = UNet(a).adopt({k: nn.Parameter(p.to(device), requires_grad=False) for k, p in random_weights(a, dtype, 0).items()})
-    inputs = make_inputs(a, args, device, dtype)
-    setup = Setup(a, donor, inputs, make_config(args, backend="auto"), lambda job: follow(job, "compiling"))
+    config = make_config(args, backend="auto")
+    return Setup(a, donor, make_inputs(a, args, device, dtype), config, lambda job: follow(job, "compiling"))
+
+
+def measure(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    setup = make_setup(args, device, dtype)
+    a, inputs = setup.architecture, setup.inputs
     say(f"{a.name}, {args.size}x{args.size}, batch {args.batch}, {dtype}, {device}: the call at higher precision ...")
     reference = precise_call(a, setup.parameters, *inputs)
     rows: dict[str, Row] = {name: Row(name) for name in args.variants}
@@ -149,7 +160,8 @@ def measure(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) 
     _interleave(calls, rows, device, args.rounds, "calls")
     rate = matmul_rate(dtype, device)
     lora = _lora_rows(args, setup, calls, device)
-    return _result(args, setup, rows, flops(a, inputs), rate, lora)
+    costs = kernels(list(calls.values())[-1], device) if args.profile and calls else []
+    return {**_result(args, setup, rows, flops(a, inputs), rate, lora), "profiled": list(calls)[-1:], "kernels": costs}
 
 
 def make_inputs(
@@ -194,6 +206,7 @@ def _result(
     return {
         "date": datetime.date.today().isoformat(),
         "architecture": setup.architecture.name,
+        "device": setup.device.type,
         "size": args.size,
         "batch": args.batch,
         "tokens": args.tokens,
@@ -257,6 +270,9 @@ def table(r: dict[str, Any]) -> str:
         lines += [
             f"| {x['loras']} | {x['merge_s']:.2f} | " + " | ".join(f"{s:.4g}" for s in x["seconds"].values()) + " |" for x in r["loras"]
         ]
+    if r["kernels"]:
+        lines += ["", f"| kernels of {r['profiled'][0]} | launches a call | ms | share |", "| --- | --- | --- | --- |"]
+        lines += [f"| `{k['name'][:90]}` | {k['launches']:.0f} | {k['ms']:.3f} | {k['share']:.1%} |" for k in r["kernels"]]
     notes = [
         f"Speed-up: over the first row. Peak: the weights ({r['weight_bytes'] / 2**30:.2f} GiB) and the most one call took besides; a copy "
         "of the weights that a runtime makes for itself (OpenVINO) is not in it. Error: relative, of one call, against "

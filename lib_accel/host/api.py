@@ -50,7 +50,7 @@ def _prebuild() -> dict[str, Any]:
     """Start compiling for the loaded model, if that is needed; answers at once with the status."""
     try:
         service.build()
-    except AccelError as e:
+    except (AccelError, ValueError) as e:  # ValueError: an option out of range
         raise HTTPException(409, str(e)) from e
     return service.status()
 
@@ -59,7 +59,7 @@ def _delete(key: str) -> dict[str, Any]:
     """Remove an artifact. Code already loaded from it keeps serving until the WebUI ends."""
     try:
         removed = service.delete(key)
-    except AccelError as e:
+    except (AccelError, ValueError) as e:  # ValueError: an option out of range
         raise HTTPException(409, str(e)) from e
     if not removed:
         raise HTTPException(404, f"there is no artifact {key}")

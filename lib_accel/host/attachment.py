@@ -92,6 +92,10 @@ class Attachment:
 
     def _forward(self, x: Tensor, timesteps: Any = None, context: Any = None, *rest: Any, **named: Any) -> Tensor:
         """Stands in for `UNetModel.forward`; shapes as there."""
+        if of(self.unet) is not self:  # removed while somebody else kept our forward, who has put it back since
+            if getattr(vars(self.unet).get("forward"), "__self__", None) is self:
+                del self.unet.forward
+            return self._host_forward(x, timesteps, context, *rest, **named)
         y, more = (rest[0] if rest else named.get("y")), [*rest[1:], *(k for k in named if k != "y")]
         reason = self._why_not_call(context, more) or self.why_not(x)
         if reason is None and self._inspector.frame_changed():
