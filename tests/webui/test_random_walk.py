@@ -114,7 +114,8 @@ ACTIONS: dict[str, Action] = {
     "prompt": _prompt,
     "size": _payload("payload", {"width": 128, "height": 128}, {"width": 192, "height": 128}, {"width": 136, "height": 152}),
     "batch": _payload("payload", {"batch_size": 1, "n_iter": 1}, {"batch_size": 2, "n_iter": 1}, {"batch_size": 1, "n_iter": 2}),
-    "sampler": _payload("payload", *({"sampler_name": n} for n in ("Euler", "Euler a", "DPM++ 2M", "DDIM", "UniPC"))),
+    # not UniPC: it refuses the few steps of a hires pass
+    "sampler": _payload("payload", *({"sampler_name": n} for n in ("Euler", "Euler a", "DPM++ 2M", "DDIM", "Heun"))),
     "toggle": _toggle,
     "token merging": _setting("token_merging_ratio", 0.0, 0.5),
     "hypertile": _setting("hypertile_enable_unet", False, True),
