@@ -78,8 +78,8 @@ def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.dev
         raise RuntimeError(f"factors of [{up.shape[0]}, {down.shape[1]}] do not fit a weight of {list(base.shape)}")
     rows = max(1, ELEMENTS // inputs) if device.type == "cpu" else outputs
     for some in (slice(i, i + rows) for i in range(0, outputs, rows)):
-        product = torch.addmm(_moved(base[some], device, wide).flatten(1), up[some], down)
-        into[some].copy_(product.view(base[some].shape))
+        part = base[some].to(device, non_blocking=True).to(wide, copy=True).flatten(1)
+        into[some].copy_(part.addmm_(up[some], down).view(base[some].shape))
 
 
 def _moved(t: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -27,11 +27,12 @@ class Weights:
         self._seen: list[nn.Parameter | None] | None = None
         self._vectors: list[nn.Parameter] = []
         self._others: list[nn.Parameter] = []
+        self._all: list[nn.Parameter] = []
         self._state: tuple[list[Any], ...] = ()
 
     def forget(self) -> None:
         """Hold no parameter: they count as moved until they are accepted again."""
-        self._seen, self._vectors, self._others, self._state = None, [], [], ()
+        self._seen, self._vectors, self._others, self._all, self._state = None, [], [], [], ()
 
     def moved(self) -> bool:
         """About 0.2 ms for the 686 parameters of SD1, called before every use: so no Python loop."""
@@ -56,15 +57,15 @@ class Weights:
         self._seen = list(map(dict.get, self._homes, self._names))
         there = [p for p in self._seen if p is not None]
         self._vectors, self._others = [p for p in there if p.ndim == 1], [p for p in there if p.ndim != 1]
+        self._all = self._vectors + self._others
         self._state = self._look()
         return named
 
     def _look(self) -> tuple[list[Any], ...]:
         """Addresses, dtypes and shapes; of a vector its length, which takes half the time."""
-        both = self._vectors + self._others
         return (
-            list(map(Tensor.data_ptr, both)),
-            list(map(_dtype, both)),
+            list(map(Tensor.data_ptr, self._all)),
+            list(map(_dtype, self._all)),
             list(map(Tensor.numel, self._vectors)),
             list(map(Tensor.size, self._others)),
         )

@@ -98,11 +98,12 @@ class Attachment:
             return self._host_forward(x, timesteps, context, *rest, **named)
         y, more = (rest[0] if rest else named.get("y")), [*rest[1:], *(k for k in named if k != "y")]
         reason = self._why_not_call(context, more) or self.why_not(x)
-        if reason is None and self._inspector.frame_changed():
+        replaced, around = self._inspector.look() if reason is None else ({}, None)
+        if around:
             return self._host_forward(x, timesteps, context, *rest, **named)  # which calls `_begin`, and our layers
         with self._layers_aside():
             if reason is None:
-                replaced = self._changed()
+                self._merge()
                 self._explain(summary(replaced) if replaced else None)
                 try:
                     return self.engine(x, timesteps, context, y, {name: self._host_layers[name] for name in replaced})
@@ -120,11 +121,18 @@ class Attachment:
         reason = self.why_not(h)
         if reason is None:
             try:
-                replaced = self._changed()
+                replaced, around = self._inspector.look()
+                self._merge()
                 compiled = self.engine.compiled_layers()
                 self._take_over_controls()
-                why = self._inspector.frame_changed() or "another extension drives the UNet"
-                self._explain("; ".join([f"{why}: compiled layer by layer", *([summary(replaced)] if replaced else [])]))
+                self._explain(
+                    "; ".join(
+                        [
+                            f"{around or 'another extension drives the UNet'}: compiled layer by layer",
+                            *([summary(replaced)] if replaced else []),
+                        ]
+                    )
+                )
                 self.engine.counters.accelerated_calls += bool(compiled)
                 return {name: layer for name, layer in compiled.items() if name not in replaced}
             except AccelError as e:
@@ -142,10 +150,8 @@ class Attachment:
         finally:
             self._layers.aside = before
 
-    def _changed(self) -> dict[str, str]:
-        """Layers that must run the WebUI's way, after the weights have been brought to the wanted LoRAs."""
+    def _merge(self) -> None:
         self.counts.lora_merges += self._loras.bring_up_to_date()
-        return self._inspector.changed()
 
     def why_not(self, x: Tensor) -> str | None:
         """Why compiled code cannot serve now, or None."""
@@ -220,7 +226,7 @@ class _Control:
     def _begin(self, h: Tensor) -> Mapping[str, CompiledLayer]:
         if not webui.enabled():
             return {}
-        compiled, changed = self._companion.compiled_layers(self.engine), self._inspector.changed()
+        compiled, changed = self._companion.compiled_layers(self.engine), self._inspector.look()[0]
         return {name: layer for name, layer in compiled.items() if name not in changed}
 
 

@@ -131,7 +131,7 @@ def overhead():
     pieces = {
         "conditions": lambda: taken.why_not(x),
         "LoRAs": taken._loras.bring_up_to_date,
-        "layers": taken._inspector.changed,
+        "layers": taken._inspector.look,
         "weights": taken.engine.weights.moved,
     }
     return {name: _median(piece) for name, piece in pieces.items()}
