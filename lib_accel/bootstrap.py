@@ -246,8 +246,11 @@ def has_nvidia() -> bool:
 
 
 def pip_install(venv: Path, arguments: Sequence[str]) -> None:
-    """pip's progress is shown as it comes; its complaints are shown too, and kept to explain a failure."""
-    command = [str(interpreter(venv)), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *arguments]
+    """pip's progress is shown as it comes; its complaints are shown too, and kept to explain a failure.
+
+    Without byte-compiling: for torch that takes three times as long as installing it, and most of it is never imported.
+    """
+    command = [str(interpreter(venv)), "-m", "pip", "install", "--no-input", "--no-compile", "--disable-pip-version-check", *arguments]
     complaints: list[str] = []
     environment = {**os.environ, "PIP_USER": "0"}
     with subprocess.Popen(
