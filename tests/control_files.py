@@ -74,11 +74,11 @@ def _hint_and_zero_convolutions(m: _Maker, shapes: Mapping[str, Shape], strength
     m.conv("middle_block_out.0", widths[-1], widths[-1], 1, strength)
 
 
-def t2i_adapter(shapes: Mapping[str, Shape], seed: int) -> dict[str, Tensor]:
-    """The layout of TencentARC/T2I-Adapter, full size: 4 levels of two residual blocks."""
+def t2i_adapter(shapes: Mapping[str, Shape], seed: int, inputs: int = 192) -> dict[str, Tensor]:
+    """The layout of TencentARC/T2I-Adapter, full size: 4 levels of two residual blocks. `inputs`: 192 for SD1, 768 for SDXL."""
     m, first = _Maker(seed), shapes["input_blocks.0.0.weight"][0]
     widths = [first, 2 * first, 4 * first, 4 * first]
-    m.conv("conv_in", 192, first)
+    m.conv("conv_in", inputs, first)
     before = first
     for i in range(8):
         width = widths[i // 2]

@@ -165,6 +165,16 @@ def write_all(folder: Path, checkpoint: Path) -> list[str]:
     return list(KINDS)
 
 
+def with_text(checkpoint: Path) -> dict[str, Tensor]:
+    """A LoRA of the UNet and of SD1's text encoder, with a bundled embedding of the name `accelword`."""
+    maker, out = _Maker(7), network("lora", shapes_of(checkpoint))
+    for i in range(12):
+        up, down = maker.factors((3072, 768))
+        group = f"lora_te_text_model_encoder_layers_{i}_mlp_fc1"
+        out |= {f"{group}.lora_up.weight": up, f"{group}.lora_down.weight": down, f"{group}.alpha": torch.tensor(float(RANK))}
+    return {**out, "bundle_emb.accelword.string_to_param.*": maker.randn(2, 768, scale=0.3)}
+
+
 def bad_files(folder: Path, checkpoint: Path) -> None:
     """Files that are no use: cut off, empty, for another architecture, of NaN, of wrong shapes, a pickle that is none."""
     good = network("lora", shapes_of(checkpoint))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..network_files import bad_files, write_all
+from ..network_files import bad_files, with_text, write_all
 from .host import KINDS_OF_MODEL, Server, python_of
 
 HERE = Path(__file__).parent
@@ -54,6 +54,7 @@ def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "lora" / lora.name).symlink_to(lora)
     write_all(folder / "lora", models / "tinyA.safetensors")
     bad_files(folder / "lora", models / "tinyA.safetensors")
+    save_file(with_text(models / "tinyA.safetensors"), folder / "lora" / "with-text.safetensors")
     # A and B once more, under one configuration file: switching then loads weights into the same objects
     (folder / "ckpt" / "same.safetensors").symlink_to(models / "tinyA.safetensors")
     (folder / "ckpt" / "same.yaml").symlink_to(models / "tinyA.yaml")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ..control_files import write_all
+from ..control_files import t2i_adapter, write_all
 from .conftest import Launch, rows
 from .host import DEFAULTS, MIN_DB, Pictures, Server, picture
 
@@ -77,6 +77,8 @@ def controlled(launch: Launch, webui: Path, folder: Path) -> Server:
     (folder / "control").mkdir()
     write_all(folder / "control", checkpoint)
     save_file(network("lora", shapes_of(checkpoint)), folder / "lora" / "real.safetensors")
+    if (xl := checkpoint.with_name("tinySDXL.safetensors")).exists():
+        save_file(t2i_adapter(shapes_of(xl), 15, inputs=768), folder / "control" / "t2iadapter_xl.safetensors")
     server = launch("--controlnet-dir", str(folder / "control"), model=MODEL, others=[Path(EXTENSION).resolve()])
     server.options(**DEFAULTS)
     server.wait_ready()
@@ -128,3 +130,13 @@ def test_switched_off_in_the_middle_of_it(controlled: Server, plain: Pictures) -
     assert off.decibels(on) >= MIN_DB
     assert bare.decibels(plain) >= MIN_DB
     assert controlled.make(**with_control).same(on)
+
+
+@pytest.mark.parametrize(
+    "case", [Case("SDXL, T2I adapter", [unit("t2iadapter_xl")]), Case("SDXL, reference", [REFERENCE], partly=True)], ids=lambda c: c.name
+)
+def test_sdxl(controlled: Server, case: Case) -> None:
+    if "t2iadapter_xl" not in controlled.names:
+        pytest.skip("there is no checkpoint tinySDXL")
+    controlled.use("tinySDXL")
+    test_case(controlled, controlled.make(), case)

@@ -53,6 +53,27 @@ def test_picture(probed: Server, plain: Pictures, kind: str) -> None:
     assert probed.make().same(plain), "not gone without a trace"
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a photo of a cat <lora:lora:te=0.3:unet=0.7>",
+        "a photo of a cat <lora:lora:1:0.8:2>",
+        "a photo of a cat <lora:loha:1:dyn=2>",
+        "a photo of a cat <lora:with-text:0.5>",
+        "a photo of a cat <lora:with-text:0:1>",
+        "an accelword of a cat <lora:with-text:0.5>",
+    ],
+)
+def test_tags(probed: Server, plain: Pictures, prompt: str) -> None:
+    """Strengths apart, ranks cut, the text encoder's part, an embedding that comes with the file."""
+    c = probed.compare(prompt=prompt)
+    rows.append(f"{prompt:45} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host")
+    assert c.decibels >= MIN_DB, rows[-1]
+    assert (c.calls > 0, c.host_calls) == (True, 0)
+    assert c.on.decibels(plain) < 45
+    assert probed.make().same(plain)
+
+
 def test_a_bias_where_there_was_none(probed: Server, plain: Pictures) -> None:
     """The WebUI itself fails at the second step of such a picture. Ours is like the one whose network has the weights alone."""
     prompt = f"a photo of a cat <lora:{BIASED}:0.8>"

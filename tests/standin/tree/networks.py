@@ -36,10 +36,10 @@ def network_apply_weights(self: Any) -> None:
         return
     for part, kept in KEPT.items() if wanted else ():
         value = getattr(self, part)
-        if value is not None and getattr(self, kept, None) is None:
-            if merged:  # a part that a network made, or whose base was lost
+        if getattr(self, kept, None) is None:
+            if merged and value is not None:  # a part that a network made, or whose base was lost
                 raise RuntimeError(f"{name}.{part}: {merged} are merged and its base is not known")
-            setattr(self, kept, value.to("cpu", copy=True))
+            setattr(self, kept, None if value is None else value.to("cpu", copy=True))
     if merged != wanted:
         network_restore_weights_from_backup(self)
         for net in loaded_networks:
