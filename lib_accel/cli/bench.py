@@ -107,6 +107,7 @@ def counts(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
+    args.out.mkdir(parents=True, exist_ok=True)  # before minutes of work
     with _threads(args.threads), torch.no_grad():
         result = measure(args, device, dtype)
     write(result, args)
@@ -116,7 +117,6 @@ def run(args: argparse.Namespace) -> int:
 
 def write(result: dict[str, Any], args: argparse.Namespace) -> None:
     """As JSON and as a table, under a name that says when, what and where."""
-    args.out.mkdir(parents=True, exist_ok=True)
     parts = (result["date"], result["architecture"], args.size, f"b{args.batch}", result["dtype"], result["device"])
     stem = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, parts)).lower())
     (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -54,6 +54,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
+    args.out.mkdir(parents=True, exist_ok=True)
     began, results, texts = time.monotonic(), [], []
     for step in STEPS:
         if time.monotonic() - began > 60 * args.minutes:
