@@ -166,7 +166,10 @@ def _held_by(thing: object) -> Iterable[object]:
         return thing.values()
     if isinstance(thing, (type, types.ModuleType, str, bytes, torch.Tensor)):
         return ()
-    return getattr(thing, "__dict__", {}).values()
+    own = getattr(thing, "__dict__", {})
+    if isinstance(thing, nn.Module):  # its parts have been looked at; torch's own tables are thousands of objects
+        return [value for name, value in own.items() if not name.startswith("_")]
+    return own.values()
 
 
 def _filled(cell: types.CellType) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lib_accel.architecture import layers_in
 from lib_accel.bench.control import Control, driven
 from lib_accel.companion import Companion
 from lib_accel.errors import UnsupportedArchitecture
+from lib_accel.inspection import networks_behind
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)
@@ -75,3 +77,21 @@ def test_only_layers_of_a_unet_are_found():
     assert "middle_block.0" in found
     with pytest.raises(UnsupportedArchitecture, match="a Linear holds no residual block"):
         Companion(nn.Linear(3, 4))
+
+
+def test_networks_behind_a_forward_are_found_past_large_ones():
+    """What it closes over may hold whole models: only what leads on is looked at."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.input_blocks = nn.ModuleList([nn.Linear(1, 1)])
+
+    wanted, own = Encoder(), Encoder()
+    large = nn.Sequential(*(nn.Identity() for _ in range(21_000)))
+    units = [SimpleNamespace(model=large), SimpleNamespace(far=SimpleNamespace(behind=SimpleNamespace(model=nn.Sequential(wanted)))), own]
+
+    def forward() -> object:
+        return units
+
+    assert networks_behind(forward, but=own) == [wanted]
