@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .errors import BadWeights
 from .units import in_layout
 
-_dtype, _nbytes = operator.attrgetter("dtype"), operator.attrgetter("nbytes")
+_dtype = operator.attrgetter("dtype")
 
 
 class Weights:
@@ -62,11 +62,11 @@ class Weights:
         return named
 
     def _look(self) -> tuple[list[Any], ...]:
-        """Addresses, dtypes and shapes; of a vector its bytes alone, which takes a third of the time."""
+        """Addresses, dtypes and shapes; of a vector its length, which takes half the time."""
         return (
             list(map(Tensor.data_ptr, self._all)),
-            list(map(_nbytes, self._vectors)),
-            list(map(_dtype, self._others)),
+            list(map(_dtype, self._all)),
+            list(map(Tensor.numel, self._vectors)),
             list(map(Tensor.size, self._others)),
         )
 
