@@ -142,7 +142,7 @@ def a_new_bias() -> list[Any]:
             try:
                 out.append(_numbers(layer(x)))
             except RuntimeError as e:
-                out.append(str(e))
+                out.append(type(e).__name__)  # the words are each its own
             out += [_marks(layer), _numbers(layer.bias)]
     out += [_numbers(layer(x)), _marks(layer), _numbers(layer.bias)]
     return out
@@ -167,7 +167,7 @@ def failing() -> dict[str, Any]:
             networks.network_apply_weights(torn)
         raised = None
     except RuntimeError as e:
-        raised = str(e)
+        raised = type(e).__name__
     return {
         "errors": errors,
         "base": bool(torch.equal(layer.weight, base)),
