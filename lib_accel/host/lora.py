@@ -106,7 +106,12 @@ def _kept(weight: Tensor) -> Tensor:
     where = webui.option("accel_lora_base") if weight.is_cuda else ORDINARY
     if where == VIDEO:
         return weight.clone()
-    return torch.empty_like(weight, device="cpu", pin_memory=where == PINNED).copy_(weight)
+    try:
+        kept = torch.empty_like(weight, device="cpu", pin_memory=where == PINNED)
+    except RuntimeError as e:  # the system gives no more of it
+        webui.say(f"no pinned memory for the weights without LoRA ({e}); ordinary memory serves, and LoRAs change a little slower")
+        kept = torch.empty_like(weight, device="cpu")
+    return kept.copy_(weight)
 
 
 # -- what one network does to one layer
