@@ -196,7 +196,7 @@ class Service:
         if not webui.enabled():
             return out
         if here is None:
-            reason = self._refused.get(unet) if unet is not None else "no model is loaded yet"
+            reason = self._refused.get(unet, "the model is being loaded") if unet is not None else "no model is loaded yet"
             return {**out, "state": "fallback", "reason": reason}
         self._take_up_if_idle(here)
         s = here.engine.status

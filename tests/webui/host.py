@@ -170,7 +170,7 @@ class Server:
 
     def wait_ready(self, seconds: float = 1200) -> dict[str, Any]:
         end = time.monotonic() + seconds
-        while (s := self.status())["state"] == "compiling" and time.monotonic() < end:
+        while ((s := self.status())["state"] == "compiling" or s["reason"] == "the model is being loaded") and time.monotonic() < end:
             time.sleep(1)
         assert s["state"] == "ready", s
         return s
