@@ -107,7 +107,7 @@ class _Watched:
 
     def changed(self, foreign: set[type]) -> str | None:
         for module, cls, own, children, seen, padding in self._seen:
-            if ("forward" in own and not _own_forward(module, "forward")) or ("_forward" in own and not _own_forward(module, "_forward")):
+            if ("forward" in own and not own_forward(module, "forward")) or ("_forward" in own and not own_forward(module, "_forward")):
                 return f"the forward of a {cls.__name__} was replaced"
             if type(module) is not cls:
                 return f"a {cls.__name__} became a {type(module).__name__}"
@@ -126,7 +126,7 @@ def _padding(module: nn.Module) -> str | None:
     return getattr(module, "padding_mode", None)
 
 
-def _own_forward(module: nn.Module, name: str) -> bool:
+def own_forward(module: nn.Module, name: str) -> bool:
     """Whether what stands there is ours, or the class's own again: many put the bound method back when they leave."""
     there = vars(module)[name]
     if _package(type(there)) == "lib_accel":

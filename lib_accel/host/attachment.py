@@ -15,7 +15,7 @@ from ..companion import Companion
 from ..config import Config
 from ..engine import CompiledLayer, Counters, Engine
 from ..errors import AccelError, UnsupportedArchitecture
-from ..inspection import Inspector, networks_behind, summary
+from ..inspection import Inspector, networks_behind, own_forward, summary
 from ..unet import LayerFn
 from . import webui
 from .layers import HostLayer, Layers
@@ -67,14 +67,13 @@ class Attachment:
         """Take the UNet over. Where somebody else's forward stands there, his comes first: he calls its layers, or ours in turn."""
         setattr(self.unet, _KEY, self)
         there = vars(self.unet).get("forward")
-        if there is None or isinstance(getattr(there, "__self__", None), Attachment) or webui.is_class_forward(self.unet, there):
+        if there is None or isinstance(getattr(there, "__self__", None), Attachment) or own_forward(self.unet, "forward"):
             self.unet.forward = self._forward
         self._layers.install()
 
     def remove(self) -> None:
         """Leave the UNet exactly as it was found."""
-        if getattr(vars(self.unet).get("forward"), "__self__", None) is self:
-            del self.unet.forward
+        self._remove_forward()
         self._layers.remove()
         for network in list(self._controls):
             control = of(network)
@@ -82,6 +81,10 @@ class Attachment:
                 control.remove()
         vars(self.unet).pop(_KEY, None)
         self.engine.close()
+
+    def _remove_forward(self) -> None:
+        if getattr(vars(self.unet).get("forward"), "__self__", None) is self:
+            del self.unet.forward
 
     def take_up(self) -> None:
         """Between images: install what the compiler has finished. "Compiling" is then no longer the reason."""
@@ -93,8 +96,7 @@ class Attachment:
     def _forward(self, x: Tensor, timesteps: Any = None, context: Any = None, *rest: Any, **named: Any) -> Tensor:
         """Stands in for `UNetModel.forward`; shapes as there."""
         if of(self.unet) is not self:  # removed while somebody else kept our forward, who has put it back since
-            if getattr(vars(self.unet).get("forward"), "__self__", None) is self:
-                del self.unet.forward
+            self._remove_forward()
             return self._host_forward(x, timesteps, context, *rest, **named)
         y, more = (rest[0] if rest else named.get("y")), [*rest[1:], *(k for k in named if k != "y")]
         reason = self._why_not_call(context, more) or self.why_not(x)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine import CompiledLayer, Engine
+from ..inspection import own_forward
 from . import webui
 
 
@@ -43,7 +44,7 @@ class Layers:
     def install(self) -> None:
         for layer in self._taken:
             there = vars(layer.module).get("forward")
-            if there is None or isinstance(there, _TakenLayer) or webui.is_class_forward(layer.module, there):
+            if there is not layer and (there is None or own_forward(layer.module, "forward")):
                 layer.before, layer.module.forward = there, layer
 
     def remove(self) -> None:

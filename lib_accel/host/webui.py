@@ -100,11 +100,6 @@ def why_not_now(unet: nn.Module) -> str | None:
     return None
 
 
-def is_class_forward(module: nn.Module, function: Any) -> bool:
-    """Whether this is the forward of the module's own class, bound to it: what extensions put back when they leave."""
-    return getattr(function, "__self__", None) is module and function.__func__ is type(module).forward
-
-
 @contextlib.contextmanager
 def autocast() -> Iterator[None]:
     """The WebUI's own precision, for layers that run its way."""
