@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import psutil
 import torch
@@ -18,6 +19,7 @@ from ..architecture import Architecture
 from ..unet import UNet
 
 Call = Callable[[], Tensor]
+T = TypeVar("T")
 
 
 def synchronize(device: torch.device) -> None:
@@ -25,7 +27,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(call: Call, device: torch.device) -> tuple[float, Tensor]:
+def timed(call: Callable[[], T], device: torch.device) -> tuple[float, T]:
     """Seconds of one call, and what it returned."""
     synchronize(device)
     start = time.perf_counter()

@@ -8,7 +8,7 @@ import datetime
 import json
 import os
 import re
-import time
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..architecture import Architecture
 from ..bench.kernels import kernels
-from ..bench.measure import Call, Row, flops, interleave, matmul_rate
+from ..bench.measure import Call, Row, flops, interleave, matmul_rate, timed
 from ..bench.precise import precise_call, relative_error
 from ..bench.variants import DEFAULT, VARIANTS, Setup, build
 from ..checkpoint import random_weights
@@ -181,21 +181,26 @@ def _interleave(calls: dict[str, Call], rows: dict[str, Row], device: torch.devi
 
 
 def _lora_rows(args: argparse.Namespace, setup: Setup, calls: dict[str, Call], device: torch.device) -> list[dict[str, Any]]:
-    engines = [n for n in calls if n.startswith(("aoti", "eager", "jit"))]
-    if args.loras == [0] or not engines:
+    """Seconds a call by number of merged LoRAs, the numbers taken in turn as the variants are; medians after one round to warm up."""
+    ours = [n for n in calls if n.startswith(("reference", "eager", "jit", "aoti"))]  # which read the weights anew in each call
+    if args.loras == [0] or not ours:
         return []
     merger = Merger(dict(setup.parameters))
     loras: list[dict[str, LowRank]] = [random_deltas(setup.architecture, 32, seed) for seed in range(max(args.loras))]
-    out = []
-    for count in args.loras:
-        start = time.perf_counter()
-        merger.set([(d, 0.5) for d in loras[:count]])
-        merged = time.perf_counter() - start
-        rows = {name: Row(name) for name in engines}
-        _interleave({n: calls[n] for n in engines}, rows, device, args.rounds, f"{count} LoRAs")
-        out.append({"loras": count, "merge_s": merged, "seconds": {n: r.median for n, r in rows.items()}})
+    merges: dict[int, list[float]] = {count: [] for count in args.loras}
+    seconds: dict[int, dict[str, list[float]]] = {count: {name: [] for name in ours} for count in args.loras}
+    with tqdm(total=(1 + args.rounds) * len(args.loras) * len(ours), desc="LoRAs") as bar:
+        for count in (1 + args.rounds) * args.loras:
+            wanted = [(d, 0.5) for d in loras[:count]]
+            merges[count].append(timed(lambda w=wanted: merger.set(w), device)[0])
+            for name in ours:
+                seconds[count][name].append(timed(calls[name], device)[0])
+                bar.update()
     merger.set([])
-    return out
+    return [
+        {"loras": count, "merge_s": statistics.median(merges[count][1:]), "seconds": {n: statistics.median(s[1:]) for n, s in by.items()}}
+        for count, by in seconds.items()
+    ]
 
 
 def _result(
