@@ -1,4 +1,4 @@
-"""Control models of random weights in the real file layouts, made to fit an SD1 checkpoint: ControlNet, T2I adapter, ControlLoRA."""
+"""Control models of random weights in the real file layouts, made to fit a checkpoint: ControlNet, T2I adapter, ControlLoRA, IP-Adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from .network_files import Shape, shapes_of
 
 HINT = [(3, 16), (16, 16), (16, 32), (32, 32), (32, 96), (96, 96), (96, 256)]
-ENCODER = ("time_embed.", "input_blocks.", "middle_block.")
+ENCODER = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.")
+CLIP_WIDTH = 1024  # of ViT-H's image embedding, which an IP-Adapter is made for
 
 
 class _Maker:
@@ -90,6 +91,25 @@ def t2i_adapter(shapes: Mapping[str, Shape], seed: int, inputs: int = 192) -> di
     return m.tensors
 
 
+def ip_adapter(shapes: Mapping[str, Shape], seed: int, tokens: int = 4) -> dict[str, Tensor]:
+    """The layout of h94/IP-Adapter: image embedding to `tokens` of context, and keys and values of them for each cross-attention.
+
+    The cross-attentions have odd numbers, by place: the encoder's, the decoder's, then the middle's.
+    """
+    m = _Maker(seed)
+    keys = [name for name in shapes if name.endswith(".attn2.to_k.weight")]
+    keys.sort(key=lambda name: (name.startswith("middle"), name.startswith("output"), [int(x) for x in name.split(".") if x.isdigit()]))
+    context = shapes[keys[0]][1]
+    m.put("image_proj.proj.weight", (tokens * context, CLIP_WIDTH))
+    m.put("image_proj.proj.bias", (tokens * context,))
+    m.put("image_proj.norm.weight", (context,))
+    m.put("image_proj.norm.bias", (context,))
+    for i, key in enumerate(keys):
+        for which in "kv":
+            m.put(f"ip_adapter.{2 * i + 1}.to_{which}_ip.weight", shapes[key])
+    return m.tensors
+
+
 def write_all(folder: Path, checkpoint: Path) -> list[str]:
     """Half-precision files; returns their names without the ending."""
     shapes = shapes_of(checkpoint)
@@ -98,6 +118,7 @@ def write_all(folder: Path, checkpoint: Path) -> list[str]:
         "control_b": controlnet(shapes, 12),
         "t2iadapter_a": t2i_adapter(shapes, 13),
         "control_lora_a": control_lora(shapes, 14),
+        "ip-adapter_sd15": ip_adapter(shapes, 16),
     }
     for name, tensors in made.items():
         save_file({k: t.half().contiguous() for k, t in tensors.items()}, folder / f"{name}.safetensors")

@@ -194,6 +194,7 @@ def _lora_rows(args: argparse.Namespace, setup: Setup, calls: dict[str, Call], d
             wanted = [(d, 0.5) for d in loras[:count]]
             merges[count].append(timed(lambda w=wanted: merger.set(w), device)[0])
             for name in ours:
+                calls[name]()  # the first after a merge also pays for memory that the merge has let go of
                 seconds[count][name].append(timed(calls[name], device)[0])
                 bar.update()
     merger.set([])

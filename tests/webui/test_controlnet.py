@@ -1,11 +1,14 @@
 """sd-webui-controlnet, unchanged, with control models of the real size: off against on.
 
 ACCEL_CONTROLNET: the extension's folder (v1.1.455). ACCEL_CONTROLNET_MODEL: an SD1 checkpoint of the real width (320 channels; the
-extension knows no other), by default real15. Pictures are small, so that a step takes a second on two cores.
+extension knows no other), by default real15. Pictures are small, so that a step takes a second on two cores. ACCEL_CONTROLNET_XL:
+an SDXL checkpoint of the real size, for the last test alone (20 GB of memory).
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from ..control_files import t2i_adapter, write_all
+from ..control_files import CLIP_WIDTH, controlnet, t2i_adapter, write_all
 from .conftest import Launch, rows
 from .host import DEFAULTS, MIN_DB, Pictures, Server, picture
 
 EXTENSION = os.environ.get("ACCEL_CONTROLNET")
+XL = os.environ.get("ACCEL_CONTROLNET_XL")
 MODEL = os.environ.get("ACCEL_CONTROLNET_MODEL", "real15")
 pytestmark = pytest.mark.skipif(not EXTENSION, reason="NOT RUN: set ACCEL_CONTROLNET to the folder of sd-webui-controlnet")
 
@@ -27,8 +32,16 @@ def unit(model: str = "None", module: str = "none", **more: Any) -> dict[str, An
     return {"enabled": True, "image": picture(), "module": module, "model": model, "weight": 1.0, **more}
 
 
+def image_embedding() -> str:
+    """What the CLIP preprocessor of an IP-Adapter would answer, as the extension's interface takes it in its place."""
+    out = io.BytesIO()
+    torch.save({"image_embeds": torch.randn(1, CLIP_WIDTH, generator=torch.Generator().manual_seed(5))}, out)
+    return base64.b64encode(out.getvalue()).decode()
+
+
 A, B, ADAPTER, LORA = unit("control_a"), unit("control_b", "canny"), unit("t2iadapter_a"), unit("control_lora_a")
 REFERENCE = unit(module="reference_only")
+IMAGE_PROMPT = unit("ip-adapter_sd15", "ip-adapter_clip_h", ipadapter_input=[image_embedding()])
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,9 @@ CASES = [
     Case("reference", [REFERENCE], partly=True),
     Case("reference, AdaIN", [unit(module="reference_adain+attn")], partly=True),
     Case("reference and ControlNet", [REFERENCE, A], controls=1, partly=True),
+    Case("IP-Adapter", [IMAGE_PROMPT], partly=True),
+    Case("IP-Adapter, weaker, at the end", [{**IMAGE_PROMPT, "weight": 0.6, "guidance_start": 0.5}], {"steps": 4}, partly=True),
+    Case("IP-Adapter and ControlNet", [IMAGE_PROMPT, A], controls=1, partly=True),
 ]
 
 
@@ -73,13 +89,17 @@ def controlled(launch: Launch, webui: Path, folder: Path) -> Server:
     from ..network_files import network, shapes_of
 
     checkpoint = webui / "models" / "Stable-diffusion" / f"{MODEL}.safetensors"
-    assert EXTENSION
     (folder / "control").mkdir()
     write_all(folder / "control", checkpoint)
     save_file(network("lora", shapes_of(checkpoint)), folder / "lora" / "real.safetensors")
     if (xl := checkpoint.with_name("tinySDXL.safetensors")).exists():
         save_file(t2i_adapter(shapes_of(xl), 15, inputs=768), folder / "control" / "t2iadapter_xl.safetensors")
-    server = launch("--controlnet-dir", str(folder / "control"), model=MODEL, others=[Path(EXTENSION).resolve()])
+    return _controlled(launch, folder / "control", MODEL)
+
+
+def _controlled(launch: Launch, models: Path, checkpoint: str) -> Server:
+    assert EXTENSION
+    server = launch("--controlnet-dir", str(models), model=checkpoint, others=[Path(EXTENSION).resolve()])
     server.options(**DEFAULTS)
     server.wait_ready()
     server.names = {n.split(" [")[0]: n for n in server.get("/controlnet/model_list?update=true")["model_list"]}
@@ -140,3 +160,28 @@ def test_sdxl(controlled: Server, case: Case) -> None:
         pytest.skip("there is no checkpoint tinySDXL")
     controlled.use("tinySDXL")
     test_case(controlled, controlled.make(), case)
+
+
+@pytest.mark.skipif(not XL, reason="NOT RUN: set ACCEL_CONTROLNET_XL to the name of an SDXL checkpoint of the real size")
+def test_sdxl_of_real_size(launch: Launch, webui: Path, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    from ..network_files import shapes_of
+
+    models = folder / "control-xl"
+    models.mkdir()
+    shapes = shapes_of(webui / "models" / "Stable-diffusion" / f"{XL}.safetensors")
+    made = {"control_a": controlnet(shapes, 11), "t2iadapter_a": t2i_adapter(shapes, 15, inputs=768)}
+    for name in list(made):
+        save_file({k: t.half().contiguous() for k, t in made.pop(name).items()}, models / f"{name}.safetensors")
+    assert XL
+    server = _controlled(launch, models, XL)
+    plain = server.make()
+    for case in (
+        Case("SDXL, one", [A], controls=1),
+        Case("SDXL, ControlNet is more important", [{**A, "control_mode": "ControlNet is more important"}], controls=1),
+        Case("SDXL, T2I adapter", [ADAPTER]),
+        Case("SDXL, reference", [REFERENCE], partly=True),
+    ):
+        test_case(server, plain, case)
+    test_leaving(server, plain)

@@ -7,8 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
-from ..network_files import KINDS
+from lib_accel.checkpoint import open_checkpoint
+from lib_accel.lora import random_deltas, save_lora
+
+from ..network_files import KINDS, network, shapes_of
 from .conftest import HERE, Launch, rows
 from .host import DEFAULTS, MIN_DB, Pictures, Refused, Server
 
@@ -87,6 +91,30 @@ def test_a_bias_where_there_was_none(probed: Server, plain: Pictures) -> None:
     assert 10 < on.decibels(plain) < 45
     assert probed.make(prompt=prompt).same(on)
     assert probed.make().same(plain)
+
+
+@pytest.mark.parametrize("model", ["tinySD2", "tinySD2v", "tinySDXL", "tinyInpaint"])
+def test_another_family(probed: Server, webui: Path, folder: Path, model: str) -> None:
+    """With the names files of these families have: diffusers' for SD2, the checkpoint's own for SDXL."""
+    checkpoint = webui / "models" / "Stable-diffusion" / f"{model}.safetensors"
+    if not checkpoint.exists():
+        pytest.skip(f"there is no checkpoint {model}")
+    path = folder / "lora" / f"{model}-lora.safetensors"
+    architecture = open_checkpoint(checkpoint).architecture
+    if "SD2" in model:
+        save_lora(path, architecture, random_deltas(architecture, rank=4, seed=1))
+    else:
+        save_file(network("lora", shapes_of(checkpoint)), path)
+    probed.post("/sdapi/v1/refresh-loras")
+    probed.use(model)
+    plain = probed.make()
+    c = probed.compare(prompt=f"a photo of a cat <lora:{path.stem}:0.8>")
+    rows.append(f"LoRA of {model:24} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}")
+    assert c.decibels >= MIN_DB, rows[-1]
+    assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0), rows[-1]
+    assert c.on.decibels(plain) < 45, "the network changed nothing"
+    assert probed.make().same(plain), "not gone without a trace"
+    probed.use("tinyA")
 
 
 def test_random_changes(probed: Server, plain: Pictures) -> None:
