@@ -132,19 +132,25 @@ if CONTROLNET:
     ACTIONS["control"] = _control
 
 
-def _both(r: random.Random, s: State, server: Server) -> tuple[Pictures, Pictures]:
+def _both(r: random.Random, s: State, server: Server) -> tuple[Pictures | Refused, Pictures | Refused]:
     """The picture off and on, either first; off for all, or for this one request while the UNet stays taken over."""
     body = s.body()
 
-    def off() -> Pictures:
-        if one_request:
-            return server.make(**body, override_settings={"accel_enable": False})
-        server.options(accel_enable=False)
-        return server.make(**body)
+    def make(**more: Any) -> Pictures | Refused:
+        try:
+            return server.make(**body, **more)
+        except Refused as e:
+            return e
 
-    def on() -> Pictures:
+    def off() -> Pictures | Refused:
+        if one_request:
+            return make(override_settings={"accel_enable": False})
+        server.options(accel_enable=False)
+        return make()
+
+    def on() -> Pictures | Refused:
         server.options(accel_enable=True)
-        return server.make(**body)
+        return make()
 
     one_request = r.random() < 0.5
     if r.random() < 0.5:
@@ -169,6 +175,7 @@ def test_random_walk(launch: Launch, webui: Path, folder: Path) -> None:
     done: list[str] = []
     wrong: list[str] = []
     unsteady: list[str] = []
+    refused: list[str] = []
     served, memory = 0, [server.memory()]
     compiles = server.status()["counters"]["compiles"]
     for i in range(LENGTH):
@@ -180,14 +187,15 @@ def test_random_walk(launch: Launch, webui: Path, folder: Path) -> None:
             server.options(lora_functional=False, token_merging_ratio=0.0)
         name = r.choice(list(ACTIONS))
         done.append(f"{i}: {name}: {ACTIONS[name](r, state, server)}")
-        try:
-            off, on = _both(r, state, server)
-        except Refused as e:
-            wrong.append(f"{done[-1]}: {e}")
+        off, on = _both(r, state, server)
+        if isinstance(off, Refused) or isinstance(on, Refused):  # such as a latent upscaler with an inpainting model: alike is right
+            (refused if str(off) == str(on) else wrong).append(f"{done[-1]}: off: {off}, on: {on}")
             continue
         served += on.served
         if off.decibels(on) < MIN_DB:  # the WebUI's own state may have changed in between: is it of one mind by now?
             again, second = _both(r, state, server)
+            assert isinstance(again, Pictures), again
+            assert isinstance(second, Pictures), second
             if min(again.decibels(second), max(again.decibels(on), second.decibels(off))) >= MIN_DB:
                 unsteady.append(f"{done[-1]}: {off.decibels(again):.1f} dB off against off")
                 on = off
@@ -200,7 +208,7 @@ def test_random_walk(launch: Launch, webui: Path, folder: Path) -> None:
     peaks = [max(memory[k : k + third]) for k in range(0, 3 * third, third) if memory[k : k + third]]
     told = (
         f"random walk, seed {SEED}: {LENGTH} actions, {len(wrong)} wrong, {served} served by compiled code, {compiled} compiles, "
-        f"{len(unsteady)} where the WebUI did not repeat itself {unsteady}; "
+        f"{len(refused)} refused by the WebUI off as on, {len(unsteady)} where the WebUI did not repeat itself {unsteady}; "
         f"MB at start, middle, end: {memory[0]:.0f}, {memory[len(memory) // 2]:.0f}, {memory[-1]:.0f}, peaks by third {peaks}"
     )
     rows.append(told)
@@ -208,5 +216,6 @@ def test_random_walk(launch: Launch, webui: Path, folder: Path) -> None:
     assert not wrong, "\n".join([told, *wrong, "all actions:", *done])
     assert compiled == 0
     assert len(unsteady) <= LENGTH / 30
+    assert len(refused) <= LENGTH / 20, refused
     assert served > LENGTH / 3
     assert peaks[-1] < peaks[0] * 1.15 + 200, told
