@@ -43,20 +43,26 @@ def fastest_dtype(weights: torch.dtype) -> torch.dtype:
 
     Many CPUs run bfloat16 and float16 products at half the speed of float32 (no units for them, or slow ones). Weights stay
     narrow in memory and are widened one layer at a time. Takes about 0.1 s, once. float32 must win clearly: where the two are
-    close, a busy machine would answer now this way and now that, and each answer has code of its own.
+    close, a busy machine would answer now this way and now that, and each answer has code of its own. So it is, too, where torch
+    does not know the narrow product at all (float16, before 2.3).
     """
     if weights not in (torch.bfloat16, torch.float16):
         return weights
-    seconds = {}
-    for dtype in (weights, torch.float32):
-        a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
-        runs = []
-        for _ in range(6):
-            start = time.perf_counter()
-            torch.mm(a, b)
-            runs.append(time.perf_counter() - start)
-        seconds[dtype] = min(runs)
-    return torch.float32 if seconds[torch.float32] * 1.25 < seconds[weights] else weights
+    try:
+        narrow = _product_seconds(weights)
+    except RuntimeError:
+        return torch.float32
+    return torch.float32 if _product_seconds(torch.float32) * 1.25 < narrow else weights
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
+    runs = []
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        runs.append(time.perf_counter() - start)
+    return min(runs)
 
 
 def _sizes(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int]:

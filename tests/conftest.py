@@ -28,7 +28,18 @@ def same_random_numbers() -> None:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def packaging() -> None:
+    """For tests of what only a torch that makes packages can do (2.6 and later)."""
+    import torch
+
+    from lib_accel.environment import probe
+
+    if not probe(torch.device("cpu")).packaging:
+        pytest.skip(f"NOT RUN: torch {torch.__version__} makes no packages")
+
+
+@pytest.fixture(scope="session")
+def built(packaging: None, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A store with the artifact of tests/tiny.py, compiled once (seconds a unit), and what the engine that made it says."""
     from . import tiny
 

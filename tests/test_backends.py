@@ -25,8 +25,10 @@ OUTPUT = units_of(tiny.TINY)[-1]
 
 
 def choice(store: Path, backend: str = "auto", compile: bool = True, readonly: bool = False, **machine: Any):  # noqa: A002  (the setting's name)
-    """(backend, what is said of the better ones) on a machine that differs from this one."""
-    chosen = choose(tiny.target(**machine), ArtifactStore(store, readonly=readonly), Config(backend, store, compile=compile))
+    """(backend, what is said of the better ones) on a machine that differs from this one, or from this one with a new torch."""
+    chosen = choose(
+        tiny.target(**{"packaging": True, **machine}), ArtifactStore(store, readonly=readonly), Config(backend, store, compile=compile)
+    )
     return chosen.backend.name, chosen.reason
 
 
@@ -104,7 +106,7 @@ def test_no_compiler_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_a_compiler_the_clean_unet_answers(tmp_path: Path):
-    engine = tiny.engine(tmp_path / "store", machine={"cxx": None})
+    engine = tiny.engine(tmp_path / "store", machine={"cxx": None, "packaging": True})
     engine.prepare()
     status = engine.status
     assert (status.state, status.backend, engine.job) == ("eager", "eager", None)

@@ -242,7 +242,10 @@ def test_mixed_dtypes(tmp_path: Path, weights: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_a_dtype_nothing_computes_in(tmp_path: Path, weights: dict[str, Tensor], suffix: str) -> None:
-    path = write(tmp_path / f"a{suffix}", {n: t.to(torch.float8_e4m3fn) for n, t in weights.items()})
+    try:
+        path = write(tmp_path / f"a{suffix}", {n: t.to(torch.float8_e4m3fn) for n, t in weights.items()})
+    except KeyError:
+        pytest.skip(f"NOT RUN: torch {torch.__version__} writes no float8 into a {suffix}")
     assert "float8_e4m3fn" in refused(path, BadWeights)
     assert {p.dtype for p in open_checkpoint(path).load_unet(dtype=torch.float16).values()} == {torch.float16}
 

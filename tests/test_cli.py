@@ -249,6 +249,7 @@ def test_demo_refuses(run, tmp_path):
     assert "expected a multiple of 32" in failure(run(*base[:-1], "33"))
 
 
+@pytest.mark.usefixtures("packaging")
 def test_demo_with_a_store_that_cannot_be_used(run, tmp_path):
     """Images are made all the same, and the reason is told."""
     (tmp_path / "store").touch()

@@ -25,6 +25,8 @@ from . import tiny
 from .processes import PATIENCE_S, compilers, until, using, workers
 from .threads import one_thread  # noqa: F401  (a fixture)
 
+pytestmark = pytest.mark.usefixtures("packaging")
+
 OUTPUT = units_of(tiny.TINY)[-1]  # the unit that compiles fastest
 posix = pytest.mark.skipif(os.name != "posix", reason="the stand-in compilers are shell scripts")
 

@@ -43,7 +43,8 @@ def one_by_one(base: Tensor, terms: Sequence[LowRank]) -> Tensor:
     """As it is usually done: in the weight's own precision, rounded after each network."""
     total = base.clone()
     for t in terms:
-        total += (t.up.flatten(1) @ t.down.flatten(1)).view(base.shape).to(base.dtype) * t.scale
+        product = t.up.flatten(1).float() @ t.down.flatten(1).float()  # as CPUs sum; torch 2.1 has no narrower product there
+        total += product.view(base.shape).to(base.dtype) * t.scale
     return total
 
 

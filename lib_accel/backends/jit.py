@@ -7,9 +7,9 @@ Inductor's own cache holds.
 from __future__ import annotations
 
 import sys
-import types
 
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from .. import architecture as arch
 from ..compiler.verify import check_unit
@@ -18,7 +18,10 @@ from ..environment import Target
 from ..errors import ArtifactRejected, CompileFailed
 from ..jobs import Code, Job
 from ..store import ArtifactStore
-from ..units import UnitFn, UnitModule, describe, unit_key
+from ..units import UnitFn, UnitModule, describe, example_inputs
+
+TRACED = (2, 12, 10, 77)
+"""(B, H, W, L), all different, and from any width: a trace takes equal sizes for one."""
 
 
 class Jit:
@@ -54,7 +57,7 @@ class JitJob(Job):
         for i, layer in enumerate(self.target.units):
             self.report(f"compiling {describe(layer)}", i / len(self.target.units))
             try:
-                code[layer] = jit_unit(layer)
+                code[layer] = jit_unit(layer, self.target.dtype, self.target.device)
                 verdict = check_unit(layer, code[layer], self.target.dtype, self.target.device)
             except RuntimeError as e:  # torch's compiler errors all derive from it
                 what = " ".join(str(e).strip().partition("\n\n")[0].split())  # the rest is advice on torch's own logs
@@ -64,20 +67,23 @@ class JitJob(Job):
         return code
 
 
-def jit_unit(layer: arch.Layer) -> UnitFn:
-    """One compiled function with dynamic sizes. Two traces at most: the general one, and sizes of 1."""
+def jit_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device) -> UnitFn:
+    """One compiled function with dynamic sizes of activations. Two traces at most: the general one, and sizes of 1.
+
+    Traced to torch's own operators first: what a module whose weights are inputs needs, torch.compile itself knows only from 2.3 on.
+    """
     module = UnitModule(layer)
-    activations = 2 if module.side else 1
-
-    def run(inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
-        return module(inputs, weights)
-
-    # torch limits the compilations of one code object (8 by default), and every unit would share this one: each gets its own
-    own = types.FunctionType(run.__code__.replace(co_name=unit_key(layer)), globals(), closure=run.__closure__)
-    compiled = torch.compile(own, dynamic=True, fullgraph=True)
+    activations, weights = example_inputs(layer, TRACED, dtype, device)
+    count = len(activations)
+    with torch.no_grad():
+        graph = make_fx(lambda *t: module(list(t[:count]), list(t[count:])), tracing_mode="symbolic")(*activations, *weights)
+    compiled = torch.compile(graph, dynamic=True, fullgraph=True)
 
     def call(inputs: list[torch.Tensor]) -> torch.Tensor:
+        inputs = [t.detach() for t in inputs]  # whether a weight wants a gradient would be one more reason to compile again
+        for weight in inputs[count:]:
+            torch._dynamo.mark_static(weight)
         with torch.no_grad():
-            return compiled(inputs[:activations], [w.detach() for w in inputs[activations:]])
+            return compiled(*inputs)
 
     return call
