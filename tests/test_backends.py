@@ -135,6 +135,12 @@ def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
         for size in ({}, {"height": 27, "width": 33, "batch": 3, "length": 154}, {"batch": 1, "length": 1}):
             tiny.check(engine, tiny.inputs(**size))
         assert engine.counters.accelerated_calls == 3
+        assert engine.counters.compiles == len(engine.units)
+    another = tiny.engine(tmp_path / "store", unet=tiny.donor(seed=5), machine={"packaging": False})
+    with contextlib.closing(another):
+        another.prepare()
+        assert (another.job, another.status.state, another.status.backend) == (None, "ready", "jit"), "compiled anew for other weights"
+        tiny.check(another, given)
 
 
 # -- artifacts that must not serve

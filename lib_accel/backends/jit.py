@@ -1,7 +1,7 @@
 """`torch.compile` in this process, unit by unit: for torch versions without packaging, or where no artifact can be kept.
 
-A thread compiles every unit on example inputs while the caller runs without; nothing is kept for the next start but what
-Inductor's own cache holds.
+A thread compiles every unit on example inputs while the caller runs without. Units take weights as inputs, so they are kept for
+the life of the process, for every model and engine; for the next start there is only what Inductor's own cache holds.
 """
 
 from __future__ import annotations
@@ -42,28 +42,40 @@ class Jit:
         return None
 
     def ready(self, target: Target, store: ArtifactStore) -> Code | None:
-        return None
+        code = {layer: _made[layer, target.dtype, target.device] for layer in target.units if (layer, target.dtype, target.device) in _made}
+        return code if len(code) == len(target.units) else None
 
     def start(self, target: Target, store: ArtifactStore) -> Job:
         return JitJob(target).start()
 
 
+_made: dict[tuple[arch.Layer, torch.dtype, torch.device], UnitFn] = {}
+"""What has been compiled and found right in this process."""
+
+
 class JitJob(Job):
     def __init__(self, target: Target):
         super().__init__("accel-jit", target)
+        self.compiled = 0  # units
 
     def work(self) -> Code:
         code: dict[arch.Layer, UnitFn] = {}
+        dtype, device = self.target.dtype, self.target.device
         for i, layer in enumerate(self.target.units):
             self.report(f"compiling {describe(layer)}", i / len(self.target.units))
+            if (layer, dtype, device) in _made:
+                code[layer] = _made[layer, dtype, device]
+                continue
             try:
-                code[layer] = jit_unit(layer, self.target.dtype, self.target.device)
-                verdict = check_unit(layer, code[layer], self.target.dtype, self.target.device)
+                code[layer] = jit_unit(layer, dtype, device)
+                verdict = check_unit(layer, code[layer], dtype, device)
             except RuntimeError as e:  # torch's compiler errors all derive from it
                 what = " ".join(str(e).strip().partition("\n\n")[0].split())  # the rest is advice on torch's own logs
                 raise CompileFailed(f"{describe(layer)} does not compile: {type(e).__name__}: {what}") from e
             if not verdict.passed:
                 raise ArtifactRejected(f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded")
+            _made[layer, dtype, device] = code[layer]
+            self.compiled += 1
         return code
 
 
