@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+TRANSFORMERS = {"joint_blocks.": "a diffusion transformer (SD3)", "double_blocks.": "a diffusion transformer (Flux)"}  # by their names
 NORM_GROUPS = 32  # every GroupNorm of the family; the LDM code has no option for it
 SD1_HEADS = 8
 CHANNELS_PER_HEAD = 64
@@ -371,7 +372,9 @@ class _Reader:
     def any_shape(self, key: str, ndim: int | None = None) -> Shape:
         shape = self.shapes.get(key)
         if shape is None:
-            raise UnsupportedArchitecture(f"the parameter {key} is missing; this is not a UNet in the LDM layout")
+            kind = next((what for start, what in TRANSFORMERS.items() if any(name.startswith(start) for name in self.shapes)), None)
+            what = f"this is {kind}, not a UNet" if kind else "this is not a UNet in the LDM layout"
+            raise UnsupportedArchitecture(f"the parameter {key} is missing; {what}")
         if ndim is not None and len(shape) != ndim:
             raise UnsupportedArchitecture(f"{key} has the shape {list(shape)}; expected {ndim} dimensions")
         return shape

@@ -21,13 +21,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .architecture import Architecture, Shape
+from .architecture import TRANSFORMERS, Architecture, Shape
 from .errors import AccelError, BadCheckpoint, BadWeights, UnsupportedArchitecture
 from .unet import UNet
+from .weights import COMPUTE_DTYPES
 
 LDM_PREFIX = "model.diffusion_model."
 PREFIXES = (LDM_PREFIX, "diffusion_model.", "")
-COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _BARE = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.")  # what a UNet without a prefix starts with
 _OTHERS = {  # how the names of other files start, and what to call them
@@ -37,8 +37,7 @@ _OTHERS = {  # how the names of other files start, and what to call them
     "encoder.": "a VAE",
     "first_stage_model.": "a VAE",
     "control_model.": "a ControlNet",
-    "joint_blocks.": "a diffusion transformer (SD3), not a UNet",
-    "double_blocks.": "a diffusion transformer (Flux), not a UNet",
+    **{start: f"{what}, not a UNet" for start, what in TRANSFORMERS.items()},
     "cond_stage_model.": "a text encoder",
     "text_model.": "a text encoder",
 }

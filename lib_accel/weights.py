@@ -6,10 +6,13 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import BadWeights
 from .units import in_layout
+
+COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _dtype = operator.attrgetter("dtype")
 
@@ -43,9 +46,13 @@ class Weights:
     def accept(self) -> dict[str, nn.Parameter]:
         """Remember the parameters as they are and return them by name.
 
-        Raises BadWeights unless all have one dtype and one device, and storage behind them.
+        Raises BadWeights unless all have one dtype that can be computed in and one device, and storage behind them.
         """
         named = dict(self._module.named_parameters())
+        stored = next((name for name, p in named.items() if p.dtype not in COMPUTE_DTYPES), None)
+        if stored is not None:
+            kept = str(named[stored].dtype).removeprefix("torch.")
+            raise BadWeights(f"{stored} is stored as {kept}, which nothing computes in; keep weights in 16 bits to accelerate this model")
         name, first = next(iter(named.items()))
         for other, p in named.items():
             if p.dtype != first.dtype or p.device != first.device:

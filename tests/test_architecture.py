@@ -244,7 +244,7 @@ def test_refuses_a_diffusion_transformer() -> None:
         "joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536),
         "pos_embed": (1, 36864, 1536),
     }
-    with pytest.raises(UnsupportedArchitecture, match=r"time_embed\.0\.weight is missing; this is not a UNet in the LDM layout"):
+    with pytest.raises(UnsupportedArchitecture, match=r"time_embed\.0\.weight is missing; this is a diffusion transformer \(SD3\), not"):
         Architecture.from_shapes(sd3)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from lib_accel.backends import choose, get
 from lib_accel.config import Config
@@ -132,8 +133,10 @@ def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
         assert (engine.status.state, engine.status.backend) == ("ready", "jit"), engine.status.reason
         assert "2.6 or later" in str(engine.status.reason)
         assert engine.status.artifact is None
-        for size in ({}, {"height": 27, "width": 33, "batch": 3, "length": 154}, {"batch": 1, "length": 1}):
+        compiled = counters["stats"]["unique_graphs"]
+        for size in ({}, {"height": 27, "width": 33, "batch": 3, "length": 154}, {"batch": 1}):
             tiny.check(engine, tiny.inputs(**size))
+        assert counters["stats"]["unique_graphs"] == compiled, "the caller waited for the compiler"
         assert engine.counters.accelerated_calls == 3
         assert engine.counters.compiles == len(engine.units)
     another = tiny.engine(tmp_path / "store", unet=tiny.donor(seed=5), machine={"packaging": False})

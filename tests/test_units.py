@@ -200,6 +200,13 @@ def test_mixed_dtypes_are_refused():
         Weights(m).accept()
 
 
+def test_weights_nothing_computes_in_are_refused():
+    m = small()
+    m[1].to(torch.float8_e4m3fn)  # type: ignore[index]  some layers, as the WebUI does
+    with pytest.raises(BadWeights, match=r"1\.weight is stored as float8_e4m3fn, which nothing computes in; keep"):
+        Weights(m).accept()
+
+
 def test_refused_weights_stay_moved():
     m = small()
     w = Weights(m)

@@ -80,7 +80,7 @@ class JitJob(Job):
 
 
 def jit_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device) -> UnitFn:
-    """One compiled function with dynamic sizes of activations. Two traces at most: the general one, and sizes of 1.
+    """A function compiled for activations of any size; sizes of 1 are compiled for once more each, when they are met.
 
     Traced to torch's own operators first: what a module whose weights are inputs needs, torch.compile itself knows only from 2.3 on.
     """
@@ -98,4 +98,5 @@ def jit_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device) -> Uni
         with torch.no_grad():
             return compiled(*inputs)
 
+    call([*activations, *weights])  # first: what is compiled for a square, say, would be compiled again for the general case
     return call

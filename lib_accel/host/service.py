@@ -203,7 +203,7 @@ class Service:
         return {
             **out,
             "state": s.state,
-            "reason": s.reason or here.reason,
+            "reason": "; ".join(filter(None, (here.reason, s.reason))) or None,
             "backend": s.backend,
             "architecture": s.architecture,
             "dtype": s.dtype,

@@ -31,14 +31,15 @@ def test_lowvram(launch: Launch) -> None:
 def test_fp8_storage(server: Server) -> None:
     server.options(**DEFAULTS)
     server.use("tinyA")
-    plain = server.make()
     server.options(fp8_storage="Enable")
     try:
         left_alone(server, "fp8 storage", "float8")
     finally:
         server.options(fp8_storage="Disable")
     server.wait_ready()
-    assert server.make().same(plain)
+    c = server.compare()  # the WebUI itself does not come back to the bit
+    assert c.decibels >= MIN_DB
+    assert c.on.served
 
 
 def test_sd3(server: Server, webui: Path) -> None:
@@ -47,7 +48,8 @@ def test_sd3(server: Server, webui: Path) -> None:
     server.options(**DEFAULTS)
     server.use("tinyA")
     plain = server.make()
-    server.options(sd_model_checkpoint="tinySD3")
+    server.options(sd_model_checkpoint="tinySD3", live_previews_enable=False)  # what previews need would be downloaded
     left_alone(server, "SD3", "SD3")
+    server.options(live_previews_enable=True)
     server.use("tinyA")
     assert server.make().same(plain)

@@ -100,7 +100,7 @@ def test_another_family(probed: Server, webui: Path, folder: Path, model: str) -
     if not checkpoint.exists():
         pytest.skip(f"there is no checkpoint {model}")
     path = folder / "lora" / f"{model}-lora.safetensors"
-    architecture = open_checkpoint(checkpoint).architecture
+    architecture = open_checkpoint(checkpoint).architecture()
     if "SD2" in model:
         save_lora(path, architecture, random_deltas(architecture, rank=4, seed=1))
     else:
