@@ -44,7 +44,7 @@ def fastest_dtype(weights: torch.dtype) -> torch.dtype:
     Many CPUs run bfloat16 and float16 products at half the speed of float32 (no units for them, or slow ones). Weights stay
     narrow in memory and are widened one layer at a time. Takes about 0.1 s, once. float32 must win clearly: where the two are
     close, a busy machine would answer now this way and now that, and each answer has code of its own. So it is, too, where torch
-    does not know the narrow product at all (float16, before 2.3).
+    does not know the narrow product at all (float16, torch 2.1).
     """
     if weights not in (torch.bfloat16, torch.float16):
         return weights

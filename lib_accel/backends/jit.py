@@ -82,7 +82,7 @@ class JitJob(Job):
 def jit_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device) -> UnitFn:
     """A function compiled for activations of any size; sizes of 1 are compiled for once more each, when they are met.
 
-    Traced to torch's own operators first: what a module whose weights are inputs needs, torch.compile itself knows only from 2.3 on.
+    Traced to torch's own operators first: torch 2.1's compiler does not know modules whose weights are inputs.
     """
     module = UnitModule(layer)
     activations, weights = example_inputs(layer, TRACED, dtype, device)
