@@ -308,14 +308,14 @@ def test_bench_without_a_row_that_runs(run, tmp_path, monkeypatch):
 
 
 def test_gpu_dry_run(run, tmp_path, monkeypatch):
-    """The steps themselves take minutes of compiling: here one without."""
+    """The steps themselves take minutes of compiling: here two without, which differ in nothing but their name."""
     step = dataclasses.replace(cli_gpu.STEPS[2], variants="eager")
-    monkeypatch.setattr(cli_gpu, "STEPS", (step,))
+    monkeypatch.setattr(cli_gpu, "STEPS", (step, dataclasses.replace(step, name="the same again")))
     monkeypatch.setattr(cli_bench, "matmul_rate", lambda *_: 1e12)
     status, out, _ = run("gpu", "--dry-run", "--rounds", 1, "--device", "cpu", "--out", tmp_path, "--store", tmp_path / "store")
     assert status == 0
     assert f"## {step.name}" in out
-    assert {p.suffix for p in tmp_path.iterdir() if p.is_file()} == {".json", ".md"}
+    assert sorted(p.suffix for p in tmp_path.iterdir() if p.is_file()) == [".json", ".json", ".md", ".md"]
 
 
 @pytest.mark.parametrize(("size", "tera"), [(512, 1.607), (768, 4.296), (1024, 9.348)])

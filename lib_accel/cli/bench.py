@@ -115,9 +115,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if any(row["median_s"] for row in result["rows"]) else 1
 
 
-def write(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """As JSON and as a table, under a name that says when, what and where."""
-    parts = (result["date"], result["architecture"], args.size, f"b{args.batch}", result["dtype"], result["device"])
+def write(result: dict[str, Any], args: argparse.Namespace, *more: str) -> None:
+    """As JSON and as a table, under a name that says when, what and where, and `more`."""
+    parts = (result["date"], result["architecture"], args.size, f"b{args.batch}", result["dtype"], result["device"], *more)
     stem = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, parts)).lower())
     (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     (args.out / f"{stem}.md").write_text(table(result) + "\n", encoding="utf-8")

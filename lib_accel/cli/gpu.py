@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             result = bench.measure(options, device, dtype)
             if step.starts:
                 result["starts"] = starts(options, device, dtype)
-        bench.write(result, options)
+        bench.write(result, options, step.name)  # some steps differ in nothing else
         results.append({"step": step.name, **result})
         texts.append("\n".join([f"## {step.name}", bench.table(result), *_starts_text(result)]))
     show({"steps": results}, args, "\n\n".join(texts))
