@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -196,6 +197,17 @@ def test_a_pass_cut_short(host: Host) -> None:
         assert torch.allclose(host.call(), plain, atol=1e-5)
     leave()
     assert torch.equal(host.call(), plain)
+
+
+def test_both_reasons_are_told(host: Host) -> None:
+    """Why this image is made the WebUI's way, and why no better backend serves."""
+    engine = host.module("lib_accel.host.attachment").of(host.unet).engine
+    engine._choice = dataclasses.replace(engine._choice, refused=(("aoti", "it broke"),))
+    host.module("modules.shared").loaded_hypernetworks.append(object())
+    host.call()
+    reason = host.status()["reason"]
+    assert "hypernetwork" in reason
+    assert reason.endswith("; aoti: it broke")
 
 
 def test_a_reason_while_driven(host: Host) -> None:
