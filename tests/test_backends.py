@@ -138,6 +138,7 @@ def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
             tiny.check(engine, tiny.inputs(**size))
         assert counters["stats"]["unique_graphs"] == compiled, "the caller waited for the compiler"
         assert engine.counters.accelerated_calls == 3
+        tiny.check(engine, tiny.inputs(batch=1, length=1))
         assert engine.counters.compiles == len(engine.units)
     another = tiny.engine(tmp_path / "store", unet=tiny.donor(seed=5), machine={"packaging": False})
     with contextlib.closing(another):
