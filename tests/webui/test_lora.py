@@ -33,6 +33,16 @@ def plain(probed: Server) -> Pictures:
     return probed.make()
 
 
+def seen_and_gone(server: Server, plain: Pictures, name: str, prompt: str) -> None:
+    """The same picture off and on, all of it by compiled code, unlike the plain one; which comes back to the bit afterwards."""
+    c = server.compare(prompt=prompt)
+    rows.append(f"{name} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}")
+    assert c.decibels >= MIN_DB, rows[-1]
+    assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0), rows[-1]
+    assert c.on.decibels(plain) < 45, "the network changed nothing"
+    assert server.make().same(plain), "not gone without a trace"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("names", [*KINDS, "lora,loha,dora", "ia3,lora,boft,full", ",".join(["lora"] * 10)])
 def test_as_exact_as_the_host(probed: Server, names: str, dtype: str) -> None:
@@ -49,12 +59,7 @@ def test_as_exact_as_the_host(probed: Server, names: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != BIASED])
 def test_picture(probed: Server, plain: Pictures, kind: str) -> None:
-    c = probed.compare(prompt=f"a photo of a cat <lora:{kind}:0.8>")
-    rows.append(f"LoRA type {kind:22} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}")
-    assert c.decibels >= MIN_DB, rows[-1]
-    assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0), rows[-1]
-    assert c.on.decibels(plain) < 45, "the network changed nothing"
-    assert probed.make().same(plain), "not gone without a trace"
+    seen_and_gone(probed, plain, f"LoRA type {kind:22}", f"a photo of a cat <lora:{kind}:0.8>")
 
 
 @pytest.mark.parametrize(
@@ -70,12 +75,7 @@ def test_picture(probed: Server, plain: Pictures, kind: str) -> None:
 )
 def test_tags(probed: Server, plain: Pictures, prompt: str) -> None:
     """Strengths apart, ranks cut, the text encoder's part, an embedding that comes with the file."""
-    c = probed.compare(prompt=prompt)
-    rows.append(f"{prompt:45} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host")
-    assert c.decibels >= MIN_DB, rows[-1]
-    assert (c.calls > 0, c.host_calls) == (True, 0)
-    assert c.on.decibels(plain) < 45
-    assert probed.make().same(plain)
+    seen_and_gone(probed, plain, f"{prompt:45}", prompt)
 
 
 def test_a_bias_where_there_was_none(probed: Server, plain: Pictures) -> None:
@@ -107,13 +107,7 @@ def test_another_family(probed: Server, webui: Path, folder: Path, model: str) -
         save_file(network("lora", shapes_of(checkpoint)), path)
     probed.post("/sdapi/v1/refresh-loras")
     probed.use(model)
-    plain = probed.make()
-    c = probed.compare(prompt=f"a photo of a cat <lora:{path.stem}:0.8>")
-    rows.append(f"LoRA of {model:24} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}")
-    assert c.decibels >= MIN_DB, rows[-1]
-    assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0), rows[-1]
-    assert c.on.decibels(plain) < 45, "the network changed nothing"
-    assert probed.make().same(plain), "not gone without a trace"
+    seen_and_gone(probed, probed.make(), f"LoRA of {model:24}", f"a photo of a cat <lora:{path.stem}:0.8>")
     probed.use("tinyA")
 
 
