@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -213,6 +213,11 @@ def layer_from_dict(data: Mapping[str, Any]) -> Layer:
     return _LAYERS[data["layer"]](**{k: v for k, v in data.items() if k != "layer"})
 
 
+def kind_of(names: Collection[str], kinds: Mapping[str, str]) -> str | None:
+    """What `kinds` (by how names start) calls a model with these names."""
+    return next((what for start, what in kinds.items() if any(name.startswith(start) for name in names)), None)
+
+
 class _Reader:
     """Consumes parameter names; whatever is left over, missing or of another shape refuses the architecture."""
 
@@ -372,7 +377,7 @@ class _Reader:
     def any_shape(self, key: str, ndim: int | None = None) -> Shape:
         shape = self.shapes.get(key)
         if shape is None:
-            kind = next((what for start, what in TRANSFORMERS.items() if any(name.startswith(start) for name in self.shapes)), None)
+            kind = kind_of(self.shapes, TRANSFORMERS)
             what = f"this is {kind}, not a UNet" if kind else "this is not a UNet in the LDM layout"
             raise UnsupportedArchitecture(f"the parameter {key} is missing; {what}")
         if ndim is not None and len(shape) != ndim:

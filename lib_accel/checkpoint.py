@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .architecture import TRANSFORMERS, Architecture, Shape
+from .architecture import TRANSFORMERS, Architecture, Shape, kind_of
 from .errors import AccelError, BadCheckpoint, BadWeights, UnsupportedArchitecture
 from .unet import UNet
 from .weights import COMPUTE_DTYPES
@@ -130,7 +130,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             unet = {name[len(prefix) :]: s for name, s in stored.items() if name.startswith(prefix)}
             _refuse_integers(path, prefix, unet)
             return Checkpoint(path, prefix, unet)
-    kind = next((what for start, what in _OTHERS.items() if any(name.startswith(start) for name in stored)), "of a kind not known here")
+    kind = kind_of(stored, _OTHERS) or "of a kind not known here"
     some = ", ".join(sorted(stored)[:3]) or "none"
     raise BadCheckpoint(f"{path} holds no UNet; it looks like {kind} ({len(stored)} tensors: {some}). {_EXPECTED}. Choose another file")
 
@@ -172,9 +172,14 @@ def random_weights(architecture: Architecture, dtype: torch.dtype, seed: int) ->
 
 
 def _finite(t: Tensor) -> bool:
-    """NaN spreads to both ends, infinity is one of them. In one pass without a copy, but of float16, which torch 2.1 does not know here."""
-    t = t.float() if t.dtype == torch.float16 else t
-    return t.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(t))
+    """One pass without a copy: NaN spreads to both ends, infinity is one of them."""
+    if t.numel() == 0:
+        return True
+    try:
+        ends = torch.aminmax(t)
+    except RuntimeError:  # of float16, on torch 2.1's CPU
+        ends = torch.aminmax(t.float())
+    return all(bool(torch.isfinite(end)) for end in ends)
 
 
 def _name(dtype: torch.dtype) -> str:

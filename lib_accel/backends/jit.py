@@ -42,7 +42,7 @@ class Jit:
         return None
 
     def ready(self, target: Target, store: ArtifactStore) -> Code | None:
-        code = {layer: _made[layer, target.dtype, target.device] for layer in target.units if (layer, target.dtype, target.device) in _made}
+        code = _at_hand(target)
         return code if len(code) == len(target.units) else None
 
     def start(self, target: Target, store: ArtifactStore) -> Job:
@@ -53,28 +53,29 @@ _made: dict[tuple[arch.Layer, torch.dtype, torch.device], UnitFn] = {}
 """What has been compiled and found right in this process."""
 
 
+def _at_hand(target: Target) -> dict[arch.Layer, UnitFn]:
+    made = {layer: _made.get((layer, target.dtype, target.device)) for layer in target.units}
+    return {layer: fn for layer, fn in made.items() if fn is not None}
+
+
 class JitJob(Job):
     def __init__(self, target: Target):
         super().__init__("accel-jit", target)
         self.compiled = 0  # units
 
     def work(self) -> Code:
-        code: dict[arch.Layer, UnitFn] = {}
-        dtype, device = self.target.dtype, self.target.device
-        for i, layer in enumerate(self.target.units):
-            self.report(f"compiling {describe(layer)}", i / len(self.target.units))
-            if (layer, dtype, device) in _made:
-                code[layer] = _made[layer, dtype, device]
-                continue
+        code, dtype, device = _at_hand(self.target), self.target.dtype, self.target.device
+        for layer in [u for u in self.target.units if u not in code]:
+            self.report(f"compiling {describe(layer)}", len(code) / len(self.target.units))
             try:
-                code[layer] = jit_unit(layer, dtype, device)
-                verdict = check_unit(layer, code[layer], dtype, device)
+                fn = jit_unit(layer, dtype, device)
+                verdict = check_unit(layer, fn, dtype, device)
             except RuntimeError as e:  # torch's compiler errors all derive from it
                 what = " ".join(str(e).strip().partition("\n\n")[0].split())  # the rest is advice on torch's own logs
                 raise CompileFailed(f"{describe(layer)} does not compile: {type(e).__name__}: {what}") from e
             if not verdict.passed:
                 raise ArtifactRejected(f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded")
-            _made[layer, dtype, device] = code[layer]
+            code[layer] = _made[layer, dtype, device] = fn
             self.compiled += 1
         return code
 

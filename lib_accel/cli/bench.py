@@ -82,7 +82,7 @@ def add(commands: Commands) -> None:
         type=counts,
         metavar="N,N",
         default="0",
-        help="numbers of merged LoRAs (rank 32, all transformer layers), as 0,1,10: a second table, of our variants",
+        help="numbers of merged LoRAs (rank 32, all transformer layers), as 0,1,10: a second table, of ours and the reference",
     )
     p.add_argument("--profile", action="store_true", help="a table of kernels as well, of the last variant")
     p.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's own choice)")
@@ -182,18 +182,18 @@ def _interleave(calls: dict[str, Call], rows: dict[str, Row], device: torch.devi
 
 def _lora_rows(args: argparse.Namespace, setup: Setup, calls: dict[str, Call], device: torch.device) -> list[dict[str, Any]]:
     """Seconds a call by number of merged LoRAs, the numbers taken in turn as the variants are; medians after one round to warm up."""
-    ours = [n for n in calls if n.startswith(("reference", "eager", "jit", "aoti"))]  # which read the weights anew in each call
-    if args.loras == [0] or not ours:
+    following = [n for n in calls if n.startswith(("reference", "eager", "jit", "aoti"))]  # which read the weights anew in each call
+    if args.loras == [0] or not following:
         return []
     merger = Merger(dict(setup.parameters))
     loras: list[dict[str, LowRank]] = [random_deltas(setup.architecture, 32, seed) for seed in range(max(args.loras))]
     merges: dict[int, list[float]] = {count: [] for count in args.loras}
-    seconds: dict[int, dict[str, list[float]]] = {count: {name: [] for name in ours} for count in args.loras}
-    with tqdm(total=(1 + args.rounds) * len(args.loras) * len(ours), desc="LoRAs") as bar:
+    seconds: dict[int, dict[str, list[float]]] = {count: {name: [] for name in following} for count in args.loras}
+    with tqdm(total=(1 + args.rounds) * len(args.loras) * len(following), desc="LoRAs") as bar:
         for count in (1 + args.rounds) * args.loras:
             wanted = [(d, 0.5) for d in loras[:count]]
             merges[count].append(timed(lambda w=wanted: merger.set(w), device)[0])
-            for name in ours:
+            for name in following:
                 calls[name]()  # the first after a merge also pays for memory that the merge has let go of
                 seconds[count][name].append(timed(calls[name], device)[0])
                 bar.update()
