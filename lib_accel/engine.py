@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from .store import ArtifactStore
 from .unet import LayerFn, UNet
 from .units import UnitFn, input_widths, side_input, units_of
 from .weights import Weights
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -248,7 +250,7 @@ class Engine:
         """
         self._follow()
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            out = self._guarded(lambda layers: self._run(layers, replaced, x, timesteps, context, y))
+            out = self._guarded(lambda layers: self._run(layers, replaced, x, timesteps, context, y), self.layers, self.unet.layers)
         if self._code:
             self.counters.accelerated_calls += 1
         return out
@@ -262,31 +264,25 @@ class Engine:
         """`h: [B, C, H, W]` through one of `compiled_layers`; `side` is its emb or its context. Any dtypes; h's comes back."""
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
             x, s = (t.to(layer.dtype) for t in (h, h if side is None else side))
-            try:
-                return layer(x, s, s).to(h.dtype)
-            except RuntimeError as e:
-                if isinstance(e, torch.cuda.OutOfMemoryError):
-                    raise
-                out = layer.module(x, s, s).to(h.dtype)
-                self._fail(e)
-                return out
+            return self._guarded(lambda of: of(x, s, s), layer, layer.module).to(h.dtype)
 
     def run_block(self, name: str, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """One block (`input_blocks.3`) at compiled speed. dtypes follow the weights, and h's comes back."""
         self._follow()
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
             x, emb, context = (t.to(self.unet.dtype) for t in (h, emb, context))
-            return self._guarded(lambda layers: self.unet.run_block(name, x, emb, context, layers)).to(h.dtype)
+            return self._guarded(lambda layers: self.unet.run_block(name, x, emb, context, layers), self.layers, self.unet.layers).to(h.dtype)
 
-    def _guarded(self, run: Callable[[Mapping[str, LayerFn]], Tensor]) -> Tensor:
-        """`run` with our layers; if that fails and the clean ones do not, it was compiled code, which is then dropped."""
+    def _guarded(self, run: Callable[[T], Tensor], compiled: T, clean: T) -> Tensor:
+        """`run` with what is compiled; if that fails and with what is clean it does not, compiled code is dropped."""
         try:
-            return run(self.layers)
+            return run(compiled)
+        except torch.cuda.OutOfMemoryError:
+            raise  # the host has its own ways to make room, and would have run out too
         except RuntimeError as e:
-            if not self._code or isinstance(e, torch.cuda.OutOfMemoryError):
-                raise  # out of memory: the host has its own ways to make room, and would have run out too
-            out = run(self.unet.layers)
-            self._fail(e)
+            out = run(clean)
+            if self._code:  # else it was dropped earlier in this pass of the host's, or never there
+                self._fail(e)
             return out
 
     def _run(self, layers: Mapping[str, LayerFn], replaced: Mapping[str, LayerFn] | None, *inputs: Any) -> Tensor:

@@ -55,11 +55,12 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
 
 
 class Merger:
-    """Merges LoRAs into `parameters` in place. The base of every touched weight is kept, so that taking out is one exact copy."""
+    """Merges LoRAs into `parameters` in place. The base of every weight that was ever touched is kept: taking out is one exact copy."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]):
         self._parameters = parameters
         self._base: dict[str, Tensor] = {}
+        self._merged: set[str] = set()
 
     def set(self, loras: Sequence[tuple[Mapping[str, LowRank], float]]) -> int:
         """Make the weights base + sum of strength x delta; an empty list is the base. Returns how many weights were written."""
@@ -67,12 +68,13 @@ class Merger:
         for factors, strength in loras:
             for name, f in factors.items():
                 wanted.setdefault(name, []).append(LowRank(f.up, f.down, f.scale * strength))
-        touched = self._base.keys() | wanted.keys()
+        touched = self._merged | wanted.keys()
         for name in touched:
             p = self._parameters[name].detach()
-            merge(p, self._base.setdefault(name, p.clone()), wanted.get(name, ()))
-            if name not in wanted:
-                del self._base[name]
+            if name not in self._base:
+                self._base[name] = p.clone()
+            merge(p, self._base[name], wanted.get(name, ()))
+        self._merged = set(wanted)
         return len(touched)
 
 

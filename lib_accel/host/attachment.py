@@ -127,16 +127,12 @@ class Attachment:
                 self._merge()
                 compiled = self.engine.compiled_layers()
                 self._take_over_controls()
-                self._explain(
-                    "; ".join(
-                        [
-                            f"{around or 'another extension drives the UNet'}: compiled layer by layer",
-                            *([summary(replaced)] if replaced else []),
-                        ]
-                    )
-                )
-                self.engine.counters.accelerated_calls += bool(compiled)
-                return {name: layer for name, layer in compiled.items() if name not in replaced}
+                driven = around or "another extension drives the UNet"
+                if compiled:
+                    self._explain("; ".join([f"{driven}: compiled layer by layer", *([summary(replaced)] if replaced else [])]))
+                    self.engine.counters.accelerated_calls += 1
+                    return {name: layer for name, layer in compiled.items() if name not in replaced}
+                reason = f"{driven}: without compiled code its layers run the WebUI's way"
             except AccelError as e:
                 reason = str(e)
         self._explain(reason)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tiny import inputs
+from .conftest import Start
 from .driver import ControlNet, Unit, drive
 from .host import Host, counted, left_behind, own_attributes
 
@@ -58,6 +59,36 @@ def test_driven(host: Host, size: dict[str, int]) -> None:
     assert torch.allclose(out, host.plain(inputs(**size)), atol=1e-5)
     assert _of(seen, host.unet) == UNIT_LAYERS == sum(seen.values())
     assert host.status()["reason"] == DRIVEN
+
+
+def test_driven_without_compiled_code(start: Start) -> None:
+    host = start("--accel-backend", "eager")
+    host.load()
+    drive(host.unet)
+    with counted(host, accelerated_calls=0, host_calls=1):
+        assert torch.equal(host.call(), host.plain())
+    reason = host.status()["reason"]
+    assert reason.startswith("another extension drives the UNet: without compiled code its layers run the WebUI's way"), reason
+
+
+def test_compiled_code_that_fails_while_driven(host: Host) -> None:
+    """Every layer of that pass goes on by itself, and the reason is of the first that failed."""
+    from lib_accel.host import attachment
+
+    engine, failed = attachment.of(host.unet).engine, []
+
+    def fail(inputs: list[Tensor]) -> Tensor:
+        failed.append(1)
+        raise RuntimeError(f"broken {len(failed)}")
+
+    for layer in engine.compiled_layers().values():
+        layer._fn = fail  # type: ignore[attr-defined]
+    drive(host.unet)
+    assert torch.allclose(host.call(), host.plain(), atol=1e-5)
+    assert len(failed) == UNIT_LAYERS
+    assert "aoti: it failed while computing: broken 1" in host.status()["reason"]
+    with counted(host, accelerated_calls=0, host_calls=1):
+        assert torch.equal(host.call(), host.plain())
 
 
 def test_comes_and_goes(host: Host) -> None:
