@@ -271,7 +271,8 @@ class Engine:
         self._follow()
         with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
             x, emb, context = (t.to(self.unet.dtype) for t in (h, emb, context))
-            return self._guarded(lambda layers: self.unet.run_block(name, x, emb, context, layers), self.layers, self.unet.layers).to(h.dtype)
+            out = self._guarded(lambda layers: self.unet.run_block(name, x, emb, context, layers), self.layers, self.unet.layers)
+            return out.to(h.dtype)
 
     def _guarded(self, run: Callable[[T], Tensor], compiled: T, clean: T) -> Tensor:
         """`run` with what is compiled; if that fails and with what is clean it does not, compiled code is dropped."""

@@ -79,14 +79,14 @@ def test_compiled_code_that_fails_while_driven(host: Host) -> None:
 
     def fail(inputs: list[Tensor]) -> Tensor:
         failed.append(1)
-        raise RuntimeError(f"broken {len(failed)}")
+        raise RuntimeError(f"layer {len(failed)} broke")
 
     for layer in engine.compiled_layers().values():
         layer._fn = fail  # type: ignore[attr-defined]
     drive(host.unet)
     assert torch.allclose(host.call(), host.plain(), atol=1e-5)
     assert len(failed) == UNIT_LAYERS
-    assert "aoti: it failed while computing: broken 1" in host.status()["reason"]
+    assert "aoti: it failed while computing: layer 1 broke" in host.status()["reason"]
     with counted(host, accelerated_calls=0, host_calls=1):
         assert torch.equal(host.call(), host.plain())
 
