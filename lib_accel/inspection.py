@@ -15,6 +15,10 @@ HOME = ("ldm", "sgm", "modules", "torch", "networks", "lib_accel")
 """Packages whose classes and class forwards are a UNet's own: the model code, the WebUI, its Lora extension."""
 
 
+_METHODS = ("forward", "_forward", "_conv_forward")
+"""What computes: of any module, behind ldm's checkpointing, and of a convolution behind its padding."""
+
+
 class Inspector:
     """Tells which layers of `network` (an ldm or sgm UNetModel, a ControlNet) no longer compute what its weights say.
 
@@ -87,15 +91,13 @@ class _Traces:
         return (
             [self.cat],
             list(map(type, self._modules)),
-            each("forward"),
-            each("_forward"),
+            *map(each, _METHODS),
             each("padding_mode"),
             list(map(len, each("_forward_hooks"))),
             list(map(len, each("_forward_pre_hooks"))),
             list(map(len, self._children)),
             list(map(dict.get, self._homes, self._names)),
-            [c.forward for c in self._classes],
-            [getattr(c, "_forward", None) for c in self._classes],
+            *([getattr(c, name, None) for c in self._classes] for name in _METHODS),
         )
 
 
@@ -107,7 +109,7 @@ class _Watched:
 
     def changed(self, foreign: set[type]) -> str | None:
         for module, cls, own, children, seen, padding in self._seen:
-            if ("forward" in own and not own_forward(module, "forward")) or ("_forward" in own and not own_forward(module, "_forward")):
+            if any(name in own and not own_forward(module, name) for name in _METHODS):
                 return f"the forward of a {cls.__name__} was replaced"
             if type(module) is not cls:
                 return f"a {cls.__name__} became a {type(module).__name__}"
@@ -181,7 +183,7 @@ def _filled(cell: types.CellType) -> bool:
 
 
 def _home_made(cls: type) -> bool:
-    return all(_package(getattr(cls, name, None)) in HOME for name in ("forward", "_forward") if hasattr(cls, name))
+    return all(_package(getattr(cls, name, None)) in HOME for name in _METHODS if hasattr(cls, name))
 
 
 def _package(function: object) -> str:

@@ -63,6 +63,14 @@ def _padding(unet: nn.Module) -> Undo:
     return lambda: pad("zeros")
 
 
+def _one_way_tiling(unet: nn.Module) -> Undo:
+    """As asymmetric tiling does: padding stays what it is, what follows it is another function."""
+    convolution: Any = unet.get_submodule("middle_block.0.in_layers.2")
+    original = convolution._conv_forward
+    convolution._conv_forward = lambda x, weight, bias: original(x.roll(1, -1), weight, bias)
+    return lambda: setattr(convolution, "_conv_forward", original)
+
+
 def _other_part(unet: nn.Module) -> Undo:
     block: Any = unet.get_submodule(BLOCK)
     before = block.ff
@@ -91,6 +99,7 @@ CHANGES = [
     (_whole_layer, "1 layers run the WebUI's way: the forward of a ResBlock was replaced"),
     (_hook, "1 layers run the WebUI's way: a Conv2d has hooks"),
     (_hook_before, "1 layers run the WebUI's way: a FeedForward has hooks"),
+    (_one_way_tiling, "1 layers run the WebUI's way: the forward of a Conv2d was replaced"),
     (_padding, "16 layers run the WebUI's way: tiling changes the padding of convolutions"),
     (_other_part, "1 layers run the WebUI's way: a part of a BasicTransformerBlock was replaced"),
     (_other_class, "1 layers run the WebUI's way: a BasicTransformerBlock became a Merging"),
