@@ -6,14 +6,15 @@ nothing drifts.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .precision import exact_products, wider, without_autocast
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,17 @@ def merge(weight: Tensor, base: Tensor, terms: Sequence[Term], device: torch.dev
     """
     device = device or weight.device
     total, bias = base, None
-    with torch.autocast(device.type, enabled=False), _exact_products(device):
+    with without_autocast(device), exact_products(device):
         for low_rank, group in itertools.groupby(terms, lambda t: isinstance(t, LowRank)):
             run: list[Any] = list(group)
             if low_rank:
-                into = weight if run[-1] is terms[-1] else torch.empty_like(base, dtype=_wider(weight.dtype), device=device)
+                into = weight if run[-1] is terms[-1] else torch.empty_like(base, dtype=wider(weight.dtype, device), device=device)
                 _add(into, total, run, device)
                 total = into
                 continue
             for rewrite in run:
                 delta, more = rewrite(_moved(total, device, torch.float32))
-                total = _moved(total, device, _wider(weight.dtype)) + delta
+                total = _moved(total, device, wider(weight.dtype, device)) + delta
                 if more is not None:
                     bias = more.float() if bias is None else bias + more
     if total is not weight:
@@ -64,13 +65,9 @@ def merge(weight: Tensor, base: Tensor, terms: Sequence[Term], device: torch.dev
     return bias
 
 
-def _wider(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
-
-
 def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.device) -> None:
     """Write base + the terms into `into`, some rows at a time."""
-    wide = _wider(into.dtype)
+    wide = wider(into.dtype, device)
     up = torch.cat([_moved(t.up, device, wide).flatten(1) * t.scale for t in terms], 1)  # [O, sum of r]
     down = torch.cat([_moved(t.down, device, wide).flatten(1) for t in terms], 0)  # [sum of r, I*k*k]
     outputs, inputs = base.shape[0], base[0].numel()
@@ -85,17 +82,3 @@ def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.dev
 def _moved(t: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Moved first and widened there: torch would widen before it moves, and move twice the bytes."""
     return t.to(device, non_blocking=True).to(dtype)
-
-
-@contextlib.contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
-    """Without TF32, which the WebUI switches on for some cards: it keeps 10 bits of a factor."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

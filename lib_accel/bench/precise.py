@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture import Architecture
+from ..precision import wider
 from ..unet import UNet
 
 
@@ -16,14 +17,6 @@ def precise_call(
 ) -> Tensor:
     """-> the UNet's output in float64 where the weights are float32, else in float32. Weights are widened layer by layer."""
     unet = UNet(architecture).adopt(parameters)
-    wide = torch.float64 if unet.dtype == torch.float32 and x.device.type != "mps" else torch.float32
-    unet.compute_dtype = wide
+    unet.compute_dtype = wide = wider(unet.dtype, x.device)
     with torch.no_grad():
         return unet(x.to(wide), timesteps, context, y)
-
-
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    """`||value - reference|| / ||reference||`; NaN when the shapes differ."""
-    if value.shape != reference.shape:
-        return float("nan")
-    return float((value.to(reference.dtype) - reference).norm() / reference.norm())

@@ -20,13 +20,14 @@ from tqdm import tqdm
 from ..architecture import Architecture
 from ..bench.kernels import kernels
 from ..bench.measure import Call, Row, flops, interleave, matmul_rate, timed
-from ..bench.precise import precise_call, relative_error
+from ..bench.precise import precise_call
 from ..bench.variants import DEFAULT, VARIANTS, Setup, build
 from ..checkpoint import random_weights
 from ..environment import probe
 from ..errors import AccelError
 from ..lora import Merger, random_deltas
 from ..merge import LowRank
+from ..precision import relative_error
 from ..unet import UNet
 from .common import (
     Commands,

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from .. import presets
 from ..architecture import Architecture
-from ..bench.precise import precise_call, relative_error
+from ..bench.precise import precise_call
 from ..checkpoint import open_checkpoint, save_random_checkpoint
 from ..engine import Engine
 from ..lora import Merger, parse_tag, random_deltas, read_lora, save_lora
 from ..merge import LowRank
+from ..precision import relative_error
 from ..sampling import Denoiser, Noise, sample
 from ..unet import UNet
 from .common import Commands, add_engine_arguments, command, device_and_dtype, follow, image_size, make_config, positive, say, show

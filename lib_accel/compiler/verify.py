@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from .. import architecture as arch
+from ..precision import relative_error, wider
 from ..units import UnitFn, UnitModule, example_inputs
 
 CHECK_SIZES = ((2, 16, 16, 77), (1, 8, 24, 154), (3, 9, 7, 1), (1, 1, 1, 77))
@@ -49,7 +49,7 @@ class Verdict:
 def check_unit(layer: arch.Layer, fn: UnitFn, dtype: torch.dtype, device: torch.device, seed: int = 1) -> Verdict:
     """Run `fn` at every size of CHECK_SIZES that torch can run against a float64 reference (float32 where the dtype is narrower)."""
     module = UnitModule(layer)
-    precise = torch.float64 if dtype == torch.float32 and device.type in ("cpu", "cuda") else torch.float32
+    precise = wider(dtype, device)
     compiled, eager = [], []
     with torch.no_grad():
         for i, size in enumerate(CHECK_SIZES):
@@ -66,10 +66,3 @@ def _single_values(layer: arch.Layer) -> bool:
     """One channel a group: at one pixel there is nothing to normalise, and torch refuses."""
     widths = (layer.channels,) if isinstance(layer, arch.SpatialTransformer) else (layer.in_channels, layer.out_channels)
     return arch.NORM_GROUPS in widths
-
-
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    """`||value - reference|| / ||reference||`, in the reference's precision; NaN when the shapes differ."""
-    if value.shape != reference.shape:
-        return float("nan")
-    return ((value.to(reference.dtype) - reference).norm() / reference.norm()).item()

@@ -1,0 +1,44 @@
+"""What is computed in which precision, and how far two results are apart."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+
+def wider(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What values of `dtype` are summed in and compared in: float64 for float32 where the device has it, else float32."""
+    return torch.float64 if dtype in (torch.float32, torch.float64) and device.type in ("cpu", "cuda") else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Without autocast; also where this torch knows none for the device (Apple's, before 2.5) and would refuse to switch it off."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Without TF32, which the WebUI switches on for some cards: it keeps 10 bits of a factor."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """`||value - reference|| / ||reference||`, in the reference's precision; NaN when the shapes differ."""
+    if value.shape != reference.shape:
+        return float("nan")
+    return ((value.to(reference.dtype) - reference).norm() / reference.norm()).item()
