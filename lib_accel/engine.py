@@ -23,12 +23,16 @@ from .environment import Machine, Target, default_store, probe
 from .errors import AccelError, ArtifactRejected, BadWeights, CompileFailed, StoreError
 from .graphs import GraphCache
 from .jobs import Code, Job, Progress
+from .precision import without_autocast
 from .store import ArtifactStore
 from .unet import LayerFn, UNet
-from .units import UnitFn, input_widths, side_input, units_of
+from .units import UnitFn, input_widths, side_input, units_of, widest
 from .weights import Weights
 
 T = TypeVar("T")
+
+INT32 = 2**31
+"""Compiled GPU code counts elements in 32 bits (Inductor does, for what it was traced at); torch's own kernels know when not to."""
 
 
 @dataclass
@@ -55,14 +59,15 @@ class CompiledLayer:
     """A layer of the clean UNet, computed by compiled code from the layer's own parameters.
 
     Compiled code checks nothing and would read past the end of tensors it was not made for: those go through the layer
-    itself, which broadcasts them (one `emb` for a whole batch) or says what is wrong with them.
+    itself, which broadcasts them (one `emb` for a whole batch), computes them (SD1 at 4096x4096, two images) or says what
+    is wrong with them.
     """
 
     def __init__(self, fn: UnitFn, module: nn.Module, spec: Layer, dtype: torch.dtype):
         self._fn, self.module, self._side, self.dtype = fn, module, side_input(spec), dtype
         self._parameters: list[Tensor] = list(module.parameters())
         self._widen = any(p.dtype != dtype for p in self._parameters)  # asked once: 686 times `to` take 0.7 ms to do nothing
-        self._widths = input_widths(spec)
+        self._widths, self._widest = input_widths(spec), widest(spec)
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         inputs = [h] if self._side is None else [h, emb if self._side == "emb" else context]
@@ -80,7 +85,14 @@ class CompiledLayer:
         h, weight = inputs[0], self._parameters[0]
         if h.ndim != 4 or h.shape[1] != self._widths[0] or inputs[-1].shape[-1] != (self._widths[1] if self._side else h.shape[-1]):
             return False
+        if h.device.type != "cpu" and h.numel() // h.shape[1] * self._widest >= INT32:
+            return False
         return all(t.shape[0] == h.shape[0] and t.numel() and t.dtype == self.dtype and t.device == weight.device for t in inputs)
+
+
+def out_of_memory_errors(device: torch.device) -> int:
+    """How many there were on this device in this process."""
+    return torch.cuda.memory_stats(device).get("num_ooms", 0) if device.type == "cuda" else 0
 
 
 @dataclass
@@ -112,6 +124,7 @@ class Engine:
         self._failed: dict[str, str] = {}  # backends that failed, with the reason: never tried again by this engine
         self._discarded: str | None = None  # why the artifact that was at hand is not used
         self._graphs: GraphCache | None = None
+        self._ooms = out_of_memory_errors(self.device)
         self._bind()
 
     # -- getting ready
@@ -208,7 +221,12 @@ class Engine:
 
     def _bind(self) -> None:
         """Share the donor's parameters as they are now. Weights parked elsewhere (medvram) get compiled code when they come back."""
-        self.unet.adopt(self.weights.accept())
+        try:
+            self.unet.adopt(self.weights.accept())
+        except BadWeights:
+            self.weights.forget()  # not taken up, so the next call has to ask again
+            self._drop_graphs()
+            raise
         self.unet.compute_dtype = None
         if self.device is not None and self.device.type == "cpu":
             self.unet.compute_dtype = cpu.fastest_dtype(self.unet.dtype)
@@ -249,7 +267,7 @@ class Engine:
         Raises BadWeights when the donor's weights cannot be used as they are.
         """
         self._follow()
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(x.device):
             out = self._guarded(lambda layers: self._run(layers, replaced, x, timesteps, context, y), self.layers, self.unet.layers)
         if self._code:
             self.counters.accelerated_calls += 1
@@ -262,14 +280,14 @@ class Engine:
 
     def run_layer(self, layer: CompiledLayer, h: Tensor, side: Tensor | None = None) -> Tensor:
         """`h: [B, C, H, W]` through one of `compiled_layers`; `side` is its emb or its context. Any dtypes; h's comes back."""
-        with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(h.device):
             x, s = (t.to(layer.dtype) for t in (h, h if side is None else side))
             return self._guarded(lambda of: of(x, s, s), layer, layer.module).to(h.dtype)
 
     def run_block(self, name: str, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """One block (`input_blocks.3`) at compiled speed. dtypes follow the weights, and h's comes back."""
         self._follow()
-        with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(h.device):
             x, emb, context = (t.to(self.unet.dtype) for t in (h, emb, context))
             out = self._guarded(lambda layers: self.unet.run_block(name, x, emb, context, layers), self.layers, self.unet.layers)
             return out.to(h.dtype)
@@ -282,9 +300,15 @@ class Engine:
             raise  # the host has its own ways to make room, and would have run out too
         except RuntimeError as e:
             out = run(clean)
-            if self._code:  # else it was dropped earlier in this pass of the host's, or never there
+            if self._code and not self._ran_out_of_memory():  # without code: it was dropped earlier in this pass, or never there
                 self._fail(e)
             return out
+
+    def _ran_out_of_memory(self) -> bool:
+        """Since the last time. AOTInductor's code raises that as it raises everything: the type of the error is lost."""
+        assert self.device is not None
+        before, self._ooms = self._ooms, out_of_memory_errors(self.device)
+        return self._ooms > before
 
     def _run(self, layers: Mapping[str, LayerFn], replaced: Mapping[str, LayerFn] | None, *inputs: Any) -> Tensor:
         if replaced:  # unknown code: it may do what a graph cannot record

@@ -46,6 +46,13 @@ def input_widths(layer: arch.Layer) -> tuple[int, ...]:
     return (layer.in_channels, layer.emb_channels) if isinstance(layer, arch.ResBlock) else (layer.in_channels,)
 
 
+def widest(layer: arch.Layer) -> int:
+    """Values a pixel of the largest activation inside: of a transformer what its gated feed-forward is expanded to."""
+    if isinstance(layer, arch.SpatialTransformer):
+        return 8 * layer.channels
+    return max(layer.in_channels, layer.out_channels)  # type: ignore[union-attr]
+
+
 def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lib_accel import engine as engine_module
 from lib_accel.architecture import Architecture
 from lib_accel.engine import CompiledLayer
 from lib_accel.store import ArtifactStore
@@ -218,6 +219,35 @@ def test_code_that_fails_is_dropped_with_a_reason(tiny_store: Path, message: str
         assert engine.status.state == "fallback"
         assert f"aoti: it failed while computing: {message.partition(chr(10))[0] or 'RuntimeError'}" == engine.status.reason
         assert engine.counters.accelerated_calls == 0
+
+
+def test_running_out_of_memory_is_no_failure_of_the_code(tiny_store: Path, monkeypatch: pytest.MonkeyPatch):
+    """AOTInductor's code raises it as a plain RuntimeError; only the allocator's count of them tells."""
+    errors = [0]
+    monkeypatch.setattr(engine_module, "out_of_memory_errors", lambda device: errors[0])
+    engine, given = ready(tiny_store), tiny.inputs()
+    expected = served(engine, given)
+    layer = engine.compiled_layers()["middle_block.0"]
+    good = layer._fn
+
+    def full(inputs: list[Tensor]) -> Tensor:
+        errors[0] += 1
+        raise RuntimeError("aoti_torch_empty_strided(...) API call failed")
+
+    layer._fn = full
+    assert torch.equal(engine(*given), tiny.clean(engine, *given))
+    layer._fn = good
+    assert torch.equal(served(engine, given), expected)
+    assert engine.status.state == "ready"
+
+
+def test_what_32_bits_cannot_count_runs_without_compiled_code(tiny_store: Path):
+    layer = ready(tiny_store).compiled_layers()["middle_block.1"]
+    pixels = engine_module.INT32 // (8 * 64)
+    for count, fits in ((pixels - 1, True), (pixels, False)):
+        h, context = torch.empty(1, 64, 1, count, device="meta"), torch.empty(1, 7, tiny.CONTEXT, device="meta")
+        layer._parameters = [h]
+        assert layer._fits([h, context]) == fits
 
 
 def test_layers_of_others_run_their_way(tiny_store: Path):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from lib_accel.architecture import Layer, ResBlock
 from lib_accel.compiler.verify import CHECK_SIZES, check_unit
 from lib_accel.errors import BadWeights
 from lib_accel.presets import sd1, sdxl
-from lib_accel.units import UnitFn, UnitModule, example_inputs, input_widths, side_input, unit_key, units_of
+from lib_accel.units import UnitFn, UnitModule, example_inputs, input_widths, side_input, unit_key, units_of, widest
 from lib_accel.weights import Weights
 
 from . import tiny
@@ -125,6 +129,23 @@ def test_another_shape_is_refused():
     found = verdict(UNITS[3], lambda inputs: plain(UNITS[3])(inputs)[..., :-1])
     assert not found.passed
     assert "nan" in str(found)
+
+
+@pytest.mark.parametrize("layer", UNITS, ids=unit_key)
+def test_no_activation_is_wider_than_said(layer: Layer):
+    size = (16, 8, 6, 7)  # more values than any weight has, and than the scores of attention, which torch keeps there
+    most = [0]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            most[0] = max(most[0], *(t.numel() for t in tree_flatten(out)[0] if isinstance(t, Tensor)), 0)
+            return out
+
+    inputs = [[t.to("meta") for t in given] for given in example_inputs(layer, size, torch.float32, CPU)]  # not the CPU's own way
+    with torch.no_grad(), Watch():
+        UnitModule(layer)(*inputs)
+    assert most[0] == widest(layer) * 16 * 8 * 6
 
 
 # -- weights
