@@ -18,7 +18,7 @@ def test_autocast_is_off_inside():
 
 def test_a_device_without_autocast_has_none_to_switch_off():
     device = torch.device("meta")
-    with pytest.raises(RuntimeError, match="autocast"):
+    with pytest.raises(RuntimeError):
         torch.autocast(device.type, enabled=False)
     with without_autocast(device):
         pass
