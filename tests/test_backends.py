@@ -145,6 +145,16 @@ def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
         another.prepare()
         assert (another.job, another.status.state, another.status.backend) == (None, "ready", "jit"), "compiled anew for other weights"
         tiny.check(another, given)
+        other = tiny.engine(tmp_path / "store", tiny.RELATIVE, machine={"packaging": False})
+        with contextlib.closing(other):  # torch refuses compiled functions to everybody while one thread traces
+            other.prepare()
+            assert other.job is not None
+            expected = another(*given)
+            while not other.job.done:
+                assert torch.allclose(another(*given), expected, atol=1e-4)
+            assert other.take_up()
+            assert other.status.state == "ready", other.status.reason
+        assert another.status.state == "ready", another.status.reason
 
 
 # -- artifacts that must not serve

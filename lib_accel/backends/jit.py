@@ -6,7 +6,10 @@ the life of the process, for every model and engine; for the next start there is
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -58,6 +61,11 @@ def _at_hand(target: Target) -> dict[arch.Layer, UnitFn]:
     return {layer: fn for layer, fn in made.items() if fn is not None}
 
 
+_turn = threading.Lock()
+_turn_of: int | None = None
+"""The thread that compiles. torch traces with one flag for the whole process: others have to wait, and cannot call compiled functions."""
+
+
 class JitJob(Job):
     def __init__(self, target: Target):
         super().__init__("accel-jit", target)
@@ -68,8 +76,9 @@ class JitJob(Job):
         for layer in [u for u in self.target.units if u not in code]:
             self.report(f"compiling {describe(layer)}", len(code) / len(self.target.units))
             try:
-                fn = jit_unit(layer, dtype, device)
-                verdict = check_unit(layer, fn, dtype, device)
+                with _compiling():
+                    fn = jit_unit(layer, dtype, device)
+                    verdict = check_unit(layer, fn, dtype, device)
             except RuntimeError as e:  # torch's compiler errors all derive from it
                 what = " ".join(str(e).strip().partition("\n\n")[0].split())  # the rest is advice on torch's own logs
                 raise CompileFailed(f"{describe(layer)} does not compile: {type(e).__name__}: {what}") from e
@@ -78,6 +87,21 @@ class JitJob(Job):
             code[layer] = _made[layer, dtype, device] = fn
             self.compiled += 1
         return code
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    global _turn_of
+    with _turn:
+        _turn_of = threading.get_ident()
+        try:
+            yield
+        finally:
+            _turn_of = None
+
+
+def _others_compile() -> bool:
+    return _turn_of not in (None, threading.get_ident())
 
 
 def jit_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device) -> UnitFn:
@@ -97,7 +121,13 @@ def jit_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device) -> Uni
         for weight in inputs[count:]:
             torch._dynamo.mark_static(weight)
         with torch.no_grad():
-            return compiled(*inputs)
+            refused = _others_compile()
+            try:
+                return compiled(*inputs)
+            except RuntimeError:  # torch's answer while another thread traces
+                if not (refused or _others_compile()):
+                    raise
+                return graph(*inputs)
 
     call([*activations, *weights])  # first: what is compiled for a square, say, would be compiled again for the general case
     return call
