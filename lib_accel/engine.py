@@ -254,7 +254,9 @@ class Engine:
             self.prepare()
 
     def _drop_graphs(self) -> None:
-        self._graphs = None
+        """What was recorded read weights where they were. Why nothing is recorded, if so, stays."""
+        if self._graphs is not None:
+            self._graphs.clear()
 
     # -- computing
 
@@ -316,7 +318,9 @@ class Engine:
         if inputs[0].device.type != "cuda" or not self.config.graphs or layers is not self.layers:
             return self.unet(*inputs, layers)
         if self._graphs is None:
-            self._graphs = GraphCache(lambda *i: self.unet(*i, layers), self.config.graph_bytes)
+            self._graphs = GraphCache(lambda *i: self.unet(*i, self.layers), self.config.graph_bytes)
+        if self._code and self._choice and self._choice.backend.name == "aoti" and not self.target.machine.recordable:
+            self._graphs.refuse(f"torch {torch.__version__} waits inside compiled code; that needs torch 2.7 or later")
         return self._graphs(*inputs)
 
     def _fail(self, error: RuntimeError) -> None:
@@ -354,7 +358,8 @@ class Engine:
             state = "ready" if self._code else "eager"
         return Status(
             state=state,
-            reason="; ".join(filter(None, (self._discarded, self._choice and self._choice.reason))) or None,
+            reason="; ".join(filter(None, (self._discarded, self._choice and self._choice.reason, self._graphs and self._graphs.refused)))
+            or None,
             backend=backend if self._code or compiling else "eager",
             architecture=self.architecture.name,
             dtype=str(target.dtype).removeprefix("torch."),

@@ -36,6 +36,7 @@ class Machine:
     platform: str  # "linux-x86_64"
     cxx: str | None  # path of a C++ compiler
     packaging: bool  # torch can make and load AOTInductor packages with dynamic shapes
+    recordable: bool  # code from packages runs without locks and event waits inside: a CUDA graph can record it (torch 2.7)
     compile: bool  # torch.compile is there; whether it knows this Python shows when it is used
 
     def identity(self) -> dict[str, str | None]:
@@ -57,6 +58,7 @@ def probe(device: torch.device) -> Machine:
         platform=f"{sys.platform}-{platform.machine().lower()}",
         cxx=find_cxx(),
         packaging=_has_packaging(),
+        recordable=_runs_single_threaded(),
         compile=hasattr(torch, "compile"),
     )
 
@@ -91,8 +93,16 @@ def _triton_version() -> str | None:
 
 
 def _has_packaging() -> bool:
-    loader = getattr(getattr(torch._C, "_aoti", None), "AOTIModelPackageLoader", None)
-    return loader is not None and hasattr(getattr(torch.export, "Dim", None), "DYNAMIC")
+    return _package_loader() is not None and hasattr(getattr(torch.export, "Dim", None), "DYNAMIC")
+
+
+def _runs_single_threaded() -> bool:
+    """Its loader can be told so: by a third argument, of which only pybind11's words tell."""
+    return "arg2: bool" in (getattr(getattr(_package_loader(), "__init__", None), "__doc__", None) or "")
+
+
+def _package_loader() -> Any:
+    return getattr(getattr(torch._C, "_aoti", None), "AOTIModelPackageLoader", None)
 
 
 def find_cxx() -> str | None:

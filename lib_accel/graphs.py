@@ -2,16 +2,19 @@
 
 What makes a replay right:
 - A graph reads its inputs from static buffers of its own, allocated outside the graphs' memory pool; every call copies into them.
-- It reads weights at the addresses they had when it was recorded. The owner calls `clear` when weights move.
+- It reads weights at the addresses they had when it was recorded. The owner makes a new cache when weights move.
 - All graphs share one memory pool. Their intermediates may overlap, because graphs replay one after the other on one stream and
   each recomputes everything it reads; outputs stay referenced, so no other graph's recording takes their memory, and callers
   get a copy.
 - The first call of a shape runs plainly: libraries make their handles and workspaces then, which cannot be recorded.
+- Everything happens on the device of the inputs, which need not be torch's current one (`--device-id`).
+- A recording serves only after one replay has given what the plain call gives.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import contextlib
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .precision import relative_error
+
 Inputs = tuple[Tensor | None, ...]
+
+DIFFERENCE = 1e-2
+"""Of a replay from the plain call, relative. Libraries may pick other kernels while they are recorded; half precision gives some 1e-3."""
 
 
 @dataclass
@@ -29,13 +37,20 @@ class _Recorded:
     output: Tensor
     bytes: int
 
+    def replay(self, inputs: Inputs) -> Tensor:
+        for static, given in zip(self.inputs, inputs, strict=True):
+            if static is not None and given is not None:
+                static.copy_(given)
+        self.graph.replay()
+        return self.output
+
 
 class GraphCache:
-    """Calls `fn` through recorded graphs, least recently used shapes going first once they hold more than `max_bytes`."""
+    """Calls `fn` through recorded graphs, as long as they hold less than `max_bytes` together."""
 
     def __init__(self, fn: Callable[..., Tensor], max_bytes: int):
         self._fn, self._max_bytes = fn, max_bytes
-        self._graphs: OrderedDict[Hashable, _Recorded] = OrderedDict()
+        self._graphs: dict[Hashable, _Recorded] = {}
         self._met: set[Hashable] = set()
         self._pool: Any = None
         self.captures = 0
@@ -43,55 +58,86 @@ class GraphCache:
 
     @property
     def bytes(self) -> int:
+        """What the pool has grown to: it is given back as a whole or not at all."""
         return sum(g.bytes for g in self._graphs.values())
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         key = tuple(None if t is None else (t.shape, t.dtype) for t in inputs)
-        recorded = self._graphs.get(key)
-        if recorded is None:
+        device = next(t.device for t in inputs if t is not None)
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            recorded = self._graphs.get(key)
+            if recorded is not None:
+                return recorded.replay(inputs).clone()
             if key not in self._met or self.refused:
                 self._met.add(key)
                 return self._fn(*inputs)
-            recorded = self._record(key, inputs)
-            if recorded is None:
-                return self._fn(*inputs)
-        self._graphs.move_to_end(key)
-        for static, given in zip(recorded.inputs, inputs, strict=True):
-            if static is not None and given is not None:
-                static.copy_(given)
-        recorded.graph.replay()
-        return recorded.output.clone()
+            return self._record(key, inputs, device)
 
     def clear(self) -> None:
-        """Forget every recording and give its memory back; shapes that were met stay known."""
+        """Forget every recording and every shape that was met, and give the memory back: weights have moved, or code has changed."""
         self._graphs.clear()
+        self._met.clear()
         self._pool = None
 
-    def _record(self, key: Hashable, inputs: Inputs) -> _Recorded | None:
-        static = tuple(None if t is None else t.clone() for t in inputs)
+    def _record(self, key: Hashable, inputs: Inputs, device: torch.device) -> Tensor:
+        """Record this shape, and return what the plain call gives."""
         try:
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
-            torch.cuda.empty_cache()  # recording begins with it: what it frees must not hide what the graph takes
-            before = torch.cuda.memory_reserved()
-            # thread_local: another thread of the host (previews, a second tab) may allocate meanwhile
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                output = self._fn(*static)
+            recorded = self._recorded(inputs, device)
         except RuntimeError as e:  # out of memory, or an operation that cannot be recorded: the plain call still works
-            self.clear()
-            self.refused = f"CUDA graphs are off: recording failed: {(str(e).strip() or type(e).__name__).splitlines()[0]}"
-            return None
-        grown = max(0, torch.cuda.memory_reserved() - before)
-        recorded = _Recorded(graph, static, output, grown + output.nbytes)
-        self._graphs[key] = recorded
+            self.refuse(f"recording failed: {(str(e).strip() or type(e).__name__).splitlines()[0]}")
+            return self._fn(*inputs)
+        plain = self._fn(*inputs)
+        recorded.output.fill_(float("nan"))
+        difference = relative_error(recorded.replay(inputs), plain)
+        if not difference <= DIFFERENCE:
+            self.refuse(f"a replay differs from the plain call by {difference:.1e}, allowed {DIFFERENCE:.0e}")
+            return plain
         self.captures += 1
-        while self.bytes > self._max_bytes and len(self._graphs) > 1:
-            self._graphs.popitem(last=False)
+        self._graphs[key] = recorded
         if self.bytes > self._max_bytes:
+            alone = len(self._graphs) == 1
             self.clear()
-            self.refused = (
-                f"CUDA graphs are off: one shape alone needs {grown / 1024**2:.0f} MiB, the cap is {self._max_bytes / 1024**2:.0f} MiB"
-            )
-            return None
-        return recorded
+            if alone:
+                self.refuse(f"one shape alone needs {recorded.bytes / 1024**2:.0f} MiB, the cap is {self._max_bytes / 1024**2:.0f} MiB")
+            else:  # the others were in its pool: alone it may be small enough
+                del recorded
+                return self._record(key, inputs, device)
+        return plain
+
+    def _recorded(self, inputs: Inputs, device: torch.device) -> _Recorded:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        static = tuple(None if t is None else t.clone() for t in inputs)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        torch.cuda.empty_cache()  # recording begins with it: what it frees must not hide what the graph takes
+        before = torch.cuda.memory_reserved()
+        try:
+            # thread_local: another thread of the host (previews, a second tab) may allocate meanwhile
+            with torch.cuda.graph(graph, pool=self._pool, stream=_stream(device), capture_error_mode="thread_local"):
+                output = self._fn(*static)
+        except RuntimeError:
+            _mend(self._pool, stream, device)
+            raise
+        return _Recorded(graph, static, output, max(0, torch.cuda.memory_reserved() - before) + output.nbytes)
+
+    def refuse(self, why: str) -> None:
+        """Call plainly from now on."""
+        self.clear()
+        self.refused = f"CUDA graphs are off: {why}"
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """To record on: torch's own is for whichever device came first, and libraries keep a workspace for each stream they meet."""
+    return torch.cuda.Stream(device)
+
+
+def _mend(pool: Any, stream: torch.cuda.Stream, device: torch.device) -> None:
+    """After a recording that broke off: torch leaves its stream current, and its allocator and its generator as if still recording."""
+    torch.cuda.set_stream(stream)
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    with contextlib.suppress(RuntimeError):  # it has ended
+        if end is not None:
+            end(device.index, pool)
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device)):
+        torch.zeros(1, device=device)  # a recording that succeeds takes the generator back
