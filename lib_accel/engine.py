@@ -171,7 +171,10 @@ class Engine:
         if self.job is None or not self.job.done:
             return True
         job, self.job = self.job, None
-        self.counters.compiles += getattr(job, "compiled", 0)
+        if job.cancelled:  # by another model that wanted the same
+            self.prepare()
+            return True
+        self.counters.compiles += job.take_count()
         assert self._choice is not None
         try:
             self._install(job.result())
@@ -180,14 +183,14 @@ class Engine:
             self.prepare()
         return True
 
-    def close(self) -> None:
-        """Stop compiling, forget graphs and code, give the donor its memory layout back, and hold its weights no longer.
+    def close(self, keep_compiling: bool = False) -> None:
+        """Forget graphs and code, give the donor its memory layout back, and hold its weights no longer; a later call takes them up again.
 
-        A later call takes them up again.
+        Compiling stops, unless what it makes will be wanted by another model: then that one finds it under way or made.
         """
-        if self.job is not None:
+        if self.job is not None and not keep_compiling:
             self.job.cancel()
-            self.job = None
+        self.job = None
         self._code, self._compiled = {}, {}
         self._choice = None
         self.layers = dict(self.unet.layers)

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from . import architecture as arch
 from .environment import Target
@@ -31,6 +32,14 @@ class Progress:
 
 EXIT_WAIT_S = 30.0
 
+_started: WeakSet[Job] = WeakSet()
+
+
+def cancel_all() -> None:
+    """Also those that no engine waits for."""
+    for job in list(_started):
+        job.cancel()
+
 
 class Job(ABC):
     """Runs `work` in a thread. `result` gives the code, or raises what went wrong."""
@@ -43,11 +52,13 @@ class Job(ABC):
         self._ended: float | None = None
         self._stage = "starting"
         self._fraction: float | None = None
+        self.compiled = 0  # units really compiled, not taken over
         self._code: Code | None = None
         self._error: AccelError | None = None
 
     def start(self) -> Job:
         self._started = time.monotonic()
+        _started.add(self)
         atexit.register(self._at_exit)
         self._thread.start()
         return self
@@ -63,7 +74,7 @@ class Job(ABC):
 
     def report(self, stage: str, fraction: float | None) -> None:
         self._stage, self._fraction = stage, fraction
-        if self._cancelled.is_set():
+        if self.cancelled:
             raise CompileFailed("cancelled")
 
     def progress(self) -> Progress:
@@ -76,9 +87,18 @@ class Job(ABC):
     def done(self) -> bool:
         return self._ended is not None
 
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
     def cancel(self) -> None:
         """Stop soon; `result` then raises CompileFailed."""
         self._cancelled.set()
+
+    def take_count(self) -> int:
+        """Units compiled since it was last asked: several engines may wait for one job."""
+        count, self.compiled = self.compiled, 0
+        return count
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """True when it has ended."""

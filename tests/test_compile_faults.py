@@ -77,6 +77,44 @@ def compiling(temp: Path) -> None:
 # -- killed
 
 
+def test_compiling_goes_on_for_a_model_that_was_thrown_away(tmp_path: Path):
+    """As when base and refiner take turns. The next one of its architecture finds it under way; another architecture waits."""
+    first = tiny.engine(tmp_path / "store")
+    first.prepare()
+    job = first.job
+    first.close(keep_compiling=True)
+    other, second = tiny.engine(tmp_path / "store", tiny.RELATIVE), tiny.engine(tmp_path / "store", unet=tiny.donor(seed=5))
+    with contextlib.closing(other), contextlib.closing(second):
+        other.prepare()
+        second.prepare()
+        assert job is not None
+        assert second.job is job
+        assert other.job is not None
+        waiting = other.job
+        until("the other's turn", lambda: waiting.progress().stage == "another architecture is compiled first")
+        assert job.wait(300)
+        assert second.take_up()
+        assert (second.status.state, second.counters.compiles) == ("ready", 4), second.status.reason
+        assert other.job.wait(300)
+        assert other.take_up()
+        assert (other.status.state, other.counters.compiles) == ("ready", 1), "three units are the same"
+
+
+def test_a_job_cancelled_by_another_model_is_begun_again(tmp_path: Path):
+    engines = [tiny.engine(tmp_path / "store", unet=tiny.donor(seed=seed)) for seed in (1, 2)]
+    for engine in engines:
+        engine.prepare()
+    jobs = [engine.job for engine in engines]
+    assert jobs[0] is not None
+    assert jobs[0] is jobs[1]
+    engines[0].close()
+    assert jobs[0].wait(60)
+    assert engines[1].take_up()
+    assert engines[1].status.state == "compiling"
+    assert engines[1].job is not jobs[0]
+    engines[1].close()
+
+
 def test_a_killed_worker(temp: Path, store: ArtifactStore):
     """Images go on meanwhile and afterwards; the reason names the unit it died at; nothing stays behind."""
     engine, given = tiny.engine(store.root, backend="aoti"), tiny.inputs()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ..compiler.job import CompileJob, load_artifact
+from ..compiler.job import compile_job, load_artifact
 from ..config import Config
 from ..environment import Target
 from ..errors import AccelError
@@ -49,4 +49,4 @@ class Aoti:
         return load_artifact(artifact, target) if artifact else None
 
     def start(self, target: Target, store: ArtifactStore) -> Job:
-        return CompileJob(target, store).start()
+        return compile_job(target, store)

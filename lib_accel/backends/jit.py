@@ -69,14 +69,15 @@ _turn_of: int | None = None
 class JitJob(Job):
     def __init__(self, target: Target):
         super().__init__("accel-jit", target)
-        self.compiled = 0  # units
 
     def work(self) -> Code:
-        code, dtype, device = _at_hand(self.target), self.target.dtype, self.target.device
-        for layer in [u for u in self.target.units if u not in code]:
-            self.report(f"compiling {describe(layer)}", len(code) / len(self.target.units))
+        dtype, device = self.target.dtype, self.target.device
+        for i, layer in enumerate(self.target.units):
+            self.report(f"compiling {describe(layer)}", i / len(self.target.units))
             try:
                 with _compiling():
+                    if (layer, dtype, device) in _made:
+                        continue
                     fn = jit_unit(layer, dtype, device)
                     verdict = check_unit(layer, fn, dtype, device)
             except RuntimeError as e:  # torch's compiler errors all derive from it
@@ -84,9 +85,9 @@ class JitJob(Job):
                 raise CompileFailed(f"{describe(layer)} does not compile: {type(e).__name__}: {what}") from e
             if not verdict.passed:
                 raise ArtifactRejected(f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded")
-            code[layer] = _made[layer, dtype, device] = fn
+            _made[layer, dtype, device] = fn
             self.compiled += 1
-        return code
+        return _at_hand(self.target)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,12 @@ import os
 import queue
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -28,6 +30,20 @@ STALL_S = 900.0
 """A worker that says nothing for this long hangs: one unit takes 10 to 60 s."""
 
 
+_running: WeakValueDictionary[tuple[Path, str], CompileJob] = WeakValueDictionary()
+_turn, _starting = threading.Lock(), threading.Lock()
+
+
+def compile_job(target: Target, store: ArtifactStore) -> CompileJob:
+    """The job that is making this already, for whichever model, else a new one. Started."""
+    with _starting:
+        job = _running.get((store.root, target.key))
+        if job is None or job.done or job.cancelled:
+            job = _running[store.root, target.key] = CompileJob(target, store)
+            job.start()
+        return job
+
+
 class CompileJob(Job):
     """Makes the target's artifact and puts it into the store. The result is its code, loaded."""
 
@@ -35,12 +51,14 @@ class CompileJob(Job):
         super().__init__(f"accel-compile-{target.key[:8]}", target)
         self.store, self.stall_s = store, stall_s
         self.workers = workers or worker_count(target.machine.device_type)
-        self.compiled = 0  # units really compiled, not taken over
 
     def work(self) -> Code:
         with self._only_one():
             artifact = self.store.get(self.target.key)  # another process may have made it while we waited
-            return load_artifact(artifact or self._make(), self.target)
+            if artifact is None:
+                with self._in_turn():
+                    artifact = self._make()
+            return load_artifact(artifact, self.target)
 
     @contextlib.contextmanager
     def _only_one(self) -> Iterator[None]:
@@ -53,6 +71,16 @@ class CompileJob(Job):
                 except LockBusy:
                     self.report("another process is compiling this", None)
             yield
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """One architecture at a time: workers take memory from images, and the next one may take units over."""
+        while not _turn.acquire(timeout=0.5):
+            self.report("another architecture is compiled first", None)
+        try:
+            yield
+        finally:
+            _turn.release()
 
     def _make(self) -> Artifact:
         try:

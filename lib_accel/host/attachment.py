@@ -71,7 +71,7 @@ class Attachment:
             self.unet.forward = self._forward
         self._layers.install()
 
-    def remove(self) -> None:
+    def remove(self, keep_compiling: bool = False) -> None:
         """Leave the UNet exactly as it was found."""
         self._remove_forward()
         self._layers.remove()
@@ -80,7 +80,7 @@ class Attachment:
             if isinstance(control, _Control):
                 control.remove()
         vars(self.unet).pop(_KEY, None)
-        self.engine.close()
+        self.engine.close(keep_compiling)
 
     def _remove_forward(self) -> None:
         if getattr(vars(self.unet).get("forward"), "__self__", None) is self:

@@ -13,6 +13,7 @@ from torch import nn
 from ..doctor import Finding, examine
 from ..engine import Counters
 from ..errors import AccelError
+from ..jobs import cancel_all
 from ..store import ArtifactStore, Entry
 from . import attachment, webui
 from .attachment import Attachment, Counts
@@ -45,7 +46,7 @@ class Service:
         """Let go of models the WebUI has thrown away: it empties them, but the weights we share would stay alive with us."""
         for unet in list(self._seen):
             if next(unet.parameters()).is_meta:
-                self._detach(unet)
+                self._detach(unet, keep_compiling=True)  # base and refiner take turns: each would end the other's compiler for ever
 
     def options_changed(self) -> None:
         """Apply what the user has set, to every model in memory, for the next image."""
@@ -61,11 +62,15 @@ class Service:
                 return
             self._stale = False
             wanted = webui.config() if webui.enabled() else None
+            if wanted is None:
+                cancel_all()
             for unet in list(self._seen):
                 here = attachment.of(unet)
-                if (here.engine.config if here else None) == wanted:
+                before = here.engine.config if here else None
+                if before == wanted:
                     continue  # "Apply settings" calls once for each option, changed or not
-                self._detach(unet)
+                same = before and wanted and (before.backend, before.store) == (wanted.backend, wanted.store)
+                self._detach(unet, keep_compiling=bool(same))
                 if wanted:
                     self._attach(unet)
 
@@ -89,6 +94,7 @@ class Service:
     def shutdown(self) -> None:
         """Undo everything (the extension is being unloaded)."""
         with self._lock:
+            cancel_all()
             for unet in list(self._seen):
                 self._detach(unet)
 
@@ -111,11 +117,11 @@ class Service:
         s = here.engine.status
         webui.say(f"{s.architecture}, {s.dtype} on {s.device}: backend {s.backend}, {s.state}" + (f" ({s.reason})" if s.reason else ""))
 
-    def _detach(self, unet: nn.Module) -> None:
+    def _detach(self, unet: nn.Module, keep_compiling: bool = False) -> None:
         here = attachment.of(unet)
         if here is None:
             return
-        here.remove()
+        here.remove(keep_compiling)
         gc.collect()
 
     # -- what a person or a program asks for
