@@ -50,7 +50,7 @@ class CompileJob(Job):
     def __init__(self, target: Target, store: ArtifactStore, workers: int | None = None, stall_s: float = STALL_S):
         super().__init__(f"accel-compile-{target.key[:8]}", target)
         self.store, self.stall_s = store, stall_s
-        self.workers = workers or worker_count(target.machine.device_type)
+        self.workers = workers or worker_count(target.device)
 
     def work(self) -> Code:
         with self._only_one():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from .. import architecture as arch
 from ..environment import Target
@@ -22,10 +23,18 @@ from ..units import unit_key
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def worker_count(device_type: str) -> int:
-    """Two on a GPU (each holds a context of some 400 MB there), else one a core up to four."""
-    cores = os.cpu_count() or 1
-    return min(2 if device_type == "cuda" else 4, cores)
+ROOM = 6 * 2**30
+
+
+def worker_count(device: torch.device) -> int:
+    """One a core up to four; on a GPU two, or one where less than ROOM is free.
+
+    Each holds a context of some 400 MB there, and to check SDXL's largest unit 1 GB more, while images are being made.
+    """
+    most = 4
+    if device.type == "cuda":
+        most = 2 if torch.cuda.mem_get_info(device)[0] > ROOM else 1
+    return min(most, os.cpu_count() or 1)
 
 
 class Worker:

@@ -72,6 +72,8 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
     compile_unit(layer, dtype, device, task["options"], path)
     _say(answers, stage="check")
     verdict = check_unit(layer, load_unit(path, device), dtype, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # images are made on the same card
     _say(answers, ok=True, verdict=verdict.to_dict(), seconds=time.monotonic() - start)
 
 
