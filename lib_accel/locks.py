@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
+from .artifact import bytes_in, delete
 from .errors import StoreError
 from .seal import os_errors
 
@@ -58,3 +59,16 @@ def workspace(root: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # an empty file nobody will ask for again
             (root / LOCKS / f"{name}.lock").unlink()
+
+
+def sweep(root: Path) -> int:
+    """Delete the workspaces that killed processes left; one whose lock is held belongs to a live one. Returns the bytes freed."""
+    freed = 0
+    with os_errors(f"sweep {root}"), contextlib.suppress(FileNotFoundError):  # nothing was ever put
+        for path in root.glob(f"{TEMP}*"):
+            with contextlib.suppress(LockBusy, FileNotFoundError):
+                with hold(root, path.name, 0):
+                    freed += bytes_in(path)
+                    delete(path)
+                (root / LOCKS / f"{path.name}.lock").unlink()
+    return freed

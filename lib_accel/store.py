@@ -42,7 +42,7 @@ from .artifact import (
     write_manifest,
 )
 from .errors import AccelError, ArtifactRejected, StoreError
-from .locks import LOCKS, TEMP, LockBusy, hold, workspace
+from .locks import LockBusy, hold, sweep, workspace
 from .seal import os_errors
 
 _TRASH = ".trash-"
@@ -295,20 +295,14 @@ class ArtifactStore:
         return size
 
     def _sweep(self) -> int:
-        """Delete what killed processes left. A folder whose lock is held belongs to a live one."""
-        freed = 0
+        """Delete what killed processes left."""
+        freed = sweep(self.root)
         with os_errors(f"sweep the store {self.root}"):
             for path in self._children():
-                name = path.name
-                with contextlib.suppress(LockBusy, FileNotFoundError):
-                    if name.startswith(_TRASH):
+                if path.name.startswith(_TRASH):
+                    with contextlib.suppress(FileNotFoundError):
                         freed += bytes_in(path)
                         delete(path)
-                    elif name.startswith(TEMP):
-                        with hold(self.root, name, 0):
-                            freed += bytes_in(path)
-                            delete(path)
-                        (self.root / LOCKS / f"{name}.lock").unlink()
         return freed
 
     def _evict(self, keep: set[str]) -> None:

@@ -197,7 +197,7 @@ DAMAGES: dict[str, tuple[Callable[[ArtifactStore, Artifact], Any], str]] = {
     "a torn manifest": (lambda s, a: (a.path / MANIFEST).write_bytes(b'{"format": 1'), "its own checksum does not match"),
     "another torch": (lambda s, a: foreign(s, a, torch="2.9.1"), f"was made for torch '2.9.1', here '{torch.__version__}'"),
     "another GPU": (lambda s, a: foreign(s, a, device_type="cuda", device_name="H100"), "device_name 'H100', here"),
-    "a unit too few": (lambda s, a: put_again(s, a, a.recipe, a.files[:3], a.verdict), "does not load: "),
+    "a unit too few": (lambda s, a: put_again(s, a, a.recipe, a.files[:3], a.verdict), "has no code for "),
     "no verdict": (lambda s, a: put_again(s, a, a.recipe, a.files, None), "has no accuracy check for ResBlock 64 -> 64"),
     "no code in it": (lambda s, a: garbage(s, a), "does not load"),
 }

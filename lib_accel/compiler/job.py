@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,8 @@ def _remove(folder: Path) -> None:
 
 
 def load_artifact(artifact: Artifact, target: Target) -> Code:
-    """Load every unit of the target. Raises ArtifactRejected when the artifact is for another machine or lacks a unit."""
+    """Load every unit of the target. Raises ArtifactRejected when the artifact is for another machine or lacks a unit, StoreError
+    when there is no room to unpack it."""
     differs = target.foreign(artifact.recipe)
     if differs:
         raise ArtifactRejected(f"artifact {artifact.key[:12]} was made for {differs}; compile it on this machine")
@@ -197,9 +199,12 @@ def load_artifact(artifact: Artifact, target: Target) -> Code:
             raise ArtifactRejected(
                 f"artifact {artifact.key[:12]} has no accuracy check for {describe(layer)}; it was never allowed to serve"
             )
+        name = f"{unit_key(layer)}.pt2"
+        if name not in artifact.files:
+            raise ArtifactRejected(f"artifact {artifact.key[:12]} has no code for {describe(layer)}; compile it again")
         try:
-            code[layer] = _load(artifact, f"{unit_key(layer)}.pt2", target.device)
-        except (RuntimeError, KeyError, StoreError) as e:
+            code[layer] = _load(artifact, name, target.device)
+        except (RuntimeError, KeyError, zipfile.BadZipFile) as e:  # not StoreError: a full disk is no fault of the artifact
             raise ArtifactRejected(f"artifact {artifact.key[:12]}: {describe(layer)} does not load: {e}") from e
     return code
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import architecture as arch
+from ..artifact import require_private_root
+from ..errors import ArtifactRejected, StoreError
+from ..locks import sweep, workspace
+from ..seal import os_errors
 from ..units import UnitFn, UnitModule, example_inputs
 
 TRACE_SIZE = (2, 24, 20, 77)
@@ -47,13 +59,62 @@ def _repack(source: Path, target: Path) -> None:
 
 
 def load_unit(path: Path, device: torch.device) -> UnitFn:
-    """Load compiled code. It is native code: the path must come from the artifact store, which has checked it."""
-    run = _package_loader(path, -1 if device.index is None else device.index).run
+    """Load compiled code. It is native code: the path must come from the artifact store, which has checked it.
+
+    Raises StoreError where it cannot be unpacked, and what torch or zipfile raise for a package that is none.
+    """
+    index = -1 if device.index is None else device.index
+    with _loading, os_errors(f"unpack {path.name} into the temporary files"):
+        folder = Path(tempfile.mkdtemp(dir=_own_folder()))
+        with zipfile.ZipFile(path) as package:
+            package.extractall(folder / "package")
+        try:
+            run = _package_loader(folder / "package", index).run
+        except RuntimeError:  # torch before 2.13 takes archives only, and unpacks them itself (up to 2.12 always into /tmp on Linux)
+            with _temporary_files(folder):
+                run = _package_loader(path, index).run
 
     def call(inputs: list[torch.Tensor]) -> torch.Tensor:
         return run(inputs)[0]
 
     return call
+
+
+_loading = threading.Lock()  # one folder for this process, and TMPDIR changed by one thread at a time
+
+
+@functools.cache
+def _own_folder() -> Path:
+    """Where this process unpacks. It stays until the process ends: a GPU reads its kernels late, Windows deletes no loaded library.
+
+    torch's own folders stay for good where a process ends by `os._exit`, as the WebUI does. Ours is then the next process's to sweep.
+    """
+    root = Path(tempfile.gettempdir()) / ("accel" if sys.platform == "win32" else f"accel-{os.geteuid()}")
+    root.mkdir(mode=0o700, exist_ok=True)
+    try:
+        require_private_root(root, chosen=True)
+    except ArtifactRejected as error:  # no fault of the artifact
+        raise StoreError(f"{error} Temporary files go where TMPDIR or TEMP say.") from error
+    with contextlib.suppress(StoreError):  # what stays this time is for the next process
+        sweep(root)
+    kept = contextlib.ExitStack()
+    atexit.register(kept.close)
+    return kept.enter_context(workspace(root))
+
+
+@contextlib.contextmanager
+def _temporary_files(folder: Path) -> Iterator[None]:
+    """Let C++ put its temporary files into `folder`."""
+    before = {name: os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")}
+    os.environ.update(dict.fromkeys(before, str(folder)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _package_loader(path: Path, device_index: int) -> Any:
