@@ -79,10 +79,10 @@ def inside(folder: PurePath, profile: PurePath) -> bool:
     return folder.is_relative_to(profile)
 
 
-def unsafe(path: Path, why: str) -> NoReturn:
+def unsafe(path: Path, why: str, remedy: str = "go-w") -> NoReturn:
     raise ArtifactRejected(
         f"{path} {why}, so others could plant code there. Artifacts are native code: expected a real file or folder that is yours or "
-        f"root's and that nobody else can write. Run: chmod go-w '{path}' (and chown it if needed), or choose another folder."
+        f"root's and that nobody else can write. Run: chmod {remedy} '{path}' (and chown it if needed), or choose another folder."
     )
 
 
@@ -113,7 +113,7 @@ def require_private_root(root: Path, chosen: bool) -> None:
     for parent in root.parents:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            unsafe(parent, f"is writable by everyone (mode {stat.S_IMODE(mode):04o}) and holds the store {root}")
+            unsafe(parent, f"is writable by everyone (mode {stat.S_IMODE(mode):04o}) and holds the store {root}", "+t")
 
 
 def _encode(manifest: Mapping[str, Any]) -> bytes:

@@ -304,10 +304,11 @@ class Engine:
         except torch.cuda.OutOfMemoryError:
             raise  # the host has its own ways to make room, and would have run out too
         except RuntimeError as e:
-            out = run(clean)
-            if self._code and not self._ran_out_of_memory():  # without code: it was dropped earlier in this pass, or never there
-                self._fail(e)
-            return out
+            failure = e.with_traceback(None)  # its frames hold the activations of the whole call
+        out = run(clean)
+        if self._code and not self._ran_out_of_memory():  # without code: it was dropped earlier in this pass, or never there
+            self._fail(failure)
+        return out
 
     def _ran_out_of_memory(self) -> bool:
         """Since the last time. AOTInductor's code raises that as it raises everything: the type of the error is lost."""

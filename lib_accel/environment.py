@@ -87,8 +87,10 @@ def cpu_name() -> str:
 def _triton_version() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return None
-    import triton  # type: ignore[import-not-found]  # only where CUDA is
-
+    try:
+        import triton  # type: ignore[import-not-found]  # only where CUDA is
+    except (ImportError, OSError):  # there, but made for another Python, or without the libraries it needs
+        return None
     return getattr(triton, "__version__", "unknown")
 
 

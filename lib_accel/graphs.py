@@ -81,43 +81,46 @@ class GraphCache:
 
     def _record(self, key: Hashable, inputs: Inputs, device: torch.device) -> Tensor:
         """Record this shape, and return what the plain call gives."""
-        try:
-            recorded = self._recorded(inputs, device)
-        except RuntimeError as e:  # out of memory, or an operation that cannot be recorded: the plain call still works
-            self.refuse(f"recording failed: {(str(e).strip() or type(e).__name__).splitlines()[0]}")
-            return self._fn(*inputs)
-        plain = self._fn(*inputs)
-        recorded.output.fill_(float("nan"))
-        difference = relative_error(recorded.replay(inputs), plain)
-        if not difference <= DIFFERENCE:
-            self.refuse(f"a replay differs from the plain call by {difference:.1e}, allowed {DIFFERENCE:.0e}")
-            return plain
-        self.captures += 1
-        self._graphs[key] = recorded
-        if self.bytes > self._max_bytes:
-            alone = len(self._graphs) == 1
-            self.clear()
-            if alone:
-                self.refuse(f"one shape alone needs {recorded.bytes / 1024**2:.0f} MiB, the cap is {self._max_bytes / 1024**2:.0f} MiB")
-            else:  # the others were in its pool: alone it may be small enough
-                del recorded
-                return self._record(key, inputs, device)
+        plain = self._fn(*inputs)  # before: beside a recording it would take its memory a second time
+        made = self._recorded(inputs, device)
+        if isinstance(made, _Recorded) and self._graphs and self.bytes + made.bytes > self._max_bytes:
+            made = None
+            self.clear()  # their pool goes as a whole; alone, this shape may be small enough
+            made = self._recorded(inputs, device)
+        why = made if isinstance(made, str) else self._why_not(made, inputs, plain)
+        if isinstance(made, _Recorded) and why is None:
+            self._graphs[key] = made
+            self.captures += 1
+        else:
+            made = None
+            self.refuse(str(why))
         return plain
 
-    def _recorded(self, inputs: Inputs, device: torch.device) -> _Recorded:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        static = tuple(None if t is None else t.clone() for t in inputs)
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        torch.cuda.empty_cache()  # recording begins with it: what it frees must not hide what the graph takes
-        before = torch.cuda.memory_reserved()
+    def _why_not(self, made: _Recorded, inputs: Inputs, plain: Tensor) -> str | None:
+        if made.bytes > self._max_bytes:
+            return f"one shape alone needs {made.bytes / 1024**2:.0f} MiB, the cap is {self._max_bytes / 1024**2:.0f} MiB"
+        made.output.fill_(float("nan"))
+        difference = relative_error(made.replay(inputs), plain)
+        return None if difference <= DIFFERENCE else f"a replay differs from the plain call by {difference:.1e}, allowed {DIFFERENCE:.0e}"
+
+    def _recorded(self, inputs: Inputs, device: torch.device) -> _Recorded | str:
+        """Or why it could not be recorded. The error itself does not leave: its frames hold all that the recording had taken."""
         try:
-            # thread_local: another thread of the host (previews, a second tab) may allocate meanwhile
-            with torch.cuda.graph(graph, pool=self._pool, stream=_stream(device), capture_error_mode="thread_local"):
-                output = self._fn(*static)
-        except RuntimeError:
-            _mend(self._pool, stream, device)
-            raise
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            static = tuple(None if t is None else t.clone() for t in inputs)
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            torch.cuda.empty_cache()  # recording begins with it: what it frees must not hide what the graph takes
+            before = torch.cuda.memory_reserved()
+            try:
+                # thread_local: another thread of the host (previews, a second tab) may allocate meanwhile
+                with torch.cuda.graph(graph, pool=self._pool, stream=_stream(device), capture_error_mode="thread_local"):
+                    output = self._fn(*static)
+            except RuntimeError:
+                _mend(self._pool, stream, device)
+                raise
+        except RuntimeError as e:  # out of memory, or an operation that cannot be recorded: the plain call still works
+            return f"recording failed: {(str(e).strip() or type(e).__name__).splitlines()[0]}"
         return _Recorded(graph, static, output, max(0, torch.cuda.memory_reserved() - before) + output.nbytes)
 
     def refuse(self, why: str) -> None:
@@ -135,9 +138,24 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 def _mend(pool: Any, stream: torch.cuda.Stream, device: torch.device) -> None:
     """After a recording that broke off: torch leaves its stream current, and its allocator and its generator as if still recording."""
     torch.cuda.set_stream(stream)
-    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
-    with contextlib.suppress(RuntimeError):  # it has ended
-        if end is not None:
-            end(device.index, pool)
+    if _end_allocation(pool, device):
+        torch._C._cuda_releasePool(device.index, pool)  # else the graph gives it back, when it goes
     with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device)):
         torch.zeros(1, device=device)  # a recording that succeeds takes the generator back
+
+
+def _end_allocation(pool: Any, device: torch.device) -> bool:
+    """Whether the allocator was still recording. The function's name changed with torch 2.7, its arguments with 2.2."""
+    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
+    end = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
+    for arguments in ((device.index, pool), (device.index,)):
+        with torch.cuda.stream(_stream(device)):
+            try:
+                if end is not None:
+                    end(*arguments)
+                    return True
+            except TypeError:  # pybind11's answer to other arguments
+                continue
+            except RuntimeError:  # it had ended
+                return False
+    return False

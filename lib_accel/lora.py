@@ -32,6 +32,7 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
     except (OSError, SafetensorError) as e:
         raise BadCheckpoint(f"{path} cannot be read as safetensors: {e}; expected a LoRA file") from e
     names = {"lora_unet_" + alias.replace(".", "_"): layer for layer, aliases in layer_aliases(architecture) for alias in aliases}
+    shapes = {name: p.shape for name, p in UNet(architecture).named_parameters()}
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         group, _, part = key.partition(".")
@@ -43,10 +44,16 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
             raise BadCheckpoint(
                 f"{path}: the layer {group} is not in this UNet ({architecture.name}); the LoRA is for another architecture"
             )
-        try:
-            up, down = parts["lora_up.weight"], parts["lora_down.weight"]
-        except KeyError:
-            raise BadCheckpoint(f"{path}: {group} holds {', '.join(sorted(parts))}; expected lora_up.weight and lora_down.weight") from None
+        if parts.keys() - {"alpha"} != {"lora_up.weight", "lora_down.weight"}:
+            raise BadCheckpoint(
+                f"{path}: {group} holds {', '.join(sorted(parts))}; expected lora_up.weight, lora_down.weight and alpha alone"
+            )
+        up, down = parts["lora_up.weight"], parts["lora_down.weight"]
+        made_for, weight = [up.shape[0], down[0].numel()], shapes[names[group] + ".weight"]
+        if made_for != [weight[0], weight[1:].numel()] or up[0].numel() != down.shape[0]:
+            raise BadCheckpoint(
+                f"{path}: {group} is for a weight of {made_for}, here it is {list(weight)}; the LoRA is for another architecture"
+            )
         alpha = parts.get("alpha")
         deltas[names[group] + ".weight"] = LowRank(up, down, float(alpha) / down.shape[0] if alpha is not None else 1.0)
     if not deltas:
@@ -68,7 +75,7 @@ class Merger:
         for factors, strength in loras:
             for name, f in factors.items():
                 wanted.setdefault(name, []).append(LowRank(f.up, f.down, f.scale * strength))
-        touched = self._merged | wanted.keys()
+        touched = self._merged = self._merged | wanted.keys()  # all of them, should one fail
         for name in touched:
             p = self._parameters[name].detach()
             if name not in self._base:

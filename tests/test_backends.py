@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from lib_accel.backends import choose, get
 from lib_accel.config import Config
-from lib_accel.environment import find_cxx
+from lib_accel.environment import find_cxx, probe
 from lib_accel.errors import BackendUnavailable
 from lib_accel.store import MANIFEST, Artifact, ArtifactStore
 from lib_accel.units import unit_key, units_of
@@ -113,6 +114,18 @@ def test_without_a_compiler_the_clean_unet_answers(tmp_path: Path):
     assert (status.state, status.backend, engine.job) == ("eager", "eager", None)
     assert str(status.reason).count("no C++ compiler was found") == 2
     tiny.check(engine, tiny.inputs())
+
+
+def test_a_triton_that_does_not_import_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As triton-windows without the libraries it needs."""
+    (tmp_path / "triton.py").write_text("raise ImportError('DLL load failed while importing libtriton')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    probe.cache_clear()
+    try:
+        assert probe(torch.device("cpu")).triton is None
+    finally:
+        probe.cache_clear()
 
 
 # -- jit

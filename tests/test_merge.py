@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib_accel.lora import Merger, random_deltas
+from lib_accel.errors import BadCheckpoint
+from lib_accel.lora import Merger, random_deltas, read_lora, save_lora
 from lib_accel.merge import LowRank, merge
 
 from . import tiny
@@ -111,6 +114,32 @@ def test_autocast_around_it_changes_nothing():
     with torch.autocast("cpu", torch.bfloat16):
         merge(under, base, terms)
     assert torch.equal(plain, under)
+
+
+def test_a_lora_that_does_not_fit_half_way_is_taken_out_again():
+    donor = tiny.donor()
+    base = {name: p.detach().clone() for name, p in donor.named_parameters()}
+    deltas = random_deltas(tiny.TINY, rank=2, seed=0)
+    last = list(deltas)[-1]
+    merger = Merger(dict(donor.named_parameters()))
+    with pytest.raises(RuntimeError, match="do not fit"):
+        merger.set([({**deltas, last: low_rank((3, 5))}, 1.0)])
+    merger.set([])
+    assert all(torch.equal(p, base[name]) for name, p in donor.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "change", [{"dora_scale": torch.ones(1)}, {"lora_mid.weight": torch.ones(2, 2)}, {"lora_up.weight": torch.ones(9, 2)}]
+)
+def test_files_that_are_no_plain_lora_of_this_unet_are_refused(tmp_path: Path, change: dict[str, Tensor]):
+    path = tmp_path / "lora.safetensors"
+    save_lora(path, tiny.TINY, random_deltas(tiny.TINY, rank=2, seed=0))
+    assert read_lora(path, tiny.TINY)
+    tensors = load_file(path)
+    group = next(iter(tensors)).partition(".")[0]
+    save_file({**tensors, **{f"{group}.{name}": t for name, t in change.items()}}, path)
+    with pytest.raises(BadCheckpoint, match=group):
+        read_lora(path, tiny.TINY)
 
 
 def test_a_thousand_random_changes_do_not_drift():

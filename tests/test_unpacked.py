@@ -173,6 +173,13 @@ def test_no_room_to_unpack(root: Path, own_store: Path, disk: Path):  # noqa: F8
     assert folders(disk) == set()
 
 
+def test_temporary_files_that_were_cleaned(root: Path, own_store: Path, temp: Path):
+    """A server runs for weeks; what cleans temporary files takes what was unpacked for old."""
+    cleaned = f"import shutil; shutil.rmtree({str(temp)!r}); os.mkdir({str(temp)!r})"
+    again = f"tiny.ready(store); {cleaned}; from lib_accel.compiler import job; job._loaded.clear()\n{REASON}"
+    assert said(root, temp, again, own_store) == "ready None\n"
+
+
 def test_a_package_that_does_not_load_leaves_nothing_elsewhere(root: Path, tiny_store: Path, temp: Path, tmp_path: Path):
     artifact = ArtifactStore(tiny_store).get(tiny.target().key)
     assert artifact is not None

@@ -67,6 +67,8 @@ def load_unit(path: Path, device: torch.device) -> UnitFn:
     """
     index = -1 if device.index is None else device.index
     with _loading, os_errors(f"unpack {path.name} into the temporary files"):
+        if not _own_folder().is_dir():
+            _own_folder.cache_clear()  # whoever cleans temporary files took it for an old one
         folder = Path(tempfile.mkdtemp(dir=_own_folder()))
         with zipfile.ZipFile(path) as package:
             package.extractall(folder / "package")
