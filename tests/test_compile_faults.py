@@ -10,12 +10,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from lib_accel.compiler.ending import remove
 from lib_accel.compiler.job import CompileJob, load_artifact
 from lib_accel.errors import CompileFailed, StoreError
 from lib_accel.store import ArtifactStore
@@ -140,6 +143,7 @@ def test_a_killed_worker(temp: Path, store: ArtifactStore):
 JOB = """
 import json, sys
 from pathlib import Path
+from lib_accel.compiler.ending import remove
 from lib_accel.compiler.job import CompileJob
 from lib_accel.store import ArtifactStore
 from tests import tiny
@@ -164,6 +168,26 @@ def test_a_killed_parent(root: Path, temp: Path, store: ArtifactStore):
         compiling(temp)
         parent.kill()
     nothing_left(temp, store)
+
+
+def test_files_that_are_still_being_written_go_as_well(tmp_path: Path):
+    """What a compiler does for a moment after it was killed, or before it was."""
+    folder, end = tmp_path / "files", time.monotonic() + 1
+    (folder / "cache").mkdir(parents=True)
+
+    def write() -> None:
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                (folder / "cache").mkdir(exist_ok=True)
+                for number in range(100):
+                    (folder / "cache" / str(number)).touch()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    (folder / "cache" / "0").touch()
+    remove(folder)
+    writer.join()
+    assert not folder.exists()
 
 
 def test_two_processes_want_the_same(root: Path, temp: Path, store: ArtifactStore):

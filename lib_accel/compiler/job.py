@@ -23,6 +23,7 @@ from ..errors import ArtifactRejected, CompileFailed, StoreError
 from ..jobs import Code, Job
 from ..store import Artifact, ArtifactStore, LockBusy
 from ..units import UnitFn, describe, unit_key
+from .ending import remove
 from .pool import Worker, worker_count
 from .unit import load_unit
 from .verify import Verdict
@@ -98,7 +99,7 @@ class CompileJob(Job):
         except OSError as e:
             raise CompileFailed(f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files") from e
         finally:
-            _remove(folder)
+            remove(folder)
 
     def _taken_over(self, folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
         """Units that another artifact for this machine already has (SD1 and SDXL share most residual blocks)."""
@@ -175,15 +176,6 @@ class CompileJob(Job):
         if not verdict.passed:
             raise ArtifactRejected(f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded")
         return {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)}
-
-
-def _remove(folder: Path) -> None:
-    """A compiler that was just killed may still write for a moment, or hold its files open (Windows)."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
 
 
 def load_artifact(artifact: Artifact, target: Target) -> Code:

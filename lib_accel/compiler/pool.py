@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import torch
 from .. import architecture as arch
 from ..environment import Target
 from ..units import unit_key
+from .ending import end
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,15 +102,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the child and everything it started."""
-        try:
-            if sys.platform == "win32":
-                for child in psutil.Process(self._process.pid).children(recursive=True):
-                    child.kill()
-                self._process.kill()
-            else:
-                os.killpg(self._process.pid, signal.SIGKILL)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            pass
+        end(self._process.pid)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

@@ -1,7 +1,7 @@
 """The child process that compiles: `python -m lib_accel.compiler.worker FOLDER`, where FOLDER is made for it and its like.
 
 It reads one task a line (JSON) from standard input and answers on standard output, one line each. When standard input ends
-the parent is gone: the process takes its whole group (the C++ compiler, Triton's workers) and the folder with it.
+the parent is gone: the process has its whole group (the C++ compiler, Triton's workers) and the folder taken away (`ending`).
 
 Task: {"unit": layer dict, "dtype": "float32", "device": "cpu", "options": {...}, "path": "...pt2", "threads": 1}
 Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...}, "seconds": s} or {"error": "..."}.
@@ -13,16 +13,13 @@ import contextlib
 import json
 import os
 import queue
-import shutil
-import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any, TextIO
-
-import psutil
 
 
 def main(folder: Path) -> None:
@@ -47,14 +44,18 @@ def _read(tasks: queue.SimpleQueue[str], folder: Path) -> None:
 
 
 def _end(folder: Path) -> None:
-    """End this process and all it started, and remove their files: the parent cannot do it any more."""
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    shutil.rmtree(folder, ignore_errors=True)
-    if sys.platform == "win32":
+    """Have this process, all it started and their files taken away: the parent cannot do it any more."""
+    try:
+        subprocess.Popen(
+            [sys.executable, "-m", "lib_accel.compiler.ending", str(os.getpid()), str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder.parent,  # Windows removes no folder somebody works in
+            start_new_session=True,  # it ends the group that the parent has put us in
+        )
+    except OSError:  # no room for one more process: the files stay, this one does not
         os._exit(1)
-    os.killpg(0, signal.SIGKILL)  # the parent has put us in a group of our own
 
 
 def _do(task: dict[str, Any], answers: TextIO) -> None:
