@@ -6,8 +6,8 @@ and one over itself, so any changed byte is found.
 Artifacts are native code. On POSIX the store's root, the artifact and its files must belong to the user or root and be writable by nobody
 else, and no parent folder may be writable by everyone unless it is sticky. Group-writable parents and parents of other users are accepted:
 a umask of 002 and container volumes make them common. Their owners could move the root away, not put a file of theirs into it.
-On Windows the standard library cannot read an access list. There the store must lie in the user's profile, which Windows closes to other
-users, or in a folder the user chose (`chosen=True`). Whether others may write to a chosen folder is not checked, nor are the files.
+On Windows the standard library cannot read an access list, and nothing is checked: the default store lies in the user's profile, which
+Windows closes to other users, and whoever names another folder answers for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NoReturn
 
 from . import seal
@@ -75,10 +75,6 @@ class Entry:
     artifact: Artifact | None = None
 
 
-def inside(folder: PurePath, profile: PurePath) -> bool:
-    return folder.is_relative_to(profile)
-
-
 def unsafe(path: Path, why: str, remedy: str = "go-w") -> NoReturn:
     raise ArtifactRejected(
         f"{path} {why}, so others could plant code there. Artifacts are native code: expected a real file or folder that is yours or "
@@ -99,16 +95,10 @@ def require_private(path: Path, folder: bool) -> None:
         unsafe(path, f"is writable by others (mode {stat.S_IMODE(info.st_mode):04o})")
 
 
-def require_private_root(root: Path, chosen: bool) -> None:
+def require_private_root(root: Path) -> None:
     """Raise ArtifactRejected when someone else could put an artifact into `root`. See the module for what is accepted."""
     require_private(root, folder=True)
     if sys.platform == "win32":
-        profile = Path(os.path.realpath(Path.home()))
-        if not chosen and not inside(root, profile):
-            raise ArtifactRejected(
-                f"{root} is outside your profile {profile}, and Windows lets others write to most such folders. "
-                "Artifacts are native code: keep the store inside the profile, or name the folder in the settings if it is yours alone."
-            )
         return
     for parent in root.parents:
         mode = parent.stat().st_mode
@@ -134,11 +124,11 @@ def plain(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    draft = folder / f"{MANIFEST}.new"
-    with seal.create(draft) as stream:
+    """Into a folder that nobody reads yet."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    with seal.create(folder / MANIFEST) as stream:
         stream.write(_encode(manifest))
         seal.flush(stream)
-    draft.replace(folder / MANIFEST)
 
 
 def read_manifest(path: Path, key: str) -> dict[str, Any]:
@@ -205,7 +195,7 @@ def fsync_folder(path: Path) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Rename, waiting out a virus scanner that holds a fresh file open (Windows refuses the rename while it does)."""
-    for wait in (0.05, 0.1, 0.2, 0.4, 0.8):
+    for wait in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4):
         try:
             source.rename(target)
             return

@@ -7,7 +7,8 @@ Weights are used where they lie, in the layout of the checkpoint: nothing is pac
   the weight seen as [O, I*k*k] does the same without touching the weight.
 - A feed-forward layer's hidden activations are 8 times as wide as its input. Done a thousand rows at a time they stay in the cache.
 
-Both choices depend on sizes that are dynamic in an exported program, which is why these are operators and not plain code.
+Both choices depend on sizes that are dynamic in an exported program, which is why these are operators and not plain code. They
+are registered when this is imported: compiled code finds them by name, and torch takes no second registration.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from . import cpu
 from .architecture import Architecture, Layer
 from .backends import Choice, choose
 from .config import Config
-from .environment import Machine, Target, default_store, probe
+from .environment import Machine, Target, probe
 from .errors import AccelError, ArtifactRejected, BadWeights, CompileFailed, StoreError
 from .graphs import GraphCache
 from .jobs import Code, Job, Progress
@@ -114,8 +114,7 @@ class Engine:
         self.unet = UNet(self.architecture)
         self.weights = Weights(self.donor)
         self.device = self.device or next(self.donor.parameters()).device
-        chosen = self.config.store != default_store()
-        self.store = ArtifactStore(self.config.store, self.config.store_bytes, self.config.store_readonly, chosen=chosen)
+        self.store = ArtifactStore(self.config.store, self.config.store_bytes, self.config.store_readonly)
         self.job: Job | None = None
         self._code: Code = {}
         self._code_dtype: torch.dtype | None = None  # which weights the code is for
@@ -268,7 +267,7 @@ class Engine:
     ) -> Tensor:
         """`x: [B, in_channels, H, W]`, `timesteps: [B]`, `context: [B, L, context_dim]`, `y: [B, adm]` -> `[B, out_channels, H, W]`.
 
-        `replaced`: layers by name that somebody else has changed and that must run his way; the rest stays compiled.
+        `replaced`: layers by name that somebody else has changed and that must run their way; the rest stays compiled.
         Raises BadWeights when the donor's weights cannot be used as they are.
         """
         self._follow()
@@ -279,7 +278,7 @@ class Engine:
         return out
 
     def compiled_layers(self) -> Mapping[str, CompiledLayer]:
-        """Those that compiled code computes now, by name: for whoever drives the UNet himself. Ask at every pass; weights may move."""
+        """Those that compiled code computes now, by name: for whoever drives the UNet itself. Ask at every pass; weights may move."""
         self._follow()
         return self._compiled
 
@@ -352,14 +351,15 @@ class Engine:
     @property
     def status(self) -> Status:
         target = self.target
-        compiling = self.job is not None and not self.job.done
+        job = self.job  # once: images take it away while a page asks
+        compiling = job is not None and not job.done
         backend = self._choice.backend.name if self._choice else "none"
         if compiling:
             state = "compiling"
-        elif self._failed:
-            state = "fallback"
+        elif self._code:
+            state = "ready"  # also where a better backend failed: the reason says so
         else:
-            state = "ready" if self._code else "eager"
+            state = "fallback" if self._failed else "eager"
         return Status(
             state=state,
             reason="; ".join(filter(None, (self._discarded, self._choice and self._choice.reason, self._graphs and self._graphs.refused)))
@@ -368,10 +368,7 @@ class Engine:
             architecture=self.architecture.name,
             dtype=str(target.dtype).removeprefix("torch."),
             device=target.machine.device_name,
-            progress=self.job.progress() if self.job and compiling else None,
+            progress=job.progress() if job and compiling else None,
             artifact=self._artifact if self._code else None,
             counters=self.counters,
         )
-
-
-__all__ = ["BadWeights", "CompiledLayer", "Counters", "Engine", "Status"]

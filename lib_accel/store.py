@@ -52,12 +52,11 @@ _log = logging.getLogger(__name__)
 class ArtifactStore:
     """See the module. Nothing is created before the first write. Safe to use from several processes at once."""
 
-    def __init__(self, root: Path, max_bytes: int = 2 * 1024**3, readonly: bool = False, *, chosen: bool = False) -> None:
-        """`chosen`: the user named this folder; on Windows that allows one outside the user's profile."""
+    def __init__(self, root: Path, max_bytes: int = 2 * 1024**3, readonly: bool = False) -> None:
         if max_bytes <= 0:
             raise StoreError(f"The store's size limit is {max_bytes} bytes. Expected more than 0. Raise it in the settings.")
         self.root = Path(os.path.realpath(Path(root).expanduser()))
-        self.max_bytes, self.readonly, self.chosen = max_bytes, readonly, chosen
+        self.max_bytes, self.readonly = max_bytes, readonly
 
     def get(self, key: str) -> Artifact | None:
         """The artifact, checked, and marked as used; None when there is none."""
@@ -124,7 +123,7 @@ class ArtifactStore:
         """Raise StoreError or ArtifactRejected when no artifact can be kept here. Creates nothing."""
         with os_errors(f"use the store {self.root}"):
             if os.path.lexists(self.root):
-                self._check_root()
+                require_private_root(self.root)
             there = next(path for path in (self.root, *self.root.parents) if path.exists())
             if not self.readonly and not os.access(there, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "Permission denied", str(there))
@@ -209,9 +208,6 @@ class ArtifactStore:
                 f"Could not {doing}: the store {self.root} is used read-only. Expected a writable store. Change the setting or the folder."
             )
 
-    def _check_root(self) -> None:
-        require_private_root(self.root, self.chosen)
-
     def _prepare(self, doing: str) -> None:
         """Create the root if need be, and make sure it may be written."""
         self._require_writable(doing)
@@ -220,14 +216,14 @@ class ArtifactStore:
                 if not parent.exists():
                     parent.mkdir(mode=0o755, exist_ok=True)
             self.root.mkdir(mode=0o700, exist_ok=True)
-            self._check_root()
+            require_private_root(self.root)
 
     def _load(self, key: str) -> Artifact | None:
         path = self._path(key)
         with os_errors(f"read artifact {key[:12]}"):
             identity = identity_of(path)
             while identity is not None:
-                self._check_root()
+                require_private_root(self.root)
                 try:
                     return read_artifact(path, key)
                 except ArtifactRejected:
@@ -243,7 +239,7 @@ class ArtifactStore:
     def _inspect(self, entry: Entry, content: bool) -> tuple[Artifact | None, str | None]:
         try:
             with os_errors(f"read artifact {entry.key[:12]}"):
-                self._check_root()
+                require_private_root(self.root)
                 return read_artifact(entry.path, entry.key, content), None
         except AccelError as error:
             return None, str(error)

@@ -83,9 +83,11 @@ def peak(call: Call, device: torch.device) -> int:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    call()
-    done.set()
-    thread.join()
+    try:
+        call()
+    finally:
+        done.set()
+        thread.join()
     return most - before
 
 
@@ -102,5 +104,5 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     timed(lambda: a @ b, device)
-    best = statistics.median(timed(lambda: a @ b, device)[0] for _ in range(7))
-    return 2 * n**3 / best
+    seconds = statistics.median(timed(lambda: a @ b, device)[0] for _ in range(7))
+    return 2 * n**3 / seconds

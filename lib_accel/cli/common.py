@@ -102,7 +102,7 @@ def make_config(args: argparse.Namespace, backend: str) -> Config:
 
 
 def make_store(args: argparse.Namespace) -> ArtifactStore:
-    return ArtifactStore(args.store, args.store_mib * MIB, chosen=True)
+    return ArtifactStore(args.store, args.store_mib * MIB)
 
 
 def family(text: str) -> Architecture:

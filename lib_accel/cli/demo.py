@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .. import presets
 from ..architecture import Architecture
+from ..bench.measure import synchronize
 from ..bench.precise import precise_call
 from ..checkpoint import open_checkpoint, save_random_checkpoint
 from ..engine import Engine
@@ -142,8 +143,7 @@ def _pictures(unets: dict[str, Denoiser], noise: Noise, steps: int) -> list[Pict
             for picture, steps_of in zip(pictures, running, strict=True):
                 start = time.perf_counter()
                 picture.latent = next(steps_of)
-                if noise.latent.is_cuda:
-                    torch.cuda.synchronize()
+                synchronize(noise.latent.device)
                 picture.seconds.append(time.perf_counter() - start)
                 bar.update()
     return pictures

@@ -1,5 +1,8 @@
-"""Ends what compiles and clears up after it. `python -m lib_accel.compiler.ending PID FOLDER` does so from outside, for a
-compiling process whose parent is gone: it cannot stop its own compiling thread, which would go on writing into FOLDER."""
+"""Ends a compiling process with all it started, and deletes its files.
+
+`python -m lib_accel.compiler.ending PID FOLDER` does so from outside, for a process whose parent is gone: it cannot stop its
+own compiling thread, which would go on writing into FOLDER.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,18 @@ import psutil
 
 
 def end(pid: int) -> None:
-    """End a process and everything it started. Elsewhere than on Windows it must lead a process group of its own."""
+    """End a process and everything it started. Elsewhere than on Windows it must lead a process group of its own.
+
+    On Windows this process may be one of those it started, behind the launcher that a virtual environment's python.exe is.
+    """
     if sys.platform != "win32":
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         return
     with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for each in [*process.children(recursive=True), process]:
-            if each.pid != os.getpid():
+        process, spared = psutil.Process(pid), {os.getpid(), os.getppid()} - {pid}
+        for each in [process, *process.children(recursive=True)]:
+            if each.pid not in spared:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
 

@@ -126,8 +126,9 @@ class CompileJob(Job):
         """Give each unit to the next free worker; returns the checks by unit."""
         results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         count = min(self.workers, len(todo))
-        pool = [Worker(folder, results, max(1, (os.cpu_count() or 1) // count)) for _ in range(count)]
+        pool: list[Worker] = []
         try:
+            pool.extend(Worker(folder, results, max(1, (os.cpu_count() or 1) // count)) for _ in range(count))
             return self._drive(list(todo), pool, results, folder, files)
         finally:
             for worker in pool:

@@ -84,7 +84,11 @@ class Worker:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._results.put((self, json.loads(line)))
+            answer = None
+            with contextlib.suppress(ValueError):  # half a line of one that was killed, or printed before `main` began
+                answer = json.loads(line)
+            if isinstance(answer, dict):
+                self._results.put((self, answer))
         self._process.wait()
         self._results.put((self, None))
 

@@ -96,7 +96,7 @@ def _own_folder() -> Path:
     root = Path(tempfile.gettempdir()) / ("accel" if sys.platform == "win32" else f"accel-{os.geteuid()}")
     root.mkdir(mode=0o700, exist_ok=True)
     try:
-        require_private_root(root, chosen=True)
+        require_private_root(root)
     except ArtifactRejected as error:  # no fault of the artifact
         raise StoreError(f"{error} Temporary files go where TMPDIR or TEMP say.") from error
     with contextlib.suppress(StoreError):  # what stays this time is for the next process

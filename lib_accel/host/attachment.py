@@ -98,7 +98,8 @@ class Attachment:
         if of(self.unet) is not self:  # removed while somebody else kept our forward, who has put it back since
             self._remove_forward()
             return self._host_forward(x, timesteps, context, *rest, **named)
-        y, more = (rest[0] if rest else named.get("y")), [*rest[1:], *(k for k in named if k != "y")]
+        y = rest[0] if rest else named.get("y")
+        more = [*(type(value).__name__ for value in rest[1:]), *(name for name in named if name != "y")]
         reason = self._why_not_call(context, more) or self.why_not(x)
         replaced, around = self._inspector.look() if reason is None else ({}, None)
         if around:
@@ -165,9 +166,9 @@ class Attachment:
             return f"the weights are stored as {weight.dtype}"
         return "compiling; images are made without acceleration until then" if self.engine.job is not None else None
 
-    def _why_not_call(self, context: Any, more: list[Any]) -> str | None:
+    def _why_not_call(self, context: Any, more: list[str]) -> str | None:
         if more or not isinstance(context, torch.Tensor):
-            return f"this call gives the UNet more than compiled code knows: {', '.join(map(str, more)) or type(context).__name__}"
+            return f"this call gives the UNet more than compiled code knows: {', '.join(more) or type(context).__name__}"
         return None
 
     def _explain(self, reason: str | None) -> None:

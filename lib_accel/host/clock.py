@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +26,18 @@ class Timing:
 class Clock:
     """`start` and `stop` are the WebUI's callbacks before and after the sampler's UNet call; `finish` closes a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: Callable[[], torch.device]) -> None:
+        self._device = device
         self.timings: deque[Timing] = deque(maxlen=KEPT)
         self._marks: list[tuple[Any, Any]] = []
         self._begun: Any = None
 
     def start(self, _: Any = None) -> None:
-        self._begun = _now()
+        self._begun = _now(self._device())
 
     def stop(self, _: Any = None) -> None:
         if self._begun is not None:
-            self._marks.append((self._begun, _now()))
+            self._marks.append((self._begun, _now(self._device())))
             self._begun = None
 
     def finish(self, accelerated: bool) -> None:
@@ -45,11 +47,11 @@ class Clock:
             self.timings.append(Timing(statistics.median(_milliseconds(*m) for m in marks), len(marks), accelerated))
 
 
-def _now() -> Any:
-    if not torch.cuda.is_available():
+def _now(device: torch.device) -> Any:
+    if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(torch.cuda.current_stream(device))  # which need not be torch's current device (`--device-id`)
     return event
 
 

@@ -27,7 +27,7 @@ class Service:
         self._lock = threading.RLock()
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # every UNet that was loaded, attached or not
         self._refused: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-        self.clock = Clock()
+        self.clock = Clock(webui.device)
         self._counts: list[Counts] = []  # of all attachments there ever were
         self._stale = False  # what is attached is not what the options say, until the image in the making is done
 
@@ -60,7 +60,7 @@ class Service:
         with self._lock:
             if not self._stale:
                 return
-            self._stale = False
+            self._stale = False  # once: for a value out of range this raises, the WebUI takes it back, and images go on
             wanted = webui.config() if webui.enabled() else None
             if wanted is None:
                 cancel_all()
@@ -220,7 +220,8 @@ class Service:
         }
 
     def _take_up_if_idle(self, here: Attachment) -> None:
-        if here.engine.job is None or not here.engine.job.done or not self._lock.acquire(blocking=False):
+        job = here.engine.job  # once: images take it away
+        if job is None or not job.done or not self._lock.acquire(blocking=False):
             return
         try:
             with webui.idle() as idle:  # never in the middle of an image

@@ -82,7 +82,9 @@ def idle() -> Iterator[bool]:
 
 
 def say(text: str) -> None:
-    print(f"Acceleration: {text}", flush=True)
+    """In the console, or the file it goes to: one of another alphabet must not cost the image."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(f"Acceleration: {text}".encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def why_not_now(unet: nn.Module) -> str | None:
