@@ -66,17 +66,28 @@ def merge(weight: Tensor, base: Tensor, terms: Sequence[Term], device: torch.dev
 
 
 def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.device) -> None:
-    """Write base + the terms into `into`, some rows at a time."""
-    wide = wider(into.dtype, device)
-    up = torch.cat([_moved(t.up, device, wide).flatten(1) * t.scale for t in terms], 1)  # [O, sum of r]
-    down = torch.cat([_moved(t.down, device, wide).flatten(1) for t in terms], 0)  # [sum of r, I*k*k]
-    outputs, inputs = base.shape[0], base[0].numel()
-    if (up.shape[0], down.shape[1]) != (outputs, inputs):
-        raise RuntimeError(f"factors of [{up.shape[0]}, {down.shape[1]}] do not fit a weight of {list(base.shape)}")
-    rows = max(1, ELEMENTS // inputs) if device.type == "cpu" else outputs
-    for some in (slice(i, i + rows) for i in range(0, outputs, rows)):
-        part = base[some].to(device, non_blocking=True).to(wide, copy=True).flatten(1)
-        into[some].copy_(part.addmm_(up[some], down).view(base[some].shape))
+    """Write base + the terms into `into`, some rows at a time, each row in the order in which `into` lies in memory."""
+    wide, (outputs, *kernel) = wider(into.dtype, device), base.shape
+    channels_last = into.ndim == 4 and not into.is_contiguous() and into.is_contiguous(memory_format=torch.channels_last)
+
+    def rows(t: Tensor) -> Tensor:
+        return (t.permute(0, 2, 3, 1) if channels_last else t).flatten(1)
+
+    for t in terms:
+        if (t.up.shape[0], t.up[0].numel(), t.down[0].numel()) != (outputs, t.down.shape[0], base[0].numel()):
+            raise RuntimeError(f"factors of {list(t.up.shape)} and {list(t.down.shape)} do not fit a weight of {list(base.shape)}")
+    ups = [_moved(t.up, device, wide).flatten(1) for t in terms]  # [O, r]
+    downs = [rows(_moved(t.down, device, wide).reshape(-1, *kernel)) for t in terms]  # [r, I*k*k]
+    if len(terms) == 1:
+        up, down, scale = ups[0], downs[0], terms[0].scale
+    else:  # [O, sum of r] @ [sum of r, I*k*k]: one product costs less than several
+        up, down, scale = torch.cat([u * t.scale for u, t in zip(ups, terms, strict=True)], 1), torch.cat(downs), 1.0
+    count = max(1, ELEMENTS // down.shape[1]) if device.type == "cpu" else outputs
+    for some in (slice(i, i + count) for i in range(0, outputs, count)):
+        part = rows(base[some].to(device, non_blocking=True)).to(wide, copy=True).addmm_(up[some], down, alpha=scale)
+        shape = base[some].permute(0, 2, 3, 1).shape if channels_last else base[some].shape
+        merged = part.view(shape)
+        into[some].copy_(merged.permute(0, 3, 1, 2) if channels_last else merged)
 
 
 def _moved(t: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,16 +26,31 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Without TF32, which the WebUI switches on for some cards: it keeps 10 bits of a factor."""
+    """Without TF32, which keeps 10 bits of a factor: the WebUI switches it on for some cards, torch for convolutions."""
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    switches = [_tf32(torch.backends.cuda.matmul, torch.backends.cuda.matmul)]
+    switches += [_tf32(torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None))]
+    before = [getattr(owner, name) for owner, name, _ in switches]
     try:
+        for (owner, name, off), value in zip(switches, before, strict=True):
+            if value != off:
+                setattr(owner, name, off)
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        for (owner, name, off), value in zip(switches, before, strict=True):
+            if value != off:
+                setattr(owner, name, value)
+
+
+def _tf32(owner: Any, newer: Any) -> tuple[Any, str, object]:
+    """What switches it off. From torch 2.9 on there are two ways: the old one raises once somebody has used the new one."""
+    try:
+        _ = owner.allow_tf32
+    except RuntimeError:
+        return newer, "fp32_precision", "ieee"
+    return owner, "allow_tf32", False
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

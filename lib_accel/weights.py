@@ -27,6 +27,7 @@ class Weights:
         slots = [(m._parameters, name) for m in module.modules() for name in m._parameters]
         self._homes, self._names = [home for home, _ in slots], [name for _, name in slots]
         self._module = module
+        self._channels_last = {name for name, p in module.named_parameters() if p.ndim == 4 and not p.is_contiguous()}  # the host's wish
         self._seen: list[nn.Parameter | None] | None = None
         self._all: list[nn.Parameter] = []
         self._matrices: list[nn.Parameter] = []
@@ -78,9 +79,13 @@ class Weights:
         return self._module.parameters()
 
     def set_layout(self, compiled: bool) -> None:
-        """Give weights the memory layout compiled code expects, or the plain one back. In place: same values, one copy."""
-        for p in self._module.parameters():
+        """Give weights the memory layout compiled code expects, or back the one they came in. In place: same values, one copy."""
+        for name, p in self._module.named_parameters():
             data = p.data
-            wanted = in_layout(data) if compiled else data.contiguous()
+            if compiled:
+                wanted = in_layout(data)
+            else:
+                plain = torch.channels_last if name in self._channels_last else torch.contiguous_format
+                wanted = data.contiguous(memory_format=plain)
             if wanted is not data:
                 p.data = wanted

@@ -241,6 +241,18 @@ def test_refused_weights_stay_moved():
     assert not w.moved()
 
 
+def test_the_layout_they_came_in_comes_back():
+    """`--opt-channelslast` is the user's."""
+    m = small().requires_grad_(False)
+    m.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    strides = {k: p.stride() for k, p in m.named_parameters()}
+    w = Weights(m)
+    w.set_layout(compiled=True)
+    assert {k: p.stride() for k, p in m.named_parameters()} != strides, "else this shows nothing"
+    w.set_layout(compiled=False)
+    assert {k: p.stride() for k, p in m.named_parameters()} == strides
+
+
 def test_layout_is_made_plain_where_it_is_not():
     m = small().requires_grad_(False)
     before = {k: v.clone() for k, v in m.state_dict().items()}

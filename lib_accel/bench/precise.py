@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture import Architecture
-from ..precision import wider
+from ..precision import exact_products, wider
 from ..unet import UNet
 
 
@@ -18,5 +18,5 @@ def precise_call(
     """-> the UNet's output in float64 where the weights are float32, else in float32. Weights are widened layer by layer."""
     unet = UNet(architecture).adopt(parameters)
     unet.compute_dtype = wide = wider(unet.dtype, x.device)
-    with torch.no_grad():
+    with torch.no_grad(), exact_products(x.device):
         return unet(x.to(wide), timesteps, context, y)

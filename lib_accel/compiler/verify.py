@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import architecture as arch
-from ..precision import relative_error, wider
+from ..precision import exact_products, relative_error, wider
 from ..units import UnitFn, UnitModule, example_inputs
 
 CHECK_SIZES = ((2, 16, 16, 77), (1, 8, 24, 154), (3, 9, 7, 1), (1, 1, 1, 77))
@@ -56,7 +56,8 @@ def check_unit(layer: arch.Layer, fn: UnitFn, dtype: torch.dtype, device: torch.
             if size[:3] == (1, 1, 1) and _single_values(layer):
                 continue
             activations, weights = example_inputs(layer, size, dtype, device, seed + i)
-            reference = module([a.to(precise) for a in activations], weights)  # each widened where it is used: no copy of all
+            with exact_products(device):
+                reference = module([a.to(precise) for a in activations], weights)  # each widened where it is used: no copy of all
             eager.append(relative_error(module(activations, weights), reference))
             compiled.append(relative_error(fn([*activations, *weights]), reference))
     return Verdict(tuple(compiled), tuple(eager))

@@ -66,6 +66,7 @@ class Attachment:
     def install(self) -> None:
         """Take the UNet over. Where somebody else's forward stands there, his comes first: he calls its layers, or ours in turn."""
         setattr(self.unet, _KEY, self)
+        self.unet._apply = self._apply
         there = vars(self.unet).get("forward")
         if there is None or isinstance(getattr(there, "__self__", None), Attachment) or own_forward(self.unet, "forward"):
             self.unet.forward = self._forward
@@ -75,6 +76,7 @@ class Attachment:
         """Leave the UNet exactly as it was found."""
         self._remove_forward()
         self._layers.remove()
+        vars(self.unet).pop("_apply", None)
         for network in list(self._controls):
             control = of(network)
             if isinstance(control, _Control):
@@ -85,6 +87,16 @@ class Attachment:
     def _remove_forward(self) -> None:
         if getattr(vars(self.unet).get("forward"), "__self__", None) is self:
             del self.unet.forward
+
+    def _apply(self, *args: Any, **named: Any) -> nn.Module:
+        """Stands in for `nn.Module._apply`, what `to` calls: a model that is thrown away goes to the meta device, its weights with it.
+
+        We share them, and they would stay until the next model is complete.
+        """
+        type(self.unet)._apply(self.unet, *args, **named)
+        if next(self.unet.parameters()).is_meta:
+            self.remove(keep_compiling=True)  # base and refiner take turns: each would end the other's compiler for ever
+        return self.unet
 
     def take_up(self) -> None:
         """Between images: install what the compiler has finished. "Compiling" is then no longer the reason."""
@@ -101,6 +113,8 @@ class Attachment:
         y = rest[0] if rest else named.get("y")
         more = [*(type(value).__name__ for value in rest[1:]), *(name for name in named if name != "y")]
         reason = self._why_not_call(context, more) or self.why_not(x)
+        if reason is None and torch.is_grad_enabled() and (x.requires_grad or context.requires_grad):
+            reason = "this call is differentiated"
         replaced, around = self._inspector.look() if reason is None else ({}, None)
         if around:
             return self._host_forward(x, timesteps, context, *rest, **named)  # which calls `_begin`, and our layers
@@ -223,7 +237,7 @@ class _Control:
         self._companion.close()
 
     def _begin(self, h: Tensor) -> Mapping[str, CompiledLayer]:
-        if not webui.enabled():
+        if not webui.enabled() or webui.why_not_now(self.network):
             return {}
         compiled, changed = self._companion.compiled_layers(self.engine), self._inspector.look()[0]
         return {name: layer for name, layer in compiled.items() if name not in changed}

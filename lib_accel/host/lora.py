@@ -12,7 +12,6 @@ import copy
 import functools
 import operator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,8 @@ from . import webui
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 _UNFINISHED = ("acceleration: merging was interrupted here",)  # as a mark: unlike any set, so whoever comes next begins at the base
 ORDINARY, PINNED, VIDEO = "ordinary memory, as the WebUI does", "pinned memory", "video memory"
+AUTOMATIC = "video memory while 8 GiB of it are free, else pinned memory"
+FREE = 8 * 2**30  # bytes: images and the VAE need what is left
 
 
 class Loras:
@@ -49,6 +50,8 @@ class Loras:
         changed = 0
         by_us = webui.merges_as_known(networks)
         for layer, mark in zip(self._layers, marks, strict=True):
+            if not mark:
+                _shrink(layer)
             name = getattr(layer, "network_layer_name", None)
             if name is None or mark == wanted:
                 continue
@@ -78,16 +81,21 @@ def _set(layer: Any, parts: list[Any], mark: tuple[object, ...]) -> None:
         more = merge(weight, base, terms)
     except torch.cuda.OutOfMemoryError:
         more = merge(weight, base.cpu(), terms, torch.device("cpu"))
-    if base_bias is None and more is None:
-        layer.bias = None
-    else:
-        with torch.no_grad():
-            total = sum(b.to(weight.device, torch.float32) for b in (base_bias, more) if b is not None)
-            if bias is None:
-                layer.bias = nn.Parameter(total.to(weight.dtype), requires_grad=False)
-            else:
-                bias.copy_(total)
+    with torch.no_grad():
+        total = base_bias if more is None else more if base_bias is None else base_bias.to(more) + more
+        if total is None:
+            layer.bias = None
+        elif bias is None:
+            layer.bias, layer._accel_grown = nn.Parameter(total.to(weight), requires_grad=False), True
+        else:
+            bias.copy_(total)
     layer.network_current_names = mark
+
+
+def _shrink(layer: Any) -> None:
+    """Take a bias away that a network gave the layer, when other weights were loaded into it: the backup is gone by then."""
+    if vars(layer).pop("_accel_grown", False) and layer.network_bias_backup is None:
+        layer.bias = None
 
 
 def _base(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -96,27 +104,40 @@ def _base(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
     if base is None:
         if getattr(layer, "network_current_names", ()):
             raise RuntimeError(f"{layer.network_layer_name}: networks are merged but its base was not kept; load the checkpoint again")
-        base = layer.network_weights_backup = _kept(weight.detach())
+        base = layer.network_weights_backup = _copied(weight.detach(), weight.device)
         layer.network_bias_backup = None if bias is None else bias.detach().clone()
+    elif weight.is_cuda and not base.is_cuda and not base.is_pinned() and _place(base, weight.device) != ORDINARY:
+        base = layer.network_weights_backup = _copied(base, weight.device)  # it was the Lora extension's own copy
     return base
 
 
-def _kept(weight: Tensor) -> Tensor:
-    """A copy, where the settings want it."""
-    where = webui.option("accel_lora_base") if weight.is_cuda else ORDINARY
+def _copied(base: Tensor, device: torch.device) -> Tensor:
+    """A copy, where the settings want it for weights on `device`."""
+    where = _place(base, device)
     if where == VIDEO:
-        return weight.clone()
-    try:
-        kept = torch.empty_like(weight, device="cpu", pin_memory=where == PINNED)
-    except RuntimeError as e:  # the system gives no more of it
-        webui.say(f"no pinned memory for the weights without LoRA ({e}); ordinary memory serves, and LoRAs change a little slower")
-        kept = torch.empty_like(weight, device="cpu")
-    return kept.copy_(weight)
+        return base.to(device, copy=True)
+    if where == PINNED:
+        try:
+            return torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)
+        except RuntimeError as e:  # the system gives no more of it
+            _refused.add(PINNED)
+            webui.say(f"no more pinned memory for the weights without LoRA ({e}); ordinary memory serves, and LoRAs change a little slower")
+    return base.to("cpu", copy=True)
+
+
+_refused: set[str] = set()  # kinds of memory that ran out: asked for again for each layer, it would be said for each layer
+
+
+def _place(base: Tensor, device: torch.device) -> str:
+    if device.type != "cuda":
+        return ORDINARY
+    where = webui.option("accel_lora_base")
+    if where == AUTOMATIC:
+        where = VIDEO if torch.cuda.mem_get_info(device)[0] - base.nbytes > FREE else PINNED
+    return ORDINARY if where in _refused else where
 
 
 # -- what one network does to one layer
-
-_uploaded: WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = WeakKeyDictionary()  # gone with the network they belong to
 
 
 def _term(part: Any, weight: Tensor) -> Term:
@@ -134,10 +155,6 @@ def _factors(part: Any, weight: Tensor) -> LowRank | None:
     fits = (up.shape[0], up.shape[1], down.shape[1]) == (weight.shape[0], down.shape[0], weight[0].numel())
     if not fits or _inpainting_input(weight):
         return None
-    if weight.is_cuda:
-        if part not in _uploaded or _uploaded[part][0].device != weight.device:
-            _uploaded[part] = up.to(weight.device, non_blocking=True), down.to(weight.device, non_blocking=True)
-        up, down = _uploaded[part]
     rank = part.network.dyn_dim
     return LowRank(up[:, :rank], down[:rank], part.calc_scale() * part.multiplier())
 

@@ -159,7 +159,7 @@ class Service:
 
     def _store(self) -> ArtifactStore:
         config = webui.config()
-        return ArtifactStore(config.store, config.store_bytes, chosen=True)
+        return ArtifactStore(config.store, config.store_bytes)
 
     # -- telling
 

@@ -33,8 +33,11 @@ def register(changed: Callable[[], None]) -> None:
             "0 switches them off"
         ),
         "accel_lora_base": info(
-            lora.PINNED, "Weights without LoRA are kept in", gr.Radio, {"choices": [lora.ORDINARY, lora.PINNED, lora.VIDEO]}
-        ).info("a copy of the layers LoRAs have touched; the faster that memory, the sooner LoRAs change. For models loaded later"),
+            lora.AUTOMATIC,
+            "Weights without LoRA are kept in",
+            gr.Radio,
+            {"choices": [lora.AUTOMATIC, lora.ORDINARY, lora.PINNED, lora.VIDEO]},
+        ).info("a copy of the layers LoRAs have touched; the faster that memory, the sooner LoRAs change. For layers touched later"),
     }
     for option in options.values():
         option.onchange = changed

@@ -97,8 +97,12 @@ def why_not_now(unet: nn.Module) -> str | None:
         return "the WebUI upcasts this UNet while sampling (--upcast-sampling)"
     if option("lora_functional") and lora_wanted():
         return "LoRAs are applied at run time (Settings, Compatibility: old Lora method)"
+    if option("upcast_attn") and next(unet.parameters()).dtype in (torch.float16, torch.bfloat16):
+        return "the WebUI computes attention in float32 (Settings, Stable Diffusion: upcast cross attention layer)"
     if torch.is_grad_enabled() and any(p.requires_grad for p in unet.parameters()):
         return "the UNet is being trained"
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return "the UNet is being exported"  # a trace would take what compiled code answers for a constant
     return None
 
 

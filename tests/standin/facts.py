@@ -66,7 +66,7 @@ def options() -> dict[str, Any]:
     del shared.options_templates["standin_probe"]
     out["flags"] = {k: v for k, v in vars(shared.cmd_opts).items() if k == "api_auth" or (k.startswith("accel_") and k != "accel_store")}
     out["ours"] = {k: [v.section, v.default, callable(v.onchange)] for k, v in shared.opts.data_labels.items() if k.startswith("accel_")}
-    out["theirs"] = [shared.opts.lora_functional, shared.opts.sd_unet]
+    out["theirs"] = [shared.opts.lora_functional, shared.opts.sd_unet, shared.opts.upcast_attn]
     return out
 
 

@@ -178,6 +178,19 @@ def test_another_image_with_another_control_model(host: Host) -> None:
         leave()
 
 
+def test_control_models_under_a_hypernetwork(host: Host) -> None:
+    """It changes their attention too, and they run the WebUI's way as the UNet does."""
+    drive(host.unet, [Unit(_control(host))])
+    host.image(steps=1)
+    seen, active = _compiled(host), host.module("modules.shared").loaded_hypernetworks
+    active.append(object())
+    host.call()
+    assert sum(seen.values()) == 0
+    active.clear()
+    host.call()
+    assert sum(seen.values()) == UNIT_LAYERS + CONTROL_LAYERS
+
+
 def test_a_changed_control_model(host: Host) -> None:
     """Its changed layers run its own way, the others compiled."""
     control = _control(host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -93,6 +94,13 @@ def _class_forward(unet: nn.Module) -> Undo:
     return lambda: setattr(cls, "_forward", before)
 
 
+def _class_forward_under_its_name(unet: nn.Module) -> Undo:
+    cls: Any = type(unet.get_submodule(BLOCK))
+    before = cls._forward
+    cls._forward = functools.wraps(before)(lambda self, x, context=None: before(self, x, context) * 2)
+    return lambda: setattr(cls, "_forward", before)
+
+
 CHANGES = [
     (_forward, "1 layers run the WebUI's way: the forward of a CrossAttention was replaced"),
     (_inner_forward, "1 layers run the WebUI's way: the forward of a BasicTransformerBlock was replaced"),
@@ -104,6 +112,7 @@ CHANGES = [
     (_other_part, "1 layers run the WebUI's way: a part of a BasicTransformerBlock was replaced"),
     (_other_class, "1 layers run the WebUI's way: a BasicTransformerBlock became a Merging"),
     (_class_forward, "4 layers run the WebUI's way: the class BasicTransformerBlock was patched"),
+    (_class_forward_under_its_name, "4 layers run the WebUI's way: the class BasicTransformerBlock was patched"),
 ]
 
 

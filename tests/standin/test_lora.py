@@ -211,6 +211,18 @@ def test_weights_loaded_in_place_under_a_lora(host: Host, lora: Any) -> None:
     assert apart(dict(other.named_parameters()), weights(host)) == []
 
 
+def test_a_bias_that_a_network_gave_a_layer_goes_with_the_checkpoint(host: Host) -> None:
+    """Its weights are loaded over, its bias is not: the checkpoint has none, and the backup that told so is gone."""
+    host.want(host.network("biased", {QUERY: {"diff": torch.randn(64, 64) * 0.1, "diff_b": torch.randn(64)}}))
+    host.call()
+    assert host.unet.get_submodule(QUERY).bias is not None
+    host.unet.load_state_dict(host.new_unet(seed=5).state_dict(), strict=False)
+    host.module("modules.script_callbacks").model_loaded_callback(host.model)
+    host.want()
+    assert torch.allclose(host.call(), host.plain(seed=5), atol=1e-5)
+    assert host.unet.get_submodule(QUERY).bias is None
+
+
 def test_another_extension_merges(host: Host, lora: Any) -> None:
     """Where somebody else's code stands for the Lora extension's, it is called."""
     called: list[object] = []

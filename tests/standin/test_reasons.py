@@ -49,6 +49,39 @@ def test_training(host: Host) -> None:
     assert context.grad.any()
 
 
+def test_a_frozen_model_and_a_prompt_that_learns(host: Host) -> None:
+    host.unet.requires_grad_(False)
+    x, timesteps, context, _ = inputs()
+    context.requires_grad_(True)
+    with counted(host, accelerated_calls=0, host_calls=1):
+        host.unet(x, timesteps, context=context).sum().backward()
+    assert host.status()["reason"] == "this call is differentiated"
+    assert context.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_an_export(host: Host) -> None:
+    """A trace would take what compiled code answers for a constant."""
+    x, timesteps, context, _ = inputs()
+    with counted(host, accelerated_calls=0), torch.no_grad():
+        traced = torch.jit.trace(host.unet, (x, timesteps, context), check_trace=False)
+    assert host.status()["reason"] == "the UNet is being exported"
+    other = (torch.randn_like(x), timesteps, context, None)
+    assert torch.allclose(traced(*other[:3]), host.plain(other), atol=1e-5)
+
+
+def test_attention_in_float32(host: Host) -> None:
+    """The WebUI advises it against NaN. Of float32 weights it changes nothing."""
+    host.opts.set("upcast_attn", True)
+    with counted(host, accelerated_calls=1):
+        host.call()
+    host.unet.to(torch.bfloat16)
+    x, timesteps, context, _ = inputs()
+    with counted(host, accelerated_calls=0, host_calls=1), torch.no_grad(), pytest.raises(RuntimeError):  # without the WebUI's autocast
+        host.unet(x, timesteps, context=context)
+    assert "the WebUI computes attention in float32" in host.status()["reason"]
+
+
 def test_another_extensions_unet(host: Host) -> None:
     sd_unet = host.module("modules.sd_unet")
 
