@@ -9,7 +9,7 @@ def preload(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "aoti", "jit", "tensorrt", "eager"),
         default=None,
         help="how the UNet is accelerated, over what Settings > Acceleration says: auto takes the best that works here; aoti is compiled "
-        "once for all checkpoints of an architecture; jit is torch.compile, anew at each start; tensorrt needs torch-tensorrt; "
+        "once for all checkpoints of an architecture; jit is torch.compile, anew at each start; tensorrt is not supported yet; "
         "eager compiles nothing",
     )
     parser.add_argument(
@@ -17,6 +17,16 @@ def preload(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         default=None,
         help="folder for compiled UNets, over what Settings > Acceleration says; it must not be writable by other users",
+    )
+    parser.add_argument(
+        "--accel-store-readonly",
+        action="store_true",
+        help="only read from that folder (for servers that share one): what is not in it is not compiled either",
+    )
+    parser.add_argument(
+        "--accel-no-compile",
+        action="store_true",
+        help="compile nothing in this run; compiled UNets that are at hand serve",
     )
     parser.add_argument(
         "--accel-blocking",

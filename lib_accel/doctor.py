@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
+import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from . import presets
-from .backends import AUTO_ORDER, choose, get
+from .backends import AUTO_ORDER, choose
 from .config import Config
-from .environment import Machine, Target, probe
+from .environment import Machine, Target, cuda_advice, cxx_advice, probe
 from .errors import AccelError
 from .store import ArtifactStore
 from .units import units_of
@@ -34,7 +34,7 @@ def examine(device: torch.device, dtype: torch.dtype, store: ArtifactStore) -> l
     machine = probe(device)
     findings = [_python(), _torch(machine), _device(device, machine, dtype), _compiler(machine)]
     if machine.device_type == "cuda":
-        findings.append(_triton(machine))
+        findings += [_triton(machine), _headers(machine)]
     findings += [_store(store), _temporary()]
     target = Target(units_of(presets.sd1()), dtype, device, machine)
     return [f for f in findings if f] + _backends(target, store)
@@ -51,7 +51,7 @@ def _torch(machine: Machine) -> Finding:
     return Finding(
         "note",
         f"torch {machine.torch} has no AOTInductor packaging with dynamic shapes",
-        "torch 2.6 or later keeps compiled code across starts",
+        "torch 2.6 or later (on Windows 2.9) keeps compiled code across starts",
     )
 
 
@@ -67,14 +67,28 @@ def _device(device: torch.device, machine: Machine, dtype: torch.dtype) -> Findi
 def _compiler(machine: Machine) -> Finding:
     if machine.cxx:
         return Finding("ok", f"C++ compiler: {machine.cxx}")
-    how = "Visual Studio Build Tools with C++" if sys.platform == "win32" else "g++ (Debian, Ubuntu: apt install g++)"
-    return Finding("note", "no C++ compiler was found", f"install {how}, or import artifacts made on a machine like this")
+    return Finding("note", "no C++ compiler was found", f"{cxx_advice()}, or import artifacts made on a machine like this")
 
 
 def _triton(machine: Machine) -> Finding:
     if machine.triton:
         return Finding("ok", f"Triton {machine.triton}")
     return Finding("note", "Triton is not installed", "pip install " + ("triton-windows" if sys.platform == "win32" else "triton"))
+
+
+def _headers(machine: Machine) -> Finding | None:
+    """Triton compiles a launcher for each kernel against Python's; aoti's code needs CUDA's."""
+    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        how = (
+            f"copy the folders include and libs of an installed Python {version} beside this Python"
+            if sys.platform == "win32"
+            else f"install them (Debian, Ubuntu: apt install python{version}-dev)"
+        )
+        return Finding("note", f"the headers of Python {version} (Python.h) are missing, which Triton needs", how)
+    if machine.gpu_headers is None:
+        return Finding("note", "CUDA's headers were not found, which aoti needs to compile", cuda_advice())
+    return None
 
 
 def _store(store: ArtifactStore) -> Finding:
@@ -104,13 +118,12 @@ def _backends(target: Target, store: ArtifactStore) -> list[Finding]:
     config = Config(store=store.root)
     choice = choose(target, store, config)
     findings = [Finding("note", f"backend {name} does not work here", why) for name, why in choice.refused]
-    if importlib.util.find_spec("torch_tensorrt") is not None:
-        findings.append(Finding("note", "backend tensorrt", get("tensorrt").why_not(target, store, config) or ""))
     name = choice.backend.name
     if name == AUTO_ORDER[-1] and target.machine.device_type != "cuda":
         findings.append(
             Finding("problem", "nothing can be compiled here: images are made at the plain speed of torch", "see the notes above")
         )
     else:
-        findings.append(Finding("ok", f"automatic choice: {name}" + (" with CUDA graphs" if target.machine.device_type == "cuda" else "")))
+        graphs = target.machine.device_type == "cuda" and (name != "aoti" or target.machine.recordable)
+        findings.append(Finding("ok", f"automatic choice: {name}" + (" with CUDA graphs" if graphs else "")))
     return findings

@@ -31,7 +31,7 @@ from .weights import Weights
 
 T = TypeVar("T")
 
-INT32 = 2**31
+INT32_LIMIT = 2**31
 """Compiled GPU code counts elements in 32 bits (Inductor does, for what it was traced at); torch's own kernels know when not to."""
 
 
@@ -53,6 +53,15 @@ class Status:
     progress: Progress | None
     artifact: dict[str, Any] | None  # {"key", "bytes"}
     counters: Counters
+
+
+_not_made: dict[tuple[Config, str], dict[str, str]] = {}
+"""Why backends could not make the code of a target, or load it, as configured: true for the next model of the architecture too."""
+
+
+def forget_failures() -> None:
+    """Try again what could not be made in this process."""
+    _not_made.clear()
 
 
 class CompiledLayer:
@@ -85,7 +94,7 @@ class CompiledLayer:
         h, weight = inputs[0], self._parameters[0]
         if h.ndim != 4 or h.shape[1] != self._widths[0] or inputs[-1].shape[-1] != (self._widths[1] if self._side else h.shape[-1]):
             return False
-        if h.device.type != "cpu" and h.numel() // h.shape[1] * self._widest >= INT32:
+        if h.device.type != "cpu" and h.numel() // h.shape[1] * self._widest >= INT32_LIMIT:
             return False
         return all(t.shape[0] == h.shape[0] and t.numel() and t.dtype == self.dtype and t.device == weight.device for t in inputs)
 
@@ -120,7 +129,7 @@ class Engine:
         self._code_dtype: torch.dtype | None = None  # which weights the code is for
         self._artifact: dict[str, Any] | None = None  # of the store, where the code came from one
         self._choice: Choice | None = None
-        self._failed: dict[str, str] = {}  # backends that failed, with the reason: never tried again by this engine
+        self._failed: dict[str, str] = {}  # backends that failed while computing, with the reason
         self._discarded: str | None = None  # why the artifact that was at hand is not used
         self._graphs: GraphCache | None = None
         self._ooms = out_of_memory_errors(self.device)
@@ -144,7 +153,7 @@ class Engine:
         if self.job is not None:
             return  # under way already
         while True:
-            self._choice = choose(target, self.store, self.config, self._failed)
+            self._choice = choose(target, self.store, self.config, self._all_failed)
             try:
                 code = self._choice.backend.ready(target, self.store)
                 if code is None:
@@ -178,7 +187,7 @@ class Engine:
         try:
             self._install(job.result())
         except (CompileFailed, ArtifactRejected, StoreError) as e:
-            self._failed[self._choice.backend.name] = str(e)
+            self._not_made[self._choice.backend.name] = str(e)
             self.prepare()
         return True
 
@@ -208,7 +217,16 @@ class Engine:
                 return
             except StoreError as e:
                 error = e
-        self._failed[self._choice.backend.name] = str(error)
+        self._not_made[self._choice.backend.name] = str(error)
+
+    @property
+    def _not_made(self) -> dict[str, str]:
+        return _not_made.setdefault((self.config, self.target.key), {})
+
+    @property
+    def _all_failed(self) -> dict[str, str]:
+        """Backends not to try, with the reason of each."""
+        return {**self._not_made, **self._failed}
 
     def _install(self, code: Code) -> None:
         self._code, self._code_dtype = code, self.unet.dtype
@@ -260,6 +278,14 @@ class Engine:
         if self._graphs is not None:
             self._graphs.clear()
 
+    def release_graphs(self) -> bool:
+        """Give back the video memory that CUDA graphs hold, if they hold any. They are recorded anew when they are next of use."""
+        if self._graphs is None or not self._graphs.bytes:
+            return False
+        self._graphs.clear()
+        torch.cuda.empty_cache()
+        return True
+
     # -- computing
 
     def __call__(
@@ -300,12 +326,15 @@ class Engine:
         """`run` with what is compiled; if that fails and with what is clean it does not, compiled code is dropped."""
         try:
             return run(compiled)
-        except torch.cuda.OutOfMemoryError:
-            raise  # the host has its own ways to make room, and would have run out too
         except RuntimeError as e:
             failure = e.with_traceback(None)  # its frames hold the activations of the whole call
+        out_of_memory = isinstance(failure, torch.cuda.OutOfMemoryError) or self._ran_out_of_memory()
+        if out_of_memory and self.release_graphs():
+            return self._guarded(run, compiled, clean)
+        if isinstance(failure, torch.cuda.OutOfMemoryError):
+            raise failure  # the host has its own ways to make room, and would have run out too
         out = run(clean)
-        if self._code and not self._ran_out_of_memory():  # without code: it was dropped earlier in this pass, or never there
+        if self._code and not (out_of_memory or self._ran_out_of_memory()):  # without code: dropped in this pass, or never there
             self._fail(failure)
         return out
 
@@ -334,7 +363,7 @@ class Engine:
         )
         self._code = {}
         self._bind()
-        self._choice = replace(self._choice, refused=tuple(self._failed.items()))
+        self._choice = replace(self._choice, refused=tuple(self._all_failed.items()))
 
     # -- telling
 
@@ -359,7 +388,7 @@ class Engine:
         elif self._code:
             state = "ready"  # also where a better backend failed: the reason says so
         else:
-            state = "fallback" if self._failed else "eager"
+            state = "fallback" if self._all_failed else "eager"
         return Status(
             state=state,
             reason="; ".join(filter(None, (self._discarded, self._choice and self._choice.reason, self._graphs and self._graphs.refused)))

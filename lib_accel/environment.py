@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ class Machine:
     capability: str  # "9.0" on CUDA, "AVX512" on CPU
     platform: str  # "linux-x86_64"
     cxx: str | None  # path of a C++ compiler
+    gpu_headers: str | None  # the folder whose `include` has CUDA's headers; "" where torch finds them by itself (a toolkit, ROCm)
     packaging: bool  # torch can make and load AOTInductor packages with dynamic shapes
     recordable: bool  # code from packages runs without locks and event waits inside: a CUDA graph can record it (torch 2.7)
-    compile: bool  # torch.compile is there; whether it knows this Python shows when it is used
+    compile: bool  # torch.compile is there and knows this system; whether it knows this Python shows when it is used
 
     def identity(self) -> dict[str, str | None]:
         """What an artifact must match to be loaded."""
@@ -57,9 +59,10 @@ def probe(device: torch.device) -> Machine:
         capability=capability,
         platform=f"{sys.platform}-{platform.machine().lower()}",
         cxx=find_cxx(),
+        gpu_headers=find_gpu_headers(),
         packaging=_has_packaging(),
         recordable=_runs_single_threaded(),
-        compile=hasattr(torch, "compile"),
+        compile=hasattr(torch, "compile") and not (sys.platform == "win32" and _torch_before(2, 5)),
     )
 
 
@@ -95,7 +98,14 @@ def _triton_version() -> str | None:
 
 
 def _has_packaging() -> bool:
-    return _package_loader() is not None and hasattr(getattr(torch.export, "Dim", None), "DYNAMIC")
+    """On Windows from 2.9 on: before, AOTInductor refuses when it is called."""
+    there = _package_loader() is not None and hasattr(getattr(torch.export, "Dim", None), "DYNAMIC")
+    return there and not (sys.platform == "win32" and _torch_before(2, 9))
+
+
+def _torch_before(major: int, minor: int) -> bool:
+    """For what cannot be probed without a slow import."""
+    return tuple(map(int, torch.__version__.split(".")[:2])) < (major, minor)
 
 
 def _runs_single_threaded() -> bool:
@@ -111,6 +121,41 @@ def find_cxx() -> str | None:
     """The C++ compiler Inductor would call."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else (["cl", "clang-cl"] if sys.platform == "win32" else ["g++", "clang++", "c++"])
     return next((path for path in map(shutil.which, names) if path), None)
+
+
+def cxx_advice() -> str:
+    if sys.platform == "win32":
+        return (
+            "install the Visual Studio Build Tools (C++, English language pack) and start the WebUI where they are known: "
+            'in webui-user.bat, call "...\\VC\\Auxiliary\\Build\\vcvars64.bat"'
+        )
+    return "install g++ (Debian, Ubuntu: apt install g++)"
+
+
+TOOLKIT = Path("C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA" if sys.platform == "win32" else "/usr/local/cuda")
+
+
+def find_gpu_headers() -> str | None:
+    """What the C++ part of AOTInductor's GPU code includes. torch looks for a toolkit only, and raises where there is none.
+
+    Triton brings the same headers, but for one (compiler/include).
+    """
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc")
+    if torch.version.hip or named or TOOLKIT.exists():
+        return ""
+    spec = importlib.util.find_spec("triton")
+    folders = [Path(root, "backends", "nvidia") for root in (spec and spec.submodule_search_locations) or ()]
+    return next((str(folder) for folder in folders if (folder / "include" / "cuda_runtime.h").is_file()), None)
+
+
+def cuda_advice() -> str:
+    return f"install the CUDA toolkit {torch.version.cuda}, or set CUDA_HOME to where it is"
+
+
+def spaced_folder() -> Path | None:
+    """One with a space in its name that Inductor would hand to g++ without quotes."""
+    folders = [] if sys.platform == "win32" else [Path(torch.__file__).parent, Path(tempfile.gettempdir())]
+    return next((folder for folder in folders if " " in str(folder)), None)
 
 
 def default_store() -> Path:

@@ -54,7 +54,9 @@ class GraphCache:
         self._met: set[Hashable] = set()
         self._pool: Any = None
         self.captures = 0
-        self.refused: str | None = None  # why no graph is recorded any more
+        self._too_large: set[Hashable] = set()
+        self.refused: str | None = None  # why none is recorded: any more, or of the shape that was last too large
+        self._off = False
 
     @property
     def bytes(self) -> int:
@@ -68,13 +70,13 @@ class GraphCache:
             recorded = self._graphs.get(key)
             if recorded is not None:
                 return recorded.replay(inputs).clone()
-            if key not in self._met or self.refused:
+            if key not in self._met or key in self._too_large or self._off:
                 self._met.add(key)
                 return self._fn(*inputs)
             return self._record(key, inputs, device)
 
     def clear(self) -> None:
-        """Forget every recording and every shape that was met, and give the memory back: weights have moved, or code has changed."""
+        """Forget every recording and every shape that was met: weights have moved, code has changed, or their memory is needed."""
         self._graphs.clear()
         self._met.clear()
         self._pool = None
@@ -87,21 +89,26 @@ class GraphCache:
             made = None
             self.clear()  # their pool goes as a whole; alone, this shape may be small enough
             made = self._recorded(inputs, device)
-        why = made if isinstance(made, str) else self._why_not(made, inputs, plain)
-        if isinstance(made, _Recorded) and why is None:
+        if isinstance(made, str):
+            self.refuse(made)
+        elif made.bytes > self._max_bytes:
+            needs, made = made.bytes, None
+            self.clear()
+            self._too_large.add(key)
+            mib = 1024**2
+            self.refused = f"no CUDA graph for this size: it needs {needs / mib:.0f} MiB, the cap is {self._max_bytes / mib:.0f} MiB"
+        elif (difference := self._difference(made, inputs, plain)) <= DIFFERENCE:
             self._graphs[key] = made
             self.captures += 1
-        else:
+        else:  # or NaN
             made = None
-            self.refuse(str(why))
+            self.refuse(f"a replay differs from the plain call by {difference:.1e}, allowed {DIFFERENCE:.0e}")
         return plain
 
-    def _why_not(self, made: _Recorded, inputs: Inputs, plain: Tensor) -> str | None:
-        if made.bytes > self._max_bytes:
-            return f"one shape alone needs {made.bytes / 1024**2:.0f} MiB, the cap is {self._max_bytes / 1024**2:.0f} MiB"
+    @staticmethod
+    def _difference(made: _Recorded, inputs: Inputs, plain: Tensor) -> float:
         made.output.fill_(float("nan"))
-        difference = relative_error(made.replay(inputs), plain)
-        return None if difference <= DIFFERENCE else f"a replay differs from the plain call by {difference:.1e}, allowed {DIFFERENCE:.0e}"
+        return relative_error(made.replay(inputs), plain)
 
     def _recorded(self, inputs: Inputs, device: torch.device) -> _Recorded | str:
         """Or why it could not be recorded. The error itself does not leave: its frames hold all that the recording had taken."""
@@ -126,7 +133,7 @@ class GraphCache:
     def refuse(self, why: str) -> None:
         """Call plainly from now on."""
         self.clear()
-        self.refused = f"CUDA graphs are off: {why}"
+        self._off, self.refused = True, f"CUDA graphs are off: {why}"
 
 
 @functools.cache

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from lib_accel import environment
 from lib_accel.backends import choose, get
 from lib_accel.config import Config
 from lib_accel.environment import find_cxx, probe
@@ -84,13 +87,48 @@ def test_other_devices(tmp_path: Path, machine: dict[str, Any], words: tuple[str
     assert all(w in str(reason) for w in words)
 
 
+def test_no_gpu_headers(tmp_path: Path):
+    """jit needs none: its host code is Python."""
+    name, reason = choice(tmp_path, device_type="cuda", triton="3.2", gpu_headers=None)
+    assert name == "jit"
+    assert "aoti: CUDA's headers were not found; install the CUDA toolkit" in str(reason)
+    assert choice(tmp_path, device_type="cuda", triton="3.2", gpu_headers="/triton") == ("aoti", None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="paths are quoted there")
+def test_a_folder_with_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/my own")
+    name, reason = choice(tmp_path)
+    assert name == "eager"
+    assert "aoti: /tmp/my own has a space in its name" in str(reason)
+
+
+def test_gpu_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A toolkit's, else those that Triton brings."""
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(environment, "TOOLKIT", tmp_path / "toolkit")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "triton"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    assert environment.find_gpu_headers() is None
+    headers = package / "backends" / "nvidia" / "include"
+    headers.mkdir(parents=True)
+    (headers / "cuda_runtime.h").touch()
+    assert environment.find_gpu_headers() == str(headers.parent)
+    (tmp_path / "toolkit").mkdir()
+    assert environment.find_gpu_headers() == ""
+
+
 def test_tensorrt_says_why_it_does_not_serve(tmp_path: Path):
-    assert choice(tmp_path, "tensorrt") == ("eager", "tensorrt: TensorRT needs an NVIDIA GPU; this is cpu")
+    assert choice(tmp_path, "tensorrt") == ("eager", "tensorrt: this version of the extension makes no TensorRT engines yet; choose auto")
     engine = tiny.engine(tmp_path, backend="tensorrt")
     engine.prepare()
     assert (engine.status.state, engine.status.backend) == ("eager", "eager")
-    assert "TensorRT needs an NVIDIA GPU" in str(engine.status.reason)
-    with pytest.raises(BackendUnavailable, match="choose aoti"):
+    assert "makes no TensorRT engines yet" in str(engine.status.reason)
+    with pytest.raises(BackendUnavailable, match="choose auto"):
         get("tensorrt").start(engine.target, engine.store)
 
 

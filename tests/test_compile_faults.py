@@ -13,13 +13,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from lib_accel.compiler import pool
 from lib_accel.compiler.ending import remove
 from lib_accel.compiler.job import CompileJob, load_artifact
+from lib_accel.compiler.pool import _environment
+from lib_accel.engine import forget_failures
 from lib_accel.errors import CompileFailed, StoreError
 from lib_accel.store import ArtifactStore
 from lib_accel.units import units_of
@@ -75,6 +79,28 @@ def nothing_left(temp: Path, store: ArtifactStore) -> None:
 
 def compiling(temp: Path) -> None:
     until("the C++ compiler to be at work", lambda: compilers(temp))
+
+
+# -- what its compilers find
+
+
+@posix
+def test_the_environment_of_a_worker(tmp_path: Path):
+    cpu = tiny.target().machine
+    assert _environment(tmp_path, replace(cpu, cxx="/opt/clang++"))["CXX"] == "/opt/clang++"
+    gpu = _environment(tmp_path, replace(cpu, device_type="cuda", gpu_headers="/triton"))
+    assert gpu["CUDA_HOME"] == "/triton"
+    assert Path(gpu["CPATH"].split(os.pathsep)[-1], "nv", "target").is_file()
+    assert "CUDA_HOME" not in _environment(tmp_path, replace(cpu, device_type="cuda", gpu_headers="")).keys() - os.environ.keys()
+
+
+@posix
+def test_the_host_branch_of_headers_made_for_both(tmp_path: Path):
+    """As Triton's cuda_fp16.h has them: bare statements, in two branches."""
+    code = '#include <nv/target>\nint f(int x) { NV_IF_ELSE_TARGET(NV_IS_DEVICE, asm("no such");, int y = x; return y;) }\n'
+    (tmp_path / "both.cpp").write_text(code)
+    include = Path(pool.__file__).with_name("include")
+    subprocess.run(["g++", "-c", f"-I{include}", "-o", str(tmp_path / "both.o"), str(tmp_path / "both.cpp")], check=True)
 
 
 # -- killed
@@ -138,12 +164,19 @@ def test_a_killed_worker(temp: Path, store: ArtifactStore):
         assert torch.equal(engine(*given), expected)
         engine.prepare()
         assert engine.job is None, "it does not try again and again"
+    another = tiny.engine(store.root, unet=tiny.donor(seed=2), backend="aoti")
+    another.prepare()
+    assert another.job is None, "nor for the next model: base and refiner take turns"
+    assert another.status.reason == status.reason
+    forget_failures()
+    with contextlib.closing(tiny.engine(store.root, backend="aoti")) as again:
+        again.prepare()
+        assert again.job is not None
 
 
 JOB = """
 import json, sys
 from pathlib import Path
-from lib_accel.compiler.ending import remove
 from lib_accel.compiler.job import CompileJob
 from lib_accel.store import ArtifactStore
 from tests import tiny

@@ -221,6 +221,48 @@ def test_code_that_fails_is_dropped_with_a_reason(tiny_store: Path, message: str
         assert engine.counters.accelerated_calls == 0
 
 
+class HeldGraphs:
+    """As much of a GraphCache as memory has to do with."""
+
+    bytes, refused = 64 * tiny.MIB, None
+
+    def clear(self) -> None:
+        self.bytes = 0
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("out of memory"), RuntimeError("API call failed")])
+def test_out_of_memory_takes_what_graphs_hold_first(tiny_store: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError):
+    errors = [0]
+    monkeypatch.setattr(engine_module, "out_of_memory_errors", lambda device: errors[0])
+    engine, given = ready(tiny_store), tiny.inputs()
+    expected = served(engine, given)
+    engine._graphs = graphs = HeldGraphs()  # type: ignore[assignment]
+    layer = engine.compiled_layers()["middle_block.0"]
+    good = layer._fn
+
+    def full_while_held(inputs: list[Tensor]) -> Tensor:
+        if graphs.bytes:
+            errors[0] += 1
+            raise error
+        return good(inputs)
+
+    layer._fn = full_while_held
+    assert torch.equal(served(engine, given), expected)
+    assert not engine.release_graphs(), "there are none left to give"
+
+
+def test_out_of_memory_is_the_hosts_where_nothing_can_be_given_back(tiny_store: Path):
+    engine, given = ready(tiny_store), tiny.inputs()
+
+    def full(inputs: list[Tensor]) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    engine.compiled_layers()["middle_block.0"]._fn = full
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        engine(*given)
+    assert engine.status.state == "ready"
+
+
 def test_running_out_of_memory_is_no_failure_of_the_code(tiny_store: Path, monkeypatch: pytest.MonkeyPatch):
     """AOTInductor's code raises it as a plain RuntimeError; only the allocator's count of them tells."""
     errors = [0]

@@ -6,7 +6,7 @@ import sys
 
 from ..compiler.job import compile_job, load_artifact
 from ..config import Config
-from ..environment import Target
+from ..environment import Target, cuda_advice, cxx_advice, spaced_folder
 from ..errors import AccelError
 from ..jobs import Code, Job
 from ..store import ArtifactStore
@@ -20,7 +20,8 @@ class Aoti:
         if machine.device_type not in ("cpu", "cuda"):
             return f"AOTInductor is not tried on {machine.device_type}; it is known to work on cuda and cpu"
         if not machine.packaging:
-            return f"torch {machine.torch} cannot make AOTInductor packages with dynamic shapes; that needs torch 2.6 or later"
+            needs = "2.9" if sys.platform == "win32" else "2.6"
+            return f"torch {machine.torch} cannot make AOTInductor packages with dynamic shapes; that needs torch {needs} or later"
         try:
             if store.contains(target.key):
                 return None  # made elsewhere or earlier: loading needs no compiler
@@ -33,15 +34,14 @@ class Aoti:
         if store.readonly:
             return f"no artifact is at hand and the store {store.root} is read-only; import one where it can be written"
         if machine.cxx is None:
-            how = (
-                "install the Visual Studio Build Tools (C++)"
-                if sys.platform == "win32"
-                else "install g++ (Debian, Ubuntu: apt install g++)"
-            )
-            return f"no C++ compiler was found; {how}, or import an artifact made on a machine like this"
+            return f"no C++ compiler was found; {cxx_advice()}, or import an artifact made on a machine like this"
+        if spaced := spaced_folder():
+            return f"{spaced} has a space in its name, and torch's compiler cannot handle that; move it (TMPDIR), or import an artifact"
         if machine.device_type == "cuda" and machine.triton is None:
             how = "pip install triton-windows" if sys.platform == "win32" else "pip install triton"
             return f"Triton is not installed, which compiling for a GPU needs; {how}, or import an artifact made on a machine like this"
+        if machine.device_type == "cuda" and machine.gpu_headers is None:
+            return f"CUDA's headers were not found; {cuda_advice()}, or import an artifact made on a machine like this"
         return None
 
     def ready(self, target: Target, store: ArtifactStore) -> Code | None:

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from .. import architecture as arch
 from ..compiler.verify import check_unit
 from ..config import Config
-from ..environment import Target
+from ..environment import Target, cxx_advice, spaced_folder
 from ..errors import ArtifactRejected, CompileFailed
 from ..jobs import Code, Job
 from ..store import ArtifactStore
@@ -35,11 +35,14 @@ class Jit:
         if not config.compile:
             return "compiling is switched off"
         if not machine.compile:
-            return f"torch.compile does not work with torch {machine.torch} on Python {sys.version_info.major}.{sys.version_info.minor}"
+            python = f"Python {sys.version_info.major}.{sys.version_info.minor} ({sys.platform})"
+            return f"torch.compile does not work with torch {machine.torch} on {python}"
         if machine.device_type == "cuda" and machine.triton is None:
             return "Triton is not installed, which torch.compile needs on a GPU; pip install triton (Windows: triton-windows)"
         if machine.device_type == "cpu" and machine.cxx is None:
-            return "no C++ compiler was found, which torch.compile needs on a CPU; install g++ or the Visual Studio Build Tools"
+            return f"no C++ compiler was found, which torch.compile needs on a CPU; {cxx_advice()}"
+        if machine.device_type == "cpu" and (spaced := spaced_folder()):
+            return f"{spaced} has a space in its name, and torch's compiler cannot handle that"
         if machine.device_type not in ("cpu", "cuda", "xpu"):
             return f"torch.compile is not tried on {machine.device_type}"
         return None

@@ -128,7 +128,8 @@ class CompileJob(Job):
         count = min(self.workers, len(todo))
         pool: list[Worker] = []
         try:
-            pool.extend(Worker(folder, results, max(1, (os.cpu_count() or 1) // count)) for _ in range(count))
+            threads = max(1, (os.cpu_count() or 1) // count)
+            pool.extend(Worker(folder, results, threads, self.target.machine) for _ in range(count))
             return self._drive(list(todo), pool, results, folder, files)
         finally:
             for worker in pool:

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from .. import architecture as arch
-from ..environment import Target
+from ..environment import Machine, Target
 from ..units import unit_key
 from .ending import end
 
@@ -37,20 +37,52 @@ def worker_count(device: torch.device) -> int:
     return min(most, os.cpu_count() or 1)
 
 
+_APART = subprocess.CREATE_NO_WINDOW | subprocess.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else 0
+"""On Windows: closing the WebUI's console must not end a worker, which clears up after itself. Making images comes first."""
+
+
+def _environment(folder: Path, machine: Machine) -> dict[str, str]:
+    """What a worker and its compilers find: this package, a place for their files, a compiler, CUDA's headers and driver."""
+
+    def also(name: str, *more: Path) -> dict[str, str]:
+        return {name: os.pathsep.join([*filter(None, [os.environ.get(name)]), *map(str, more)])}
+
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),  # a killed compiler leaves files: they go with the folder
+        "PYTHONUNBUFFERED": "1",
+    }
+    if machine.cxx and sys.platform != "win32":
+        environment.setdefault("CXX", machine.cxx)  # torch itself looks for g++ alone
+    if machine.device_type == "cuda":
+        environment |= also("INCLUDE" if sys.platform == "win32" else "CPATH", Path(__file__).with_name("include"))
+        environment |= {"CUDA_HOME": machine.gpu_headers} if machine.gpu_headers else {}
+        environment |= also("LIBRARY_PATH", *_driver(folder))
+    return environment
+
+
+def _driver(folder: Path) -> list[Path]:
+    """A folder with `libcuda.so`, which is linked against. Drivers bring `libcuda.so.1` alone, or keep it where no linker looks (WSL)."""
+    with contextlib.suppress(OSError):  # not Linux
+        loaded = [line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libcuda.so" in line]
+        if loaded:
+            link = folder / "driver" / "libcuda.so"
+            link.parent.mkdir(exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(loaded[0])
+            return [link.parent]
+    return []
+
+
 class Worker:
     """One child. Its answers arrive in `results` as (worker, answer); (worker, None) when it has ended."""
 
-    def __init__(self, folder: Path, results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]], threads: int):
+    def __init__(self, folder: Path, results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]], threads: int, machine: Machine):
         self.layer: arch.Layer | None = None
         self.threads, self.folder, self._results = threads, folder, results
         self._log = folder / f"worker-{id(self)}.log"
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
-            "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
-            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),  # a killed compiler leaves files: they go with the folder
-            "PYTHONUNBUFFERED": "1",
-        }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lib_accel.compiler.worker", str(folder)],
@@ -58,8 +90,9 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=folder,
-                env=environment,
+                env=_environment(folder, machine),
                 start_new_session=True,
+                creationflags=_APART,
             )
         self._lower_priority()
         threading.Thread(target=self._read, daemon=True).start()
@@ -95,7 +128,8 @@ class Worker:
     def _lower_priority(self) -> None:
         """Making images comes first."""
         with contextlib.suppress(psutil.Error):  # it has ended already, or the system does not allow it: only a courtesy
-            psutil.Process(self._process.pid).nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else 10)
+            if sys.platform != "win32":
+                psutil.Process(self._process.pid).nice(10)
 
     def exit_code(self) -> int | None:
         return self._process.poll()

@@ -35,7 +35,7 @@ class Clock:
     def start(self, _: Any = None) -> None:
         self._begun = _now(self._device())
 
-    def stop(self, _: Any = None) -> None:
+    def stop(self) -> None:
         if self._begun is not None:
             self._marks.append((self._begun, _now(self._device())))
             self._begun = None

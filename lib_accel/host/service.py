@@ -11,13 +11,16 @@ import torch
 from torch import nn
 
 from ..doctor import Finding, examine
-from ..engine import Counters
+from ..engine import Counters, forget_failures
 from ..errors import AccelError
 from ..jobs import cancel_all
 from ..store import ArtifactStore, Entry
 from . import attachment, webui
 from .attachment import Attachment, Counts
 from .clock import Clock
+
+VAE_BYTES = 8 * 1024
+"""Video memory that decoding takes, for a pixel: 256 channels at full size, several times, in float32."""
 
 
 class Service:
@@ -64,6 +67,7 @@ class Service:
             wanted = webui.config() if webui.enabled() else None
             if wanted is None:
                 cancel_all()
+                forget_failures()
             for unet in list(self._seen):
                 here = attachment.of(unet)
                 before = here.engine.config if here else None
@@ -86,10 +90,26 @@ class Service:
                 self._seen.add(unet)
                 if unet not in self._refused:
                     self._attach(unet)
+            for other in self._seen:
+                parked = attachment.of(other)
+                if parked is not None and other is not unet:
+                    parked.engine.release_graphs()
             here = attachment.of(unet)
             if here is not None:
                 here.install()
                 here.take_up()
+
+    def denoised(self, params: Any) -> None:
+        """The sampler has called the UNet. `params.x: [B, 4, H/8, W/8]`.
+
+        After the last call the VAE is next: where video memory is short, what CUDA graphs hold of it is its. (The step in
+        `params` is counted after the call, in some samplers a call later.)
+        """
+        self.clock.stop()
+        if params.sampling_step + 2 >= params.total_sampling_steps:
+            here, (height, width) = self.current(), params.x.shape[-2:]
+            if here is not None and webui.free_memory() < 64 * height * width * VAE_BYTES:
+                here.engine.release_graphs()
 
     def shutdown(self) -> None:
         """Undo everything (the extension is being unloaded)."""
@@ -138,6 +158,7 @@ class Service:
             with webui.idle() as idle:  # attaching moves weights
                 if not idle:
                     raise AccelError("an image is being made: ask again when it is done")
+                forget_failures()
                 self._detach(unet)
                 self._attach(unet)
             if unet in self._refused:

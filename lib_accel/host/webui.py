@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ def config() -> Config:
         backend=flag("accel_backend") or option("accel_backend"),
         store=Path(folder) if folder else default_store(),
         store_bytes=int(option("accel_store_mib")) * MIB,
+        store_readonly=bool(flag("accel_store_readonly")),
+        compile=not flag("accel_no_compile"),
         blocking=bool(flag("accel_blocking")) or option("accel_while_compiling") == WAIT,
         graphs=int(option("accel_graphs_mib")) > 0,
         graph_bytes=int(option("accel_graphs_mib")) * MIB,
@@ -48,6 +51,14 @@ def device() -> torch.device:
     """Where images are computed, with its number: `cuda` alone names another device after torch.cuda.set_device."""
     d = torch.device(devices.get_optimal_device_name() if devices.device is None else devices.device)
     return torch.device("cuda", torch.cuda.current_device()) if d.type == "cuda" and d.index is None else d
+
+
+def free_memory() -> float:
+    """Bytes of video memory that can be had, torch's own cache included; without a GPU, any number of them."""
+    where = device()
+    if where.type != "cuda":
+        return math.inf
+    return torch.cuda.mem_get_info(where)[0] + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
 
 
 def unet_of(sd_model: Any) -> nn.Module | None:

@@ -42,6 +42,21 @@ def test_off_leaves_no_trace(start: Start) -> None:
     assert torch.equal(host.call(), bare)
 
 
+def test_graphs_make_room_for_the_vae(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of an image, where video memory is short; there is none on a CPU, so both are played."""
+    from lib_accel.host import attachment, webui
+
+    released: list[int] = []
+    engine = attachment.of(host.unet).engine
+    monkeypatch.setattr(engine, "release_graphs", lambda: released.append(engine.counters.accelerated_calls))
+    host.image(steps=4)
+    assert released == [], "there is room"
+    monkeypatch.setattr(webui, "free_memory", lambda: 1000)
+    begun = engine.counters.accelerated_calls
+    host.image(steps=4)
+    assert [calls - begun for calls in released] == [3, 4]
+
+
 def test_toggling(host: Host) -> None:
     """Takes effect at the next image, both ways; the counters never fall."""
     on = host.image()

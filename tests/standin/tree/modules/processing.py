@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import networks
@@ -38,10 +39,10 @@ def _batch(p: StableDiffusionProcessing, number: int) -> Tensor:
     networks.extra_network_lora.errors.clear()
     networks.loaded_networks[:] = p.networks
     x = p.x
-    for _ in range(p.steps):
+    for step in range(p.steps):
         script_callbacks.cfg_denoiser_callback(x)
         denoised = sd_models.model_data.sd_model.apply_model(x, p.timesteps, {"c_crossattn": [p.context]})
-        script_callbacks.cfg_denoised_callback(denoised)
+        script_callbacks.cfg_denoised_callback(SimpleNamespace(x=denoised, sampling_step=step, total_sampling_steps=p.steps))
         x = x - 0.1 * denoised
     scripts.call("postprocess_batch", p, x, batch_number=number)
     return x
