@@ -9,7 +9,7 @@ from lib_accel import bootstrap
 
 BEFORE_SET_UP = """usage: python -m lib_accel COMMAND
 
-commands: demo, bench, prebuild, store, doctor
+commands: demo, bench, gpu, prebuild, store, doctor
 
 Nothing is set up here yet, so this is all the help there is. Any command makes the environment it needs first (in .venv,
 once, some minutes) and says what it does; COMMAND --help then tells more. Begin with:

@@ -285,7 +285,7 @@ def test_running_out_of_memory_is_no_failure_of_the_code(tiny_store: Path, monke
 
 def test_what_32_bits_cannot_count_runs_without_compiled_code(tiny_store: Path):
     layer = ready(tiny_store).compiled_layers()["middle_block.1"]
-    pixels = engine_module.INT32 // (8 * 64)
+    pixels = engine_module.INT32_LIMIT // (8 * 64)
     for count, fits in ((pixels - 1, True), (pixels, False)):
         h, context = torch.empty(1, 64, 1, count, device="meta"), torch.empty(1, 7, tiny.CONTEXT, device="meta")
         layer._parameters = [h]
