@@ -5,6 +5,7 @@ Inside the WebUI its own Lora extension reads the files, of every network type; 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 
 from .architecture import Architecture, SpatialTransformer
 from .errors import BadCheckpoint
-from .merge import LowRank, merge
+from .merge import AUTOMATIC, LowRank, keep, merge
 from .naming import layer_aliases
 from .unet import UNet
+
+_log = logging.getLogger(__name__)
 
 
 def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
@@ -62,10 +65,13 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
 
 
 class Merger:
-    """Merges LoRAs into `parameters` in place. The base of every weight that was ever touched is kept: taking out is one exact copy."""
+    """Merges LoRAs into `parameters` in place. The base of every weight that was ever touched is kept: taking out is one exact copy.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]):
-        self._parameters = parameters
+    `where` bases are kept: one of merge.py's places.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], where: str = AUTOMATIC):
+        self._parameters, self._where = parameters, where
         self._base: dict[str, Tensor] = {}
         self._merged: set[str] = set()
 
@@ -79,7 +85,7 @@ class Merger:
         for name in touched:
             p = self._parameters[name].detach()
             if name not in self._base:
-                self._base[name] = p.clone()
+                self._base[name] = keep(p, p.device, self._where, _log.warning)
             merge(p, self._base[name], wanted.get(name, ()))
         self._merged = set(wanted)
         return len(touched)

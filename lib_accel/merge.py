@@ -93,3 +93,36 @@ def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.dev
 def _moved(t: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Moved first and widened there: torch would widen before it moves, and move twice the bytes."""
     return t.to(device, non_blocking=True).to(dtype)
+
+
+# -- where bases are kept
+
+
+ORDINARY, PINNED, VIDEO = "ordinary memory, as the WebUI does", "pinned memory", "video memory"
+AUTOMATIC = "video memory while 8 GiB of it are free, else pinned memory"
+FREE = 8 * 2**30  # bytes: images and the VAE need what is left
+
+_ran_out: set[str] = set()  # kinds of memory: asked for again for each layer, it would be said for each layer
+
+
+def place(base: Tensor, device: torch.device, wish: str) -> str:
+    """Where a base of weights on `device` goes when this is wished: ORDINARY, PINNED or VIDEO."""
+    if device.type != "cuda":
+        return ORDINARY
+    if wish == AUTOMATIC:
+        wish = VIDEO if torch.cuda.mem_get_info(device)[0] - base.nbytes > FREE else PINNED
+    return ORDINARY if wish in _ran_out else wish
+
+
+def keep(base: Tensor, device: torch.device, wish: str, say: Callable[[str], object]) -> Tensor:
+    """A copy of the base in the place that is wished, or in ordinary memory where the system has no pinned memory left."""
+    where = place(base, device, wish)
+    if where == VIDEO:
+        return base.to(device, copy=True)
+    if where == PINNED:
+        try:
+            return torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)
+        except RuntimeError as e:
+            _ran_out.add(PINNED)
+            say(f"no more pinned memory for the weights without LoRA ({e}); ordinary memory serves, and LoRAs change a little slower")
+    return base.to("cpu", copy=True)

@@ -10,6 +10,7 @@ import os
 import re
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..checkpoint import random_weights
 from ..environment import probe
 from ..errors import AccelError
 from ..lora import Merger, random_deltas
-from ..merge import LowRank
+from ..merge import ORDINARY, PINNED, VIDEO, LowRank
 from ..precision import relative_error
 from ..unet import UNet
 from .common import (
@@ -83,7 +84,7 @@ def add(commands: Commands) -> None:
         type=counts,
         metavar="N,N",
         default="0",
-        help="numbers of merged LoRAs (rank 32, all transformer layers), as 0,1,10: a second table, of ours and the reference",
+        help="numbers of merged LoRAs (rank 32, all transformer layers), as 0,1,10: tables of calls with them, and of changing them",
     )
     p.add_argument("--profile", action="store_true", help="a table of kernels as well, of the last variant")
     p.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's own choice)")
@@ -160,9 +161,14 @@ def measure(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) 
         rows[name].error = relative_error(calls[name](), reference)
     _interleave(calls, rows, device, args.rounds, "calls")
     rate = matmul_rate(dtype, device)
-    lora = _lora_rows(args, setup, calls, device)
+    lora, changes = _lora_rows(args, setup, calls, device), _change_rows(args, setup, device, dtype)
     costs = kernels(list(calls.values())[-1], device) if args.profile and calls else []
-    return {**_result(args, setup, rows, flops(a, inputs), rate, lora), "profiled": list(calls)[-1:], "kernels": costs}
+    return {
+        **_result(args, setup, rows, flops(a, inputs), rate, lora),
+        "lora_changes": changes,
+        "profiled": list(calls)[-1:],
+        "kernels": costs,
+    }
 
 
 def make_inputs(
@@ -188,21 +194,39 @@ def _lora_rows(args: argparse.Namespace, setup: Setup, calls: dict[str, Call], d
         return []
     merger = Merger(dict(setup.parameters))
     loras: list[dict[str, LowRank]] = [random_deltas(setup.architecture, 32, seed) for seed in range(max(args.loras))]
-    merges: dict[int, list[float]] = {count: [] for count in args.loras}
     seconds: dict[int, dict[str, list[float]]] = {count: {name: [] for name in following} for count in args.loras}
     with tqdm(total=(1 + args.rounds) * len(args.loras) * len(following), desc="LoRAs") as bar:
         for count in (1 + args.rounds) * args.loras:
             wanted = [(d, 0.5) for d in loras[:count]]
-            merges[count].append(timed(lambda w=wanted: merger.set(w), device)[0])
+            merger.set(wanted)
             for name in following:
                 calls[name]()  # the first after a merge also pays for memory that the merge has let go of
                 seconds[count][name].append(timed(calls[name], device)[0])
                 bar.update()
     merger.set([])
-    return [
-        {"loras": count, "merge_s": statistics.median(merges[count][1:]), "seconds": {n: statistics.median(s[1:]) for n, s in by.items()}}
-        for count, by in seconds.items()
-    ]
+    return [{"loras": count, "seconds": {n: statistics.median(s[1:]) for n, s in by.items()}} for count, by in seconds.items()]
+
+
+def _change_rows(args: argparse.Namespace, setup: Setup, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Median seconds to change the set of LoRAs (rank 32, all transformer layers, factors in ordinary memory), by where bases are kept."""
+    if args.loras == [0]:
+        return []
+    a, b = (
+        {name: replace(f, up=f.up.to(dtype), down=f.down.to(dtype)) for name, f in random_deltas(setup.architecture, 32, seed).items()}
+        for seed in (1, 2)
+    )
+    changes = {"first": [(a, 0.8)], "another": [(b, 0.8)], "strength alone": [(b, 0.5)], "two": [(a, 0.8), (b, 0.5)], "none": []}
+    rows = []
+    for where in (VIDEO, PINNED, ORDINARY) if device.type == "cuda" else (ORDINARY,):
+        seconds: dict[str, list[float]] = {name: [] for name in changes}
+        for _ in range(min(args.rounds, 7)):
+            merger = Merger(dict(setup.parameters), where)
+            for name, wanted in changes.items():
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()  # as the WebUI does before it reads networks
+                seconds[name].append(timed(lambda m=merger, w=wanted: m.set(w), device)[0])
+        rows.append({"bases": where, "seconds": {name: statistics.median(s) for name, s in seconds.items()}})
+    return rows
 
 
 def _result(
@@ -272,11 +296,12 @@ def table(r: dict[str, Any]) -> str:
             f"| {row['of_matmul_rate']:.0%} | {row['compile_s']:.1f} | {row['peak_bytes'] / 2**30:.2f} | {row['error']:.1e} |"
         )
     if r["loras"]:
-        lines += ["", "| merged LoRAs | merged in s | " + " | ".join(r["loras"][0]["seconds"]) + " |"]
-        lines.append("| --- " * (2 + len(r["loras"][0]["seconds"])) + "|")
-        lines += [
-            f"| {x['loras']} | {x['merge_s']:.2f} | " + " | ".join(f"{s:.4g}" for s in x["seconds"].values()) + " |" for x in r["loras"]
-        ]
+        lines += ["", "| merged LoRAs, s a call | " + " | ".join(r["loras"][0]["seconds"]) + " |"]
+        lines.append("| --- " * (1 + len(r["loras"][0]["seconds"])) + "|")
+        lines += [f"| {x['loras']} | " + " | ".join(f"{s:.4g}" for s in x["seconds"].values()) + " |" for x in r["loras"]]
+        lines += ["", "| LoRAs changed, ms; bases in | " + " | ".join(r["lora_changes"][0]["seconds"]) + " |"]
+        lines.append("| --- " * (1 + len(r["lora_changes"][0]["seconds"])) + "|")
+        lines += [f"| {x['bases']} | " + " | ".join(f"{1000 * s:.1f}" for s in x["seconds"].values()) + " |" for x in r["lora_changes"]]
     if r["kernels"]:
         lines += ["", f"| kernels of {r['profiled'][0]} | launches a call | ms | share |", "| --- | --- | --- | --- |"]
         lines += [f"| `{k['name'][:90]}` | {k['launches']:.0f} | {k['ms']:.3f} | {k['share']:.1%} |" for k in r["kernels"]]

@@ -14,6 +14,7 @@ import torch
 from ..bench.measure import timed
 from ..bench.variants import Setup
 from ..engine import Engine
+from ..errors import AccelError
 from . import bench
 from .common import Commands, add_device_arguments, add_store_arguments, command, device_and_dtype, family, positive, say, show
 
@@ -63,10 +64,15 @@ def run(args: argparse.Namespace) -> int:
             continue
         say(f"== {step.name}")
         options = _options(args, _tiny(step) if args.dry_run else step)
-        with torch.no_grad():
-            result = bench.measure(options, device, dtype)
-            if step.starts:
-                result["starts"] = starts(options, device, dtype)
+        try:
+            with torch.no_grad():
+                result = bench.measure(options, device, dtype)
+                if step.starts:
+                    result["starts"] = starts(options, device, dtype)
+        except (AccelError, torch.cuda.OutOfMemoryError) as e:  # SDXL on a small card: what was measured before is worth its while
+            say(f"{step.name}: failed: {e}")
+            texts.append(f"## {step.name}\nFailed: {e}")
+            continue
         bench.write(result, options, step.name)  # some steps differ in nothing else
         results.append({"step": step.name, **result})
         texts.append("\n".join([f"## {step.name}", bench.table(result), *_starts_text(result)]))

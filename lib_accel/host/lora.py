@@ -17,14 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..merge import LowRank, Term, merge
+from ..merge import ORDINARY, LowRank, Term, keep, merge, place
 from . import webui
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 _UNFINISHED = ("acceleration: merging was interrupted here",)  # as a mark: unlike any set, so whoever comes next begins at the base
-ORDINARY, PINNED, VIDEO = "ordinary memory, as the WebUI does", "pinned memory", "video memory"
-AUTOMATIC = "video memory while 8 GiB of it are free, else pinned memory"
-FREE = 8 * 2**30  # bytes: images and the VAE need what is left
 
 
 class Loras:
@@ -104,37 +101,15 @@ def _base(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
     if base is None:
         if getattr(layer, "network_current_names", ()):
             raise RuntimeError(f"{layer.network_layer_name}: networks are merged but its base was not kept; load the checkpoint again")
-        base = layer.network_weights_backup = _copied(weight.detach(), weight.device)
+        base = layer.network_weights_backup = keep(weight.detach(), weight.device, _wish(), webui.say)
         layer.network_bias_backup = None if bias is None else bias.detach().clone()
-    elif weight.is_cuda and not base.is_cuda and not base.is_pinned() and _place(base, weight.device) != ORDINARY:
-        base = layer.network_weights_backup = _copied(base, weight.device)  # it was the Lora extension's own copy
+    elif weight.is_cuda and not base.is_cuda and not base.is_pinned() and place(base, weight.device, _wish()) != ORDINARY:
+        base = layer.network_weights_backup = keep(base, weight.device, _wish(), webui.say)  # it was the Lora extension's own copy
     return base
 
 
-def _copied(base: Tensor, device: torch.device) -> Tensor:
-    """A copy, where the settings want it for weights on `device`."""
-    where = _place(base, device)
-    if where == VIDEO:
-        return base.to(device, copy=True)
-    if where == PINNED:
-        try:
-            return torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)
-        except RuntimeError as e:  # the system gives no more of it
-            _refused.add(PINNED)
-            webui.say(f"no more pinned memory for the weights without LoRA ({e}); ordinary memory serves, and LoRAs change a little slower")
-    return base.to("cpu", copy=True)
-
-
-_refused: set[str] = set()  # kinds of memory that ran out: asked for again for each layer, it would be said for each layer
-
-
-def _place(base: Tensor, device: torch.device) -> str:
-    if device.type != "cuda":
-        return ORDINARY
-    where = webui.option("accel_lora_base")
-    if where == AUTOMATIC:
-        where = VIDEO if torch.cuda.mem_get_info(device)[0] - base.nbytes > FREE else PINNED
-    return ORDINARY if where in _refused else where
+def _wish() -> str:
+    return str(webui.option("accel_lora_base"))
 
 
 # -- what one network does to one layer

@@ -9,7 +9,8 @@ import gradio as gr
 from modules import shared
 
 from ..config import BACKENDS
-from . import lora, webui
+from ..merge import AUTOMATIC, ORDINARY, PINNED, VIDEO
+from . import webui
 
 SECTION = ("accel", "Acceleration")
 
@@ -33,10 +34,10 @@ def register(changed: Callable[[], None]) -> None:
             "0 switches them off"
         ),
         "accel_lora_base": info(
-            lora.AUTOMATIC,
+            AUTOMATIC,
             "Weights without LoRA are kept in",
             gr.Radio,
-            {"choices": [lora.AUTOMATIC, lora.ORDINARY, lora.PINNED, lora.VIDEO]},
+            {"choices": [AUTOMATIC, ORDINARY, PINNED, VIDEO]},
         ).info("a copy of the layers LoRAs have touched; the faster that memory, the sooner LoRAs change. For layers touched later"),
     }
     for option in options.values():
