@@ -91,7 +91,7 @@ def plain(unit: Layer) -> UnitFn:
 
 
 def verdict(unit: Layer, fn: UnitFn):
-    return check_unit(unit, fn, torch.float32, CPU)
+    return check_unit(unit, fn, torch.float32, CPU, alone=True)
 
 
 @pytest.mark.parametrize("unit", [*UNITS, ResBlock(32, 32, 32)], ids=unit_key)

@@ -82,7 +82,7 @@ class JitJob(Job):
                     if (layer, dtype, device) in _made:
                         continue
                     fn = jit_unit(layer, dtype, device)
-                    verdict = check_unit(layer, fn, dtype, device)
+                    verdict = check_unit(layer, fn, dtype, device, alone=False)
             except RuntimeError as e:  # torch's compiler errors all derive from it
                 what = " ".join(str(e).strip().partition("\n\n")[0].split())  # the rest is advice on torch's own logs
                 raise CompileFailed(f"{describe(layer)} does not compile: {type(e).__name__}: {what}") from e

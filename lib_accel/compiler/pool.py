@@ -59,7 +59,8 @@ def _environment(folder: Path, machine: Machine) -> dict[str, str]:
     if machine.device_type == "cuda":
         environment |= also("INCLUDE" if sys.platform == "win32" else "CPATH", Path(__file__).with_name("include"))
         environment |= {"CUDA_HOME": machine.gpu_headers} if machine.gpu_headers else {}
-        environment |= also("LIBRARY_PATH", *_driver(folder))
+        driver = _driver(folder)
+        environment |= also("LIBRARY_PATH", *driver) if driver else {}
     return environment
 
 

@@ -6,6 +6,7 @@ same dtype by more than a stated margin.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,8 +47,11 @@ class Verdict:
         return cls(tuple(data["compiled"]), tuple(data["eager"]))
 
 
-def check_unit(layer: arch.Layer, fn: UnitFn, dtype: torch.dtype, device: torch.device, seed: int = 1) -> Verdict:
-    """Run `fn` at every size of CHECK_SIZES that torch can run against a float64 reference (float32 where the dtype is narrower)."""
+def check_unit(layer: arch.Layer, fn: UnitFn, dtype: torch.dtype, device: torch.device, alone: bool, seed: int = 1) -> Verdict:
+    """Run `fn` at every size of CHECK_SIZES that torch can run against a float64 reference (float32 where the dtype is narrower).
+
+    `alone`: nothing else computes in this process, so that TF32 may be off while the reference is computed.
+    """
     module = UnitModule(layer)
     precise = wider(dtype, device)
     compiled, eager = [], []
@@ -56,7 +60,7 @@ def check_unit(layer: arch.Layer, fn: UnitFn, dtype: torch.dtype, device: torch.
             if size[:3] == (1, 1, 1) and _single_values(layer):
                 continue
             activations, weights = example_inputs(layer, size, dtype, device, seed + i)
-            with exact_products(device):
+            with exact_products(device) if alone else contextlib.nullcontext():
                 reference = module([a.to(precise) for a in activations], weights)  # each widened where it is used: no copy of all
             eager.append(relative_error(module(activations, weights), reference))
             compiled.append(relative_error(fn([*activations, *weights]), reference))

@@ -72,7 +72,7 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
     _say(answers, stage="compile")
     compile_unit(layer, dtype, device, task["options"], path)
     _say(answers, stage="check")
-    verdict = check_unit(layer, load_unit(path, device), dtype, device)
+    verdict = check_unit(layer, load_unit(path, device), dtype, device, alone=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # images are made on the same card
     _say(answers, ok=True, verdict=verdict.to_dict(), seconds=time.monotonic() - start)
