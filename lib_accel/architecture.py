@@ -147,22 +147,6 @@ class Architecture:
         variant = {4: "", 8: " edit", 9: " inpainting"}.get(self.in_channels, f" {self.in_channels} channels")
         return family + variant
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives an equal architecture back."""
-        out: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        out["input_blocks"] = [[layer_to_dict(x) for x in b] for b in self.input_blocks]
-        out["middle_block"] = [layer_to_dict(x) for x in self.middle_block]
-        out["output_blocks"] = [[layer_to_dict(x) for x in b] for b in self.output_blocks]
-        return out
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
-        values = dict(data)
-        values["input_blocks"] = tuple(tuple(map(layer_from_dict, b)) for b in data["input_blocks"])
-        values["middle_block"] = tuple(map(layer_from_dict, data["middle_block"]))
-        values["output_blocks"] = tuple(tuple(map(layer_from_dict, b)) for b in data["output_blocks"])
-        return cls(**values)
-
 
 def _shapes(module: torch.nn.Module) -> dict[str, Shape]:
     return {name: tuple(p.shape) for name, p in module.named_parameters()}

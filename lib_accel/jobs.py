@@ -32,12 +32,12 @@ class Progress:
 
 EXIT_WAIT_S = 30.0
 
-_started: WeakSet[Job] = WeakSet()
+_jobs: WeakSet[Job] = WeakSet()
 
 
 def cancel_all() -> None:
     """Also those that no engine waits for."""
-    for job in list(_started):
+    for job in list(_jobs):
         job.cancel()
 
 
@@ -58,7 +58,7 @@ class Job(ABC):
 
     def start(self) -> Job:
         self._started = time.monotonic()
-        _started.add(self)
+        _jobs.add(self)
         atexit.register(self._at_exit)
         self._thread.start()
         return self

@@ -22,19 +22,22 @@ def schedule(steps: int) -> tuple[Tensor, Tensor]:
     return torch.cat([all_sigmas[timesteps.long()], torch.zeros(1)]).float(), timesteps.float()
 
 
+GUIDANCE = 7.0  # the WebUI's default
+
+
 class Noise:
     """Everything random about an image, fixed by a seed: noise, and embeddings in place of a prompt's (no text encoder here)."""
 
-    def __init__(self, a: Architecture, height: int, width: int, seed: int, device: torch.device, tokens: int = 77):
+    def __init__(self, a: Architecture, height: int, width: int, seed: int, device: torch.device):
         g = torch.Generator().manual_seed(seed)
         self.latent = torch.randn(1, a.out_channels, height // 8, width // 8, generator=g).to(device)
-        self.context = torch.randn(2, tokens, a.context_dim, generator=g).to(device)  # [unconditional, conditional]
+        self.context = torch.randn(2, 77, a.context_dim, generator=g).to(device)  # [unconditional, conditional]
         self.y = torch.randn(2, a.adm_channels, generator=g).to(device) if a.adm_channels else None
         extra = a.in_channels - a.out_channels  # inpainting and edit models: mask and masked image
         self.extra = torch.zeros(2, extra, height // 8, width // 8, device=device) if extra > 0 else None
 
 
-def sample(unet: Denoiser, noise: Noise, steps: int, guidance: float = 7.0) -> Iterator[Tensor]:
+def sample(unet: Denoiser, noise: Noise, steps: int) -> Iterator[Tensor]:
     """The latents `[1, 4, H/8, W/8]` after each of `steps` guided Euler steps; a step is one UNet call at batch 2."""
     sigmas, timesteps = schedule(steps)
     x = noise.latent * sigmas[0]
@@ -45,7 +48,7 @@ def sample(unet: Denoiser, noise: Noise, steps: int, guidance: float = 7.0) -> I
             model_in = torch.cat([model_in, noise.extra], dim=1)
         t = timesteps[i].expand(2).to(x.device)
         without, wanted = unet(model_in, t, noise.context, noise.y).float().chunk(2)
-        x = x + (without + guidance * (wanted - without)) * (sigmas[i + 1].item() - sigma)  # eps is dx/dsigma
+        x = x + (without + GUIDANCE * (wanted - without)) * (sigmas[i + 1].item() - sigma)  # eps is dx/dsigma
         yield x
 
 

@@ -86,7 +86,6 @@ class ArtifactStore:
         recipe: Mapping[str, Any],
         files: Mapping[str, Path],
         verdict: Mapping[str, Any] | None = None,
-        origin: str = "built here",
     ) -> Artifact:
         """Copy `files` (name in the artifact: where it is now) into the store. One that is there already is kept and returned."""
         path = self._path(key)
@@ -99,7 +98,7 @@ class ArtifactStore:
             )
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         manifest = plain(
-            {"format": FORMAT, "key": key, "recipe": recipe, "verdict": verdict, "origin": origin, "created": created, "files": {}}
+            {"format": FORMAT, "key": key, "recipe": recipe, "verdict": verdict, "origin": "built here", "created": created, "files": {}}
         )
         self._prepare(f"store artifact {key[:12]}")
         with os_errors(f"store artifact {key[:12]} in {self.root}"), workspace(self.root) as work:

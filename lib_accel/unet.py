@@ -326,7 +326,7 @@ def join(h: Tensor, skip: Tensor) -> Tensor:
 
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
-    """`timesteps: [B]` -> `[B, channels]` float32: cosines, then sines, of the timestep at geometric frequencies (period 1 to 10,000)."""
+    """`timesteps: [B]` -> `[B, channels]` float32: cosines, then sines, at frequencies from 1 to 1/10,000 radians a timestep."""
     half = channels // 2
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=timesteps.device))
     angles = timesteps.float()[:, None] * frequencies

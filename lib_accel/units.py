@@ -30,10 +30,6 @@ def units_of(architecture: arch.Architecture) -> tuple[arch.Layer, ...]:
     return tuple(dict.fromkeys(layer for _, layer in architecture.layers() if type(layer) in _SIDE))
 
 
-def is_unit(layer: arch.Layer) -> bool:
-    return type(layer) in _SIDE
-
-
 def side_input(layer: arch.Layer) -> str | None:
     """Which second activation the unit takes: "emb", "context" or none."""
     return _SIDE[type(layer)]
@@ -47,7 +43,7 @@ def input_widths(layer: arch.Layer) -> tuple[int, ...]:
 
 
 def widest(layer: arch.Layer) -> int:
-    """Values a pixel of the largest activation inside: of a transformer what its gated feed-forward is expanded to."""
+    """Channels of the widest activation inside: of a transformer what its gated feed-forward is expanded to."""
     if isinstance(layer, arch.SpatialTransformer):
         return 8 * layer.channels
     return max(layer.in_channels, layer.out_channels)  # type: ignore[union-attr]

@@ -70,8 +70,8 @@ class Weights:
     def _look(self) -> tuple[list[Any], ...]:
         """Addresses, bytes and dtypes.
 
-        Not shapes: as many bytes at the same address are the same numbers to compiled code. And of the dtypes those of
-        matrices, because no network is half in another dtype that keeps every byte of its vectors where it was.
+        Not shapes: as many bytes at the same address are the same numbers to compiled code. And dtypes of
+        matrices alone: a conversion of vectors only would have to keep address and size to go unseen.
         """
         return list(map(Tensor.data_ptr, self._all)), list(map(_bytes, self._all)), list(map(_dtype, self._matrices))
 

@@ -35,7 +35,7 @@ def kernels(call: Call, device: torch.device, most: int = 25) -> list[dict[str, 
     found = []
     for event in p.key_averages():
         if on_gpu and str(event.device_type).endswith("CPU"):
-            continue  # its kernels are told apart
+            continue  # the rows of what launched the kernels would count them twice
         found.append((event.key, event.count / CALLS, _microseconds(event, on_gpu) / CALLS / 1000))
     total = sum(ms for _, _, ms in found) or 1.0
     found.sort(key=lambda k: -k[2])

@@ -23,17 +23,17 @@ from .ending import end
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-ROOM = 6 * 2**30
+ROOM_BYTES = 6 * 2**30
 
 
 def worker_count(device: torch.device) -> int:
-    """One a core up to four; on a GPU two, or one where less than ROOM is free.
+    """One a core up to four; on a GPU two, or one where less than ROOM_BYTES are free.
 
     Each holds a context of some 400 MB there, and to check SDXL's largest unit 1 GB more, while images are being made.
     """
     most = 4
     if device.type == "cuda":
-        most = 2 if torch.cuda.mem_get_info(device)[0] > ROOM else 1
+        most = 2 if torch.cuda.mem_get_info(device)[0] > ROOM_BYTES else 1
     return min(most, os.cpu_count() or 1)
 
 

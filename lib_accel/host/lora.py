@@ -1,8 +1,8 @@
 """The WebUI's LoRAs, merged into the UNet's weights before a call that needs them.
 
 The Lora extension reads the files, knows every network type and says which set is wanted; it would merge in the patched
-forwards of layers, which compiled code never calls. Here the same is done for all layers at once, in float32, and only in
-layers that a wanted network touches. Its marks (`network_current_names`) and backups stay true, so that whatever runs the
+forwards of layers, which compiled code never calls. Here the same is done for all layers at once, wider than the weights
+are, and only in layers that a wanted network touches. Its marks (`network_current_names`) and backups stay true, so that whatever runs the
 WebUI's way afterwards finds each layer as if it had merged there itself.
 """
 
