@@ -21,7 +21,7 @@ def preload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accel-store-readonly",
         action="store_true",
-        help="only read from that folder (for servers that share one): what is not in it is not compiled either",
+        help="only read from that folder (for servers that share one): aoti compiles nothing then",
     )
     parser.add_argument(
         "--accel-no-compile",

@@ -20,7 +20,7 @@ from .architecture import Architecture, Layer
 from .backends import Choice, choose
 from .config import Config
 from .environment import Machine, Target, probe
-from .errors import AccelError, ArtifactRejected, BadWeights, CompileFailed, StoreError
+from .errors import AccelError, ArtifactRejected, BadWeights, CompileFailed, NoRoom, StoreError
 from .graphs import GraphCache
 from .jobs import Code, Job, Progress
 from .precision import without_autocast
@@ -56,7 +56,7 @@ class Status:
 
 
 _not_made: dict[tuple[Config, str], dict[str, str]] = {}
-"""Why backends could not make the code of a target, or load it, as configured: true for the next model of the architecture too."""
+"""Why backends could not make the code of a target, as configured: true for the next model of the architecture too."""
 
 
 def forget_failures() -> None:
@@ -129,7 +129,7 @@ class Engine:
         self._code_dtype: torch.dtype | None = None  # which weights the code is for
         self._artifact: dict[str, Any] | None = None  # of the store, where the code came from one
         self._choice: Choice | None = None
-        self._failed: dict[str, str] = {}  # backends that failed while computing, with the reason
+        self._failed: dict[str, str] = {}  # backends that failed while loading or computing, with the reason
         self._discarded: str | None = None  # why the artifact that was at hand is not used
         self._graphs: GraphCache | None = None
         self._ooms = out_of_memory_errors(self.device)
@@ -152,6 +152,9 @@ class Engine:
             self.job = None
         if self.job is not None:
             return  # under way already
+        with contextlib.suppress(AccelError):  # a store that cannot be used is the backend's to report
+            if self.store.contains(target.key):  # made elsewhere and imported since
+                self._not_made.clear()
         while True:
             self._choice = choose(target, self.store, self.config, self._all_failed)
             try:
@@ -187,7 +190,8 @@ class Engine:
         try:
             self._install(job.result())
         except (CompileFailed, ArtifactRejected, StoreError) as e:
-            self._not_made[self._choice.backend.name] = str(e)
+            passing = isinstance(e, (NoRoom, StoreError))
+            (self._failed if passing else self._not_made)[self._choice.backend.name] = str(e)
             self.prepare()
         return True
 
@@ -217,7 +221,7 @@ class Engine:
                 return
             except StoreError as e:
                 error = e
-        self._not_made[self._choice.backend.name] = str(error)
+        self._failed[self._choice.backend.name] = str(error)
 
     @property
     def _not_made(self) -> dict[str, str]:
@@ -280,11 +284,16 @@ class Engine:
 
     def release_graphs(self) -> bool:
         """Give back the video memory that CUDA graphs hold, if they hold any. They are recorded anew when they are next of use."""
-        if self._graphs is None or not self._graphs.bytes:
+        if self._graphs is None or not self.graph_bytes:
             return False
         self._graphs.clear()
         torch.cuda.empty_cache()
         return True
+
+    @property
+    def graph_bytes(self) -> int:
+        """Video memory that CUDA graphs hold."""
+        return self._graphs.bytes if self._graphs is not None else 0
 
     # -- computing
 
@@ -332,7 +341,10 @@ class Engine:
         if out_of_memory and self.release_graphs():
             return self._guarded(run, compiled, clean)
         if isinstance(failure, torch.cuda.OutOfMemoryError):
-            raise failure  # the host has its own ways to make room, and would have run out too
+            try:
+                raise failure  # the host has its own ways to make room, and would have run out too
+            finally:
+                del failure  # it refers to this frame
         out = run(clean)
         if self._code and not (out_of_memory or self._ran_out_of_memory()):  # without code: dropped in this pass, or never there
             self._fail(failure)

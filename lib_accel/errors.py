@@ -28,6 +28,10 @@ class CompileFailed(AccelError):
     """The compiler failed, was cancelled, timed out or was killed."""
 
 
+class NoRoom(CompileFailed):
+    """For want of memory or disk space: another time it may succeed."""
+
+
 class ArtifactRejected(AccelError):
     """An artifact is damaged, foreign, unsigned, inaccurate or in a directory others can write to."""
 

@@ -118,7 +118,10 @@ def keep(base: Tensor, device: torch.device, wish: str, say: Callable[[str], obj
     """A copy of the base in the place that is wished, or in ordinary memory where the system has no pinned memory left."""
     where = place(base, device, wish)
     if where == VIDEO:
-        return base.to(device, copy=True)
+        try:
+            return base.to(device, copy=True)
+        except torch.cuda.OutOfMemoryError:
+            where = PINNED
     if where == PINNED:
         try:
             return torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)

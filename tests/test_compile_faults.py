@@ -24,7 +24,7 @@ from lib_accel.compiler.ending import remove
 from lib_accel.compiler.job import CompileJob, load_artifact
 from lib_accel.compiler.pool import _environment
 from lib_accel.engine import forget_failures
-from lib_accel.errors import CompileFailed, StoreError
+from lib_accel.errors import CompileFailed, NoRoom, StoreError
 from lib_accel.store import ArtifactStore
 from lib_accel.units import units_of
 
@@ -343,7 +343,7 @@ def test_no_room_for_temporary_files(disk: Path, store: ArtifactStore, monkeypat
     (disk / "filler").write_bytes(bytes(3 * tiny.MIB - 16384))
     job = CompileJob(tiny.target([OUTPUT]), store)
     job.start()
-    with pytest.raises(CompileFailed, match="No space left on device"):
+    with pytest.raises(NoRoom, match="No space left on device"):
         job.result()
     until("its processes to end", lambda: not using(disk), 10)
     assert [p.name for p in disk.iterdir()] == ["filler"]
@@ -354,7 +354,7 @@ def test_no_folder_for_temporary_files(tmp_path: Path, store: ArtifactStore, mon
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     job = CompileJob(tiny.target([OUTPUT]), store)
     job.start()
-    with pytest.raises(CompileFailed, match="there is no folder for temporary files"):
+    with pytest.raises(NoRoom, match="there is no folder for temporary files"):
         job.result()
 
 

@@ -19,7 +19,7 @@ import torch
 
 from .. import architecture as arch
 from ..environment import Target
-from ..errors import ArtifactRejected, CompileFailed, StoreError
+from ..errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ..jobs import Code, Job
 from ..store import Artifact, ArtifactStore, LockBusy
 from ..units import UnitFn, describe, unit_key
@@ -27,6 +27,8 @@ from .ending import remove
 from .pool import Worker, worker_count
 from .unit import load_unit
 from .verify import Verdict
+
+_NO_ROOM = ("out of memory", "No space left on device", "Disk quota exceeded")  # as torch and the system put it
 
 STALL_S = 900.0
 """A worker that says nothing for this long hangs: one unit takes 10 to 60 s."""
@@ -88,7 +90,7 @@ class CompileJob(Job):
         try:
             folder = Path(tempfile.mkdtemp(prefix="accel-compile-"))
         except OSError as e:
-            raise CompileFailed(f"there is no folder for temporary files: {e}; expected one that can be written (TMPDIR, TEMP)") from e
+            raise NoRoom(f"there is no folder for temporary files: {e}; expected one that can be written (TMPDIR, TEMP)") from e
         try:
             files, checks = self._taken_over(folder)
             todo = [u for u in self.target.units if unit_key(u) not in checks]
@@ -97,7 +99,7 @@ class CompileJob(Job):
             self.report("storing", 0.99)
             return self.store.put(self.target.key, self.target.recipe, files, verdict={"units": checks})
         except OSError as e:
-            raise CompileFailed(f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files") from e
+            raise NoRoom(f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files") from e
         finally:
             remove(folder)
 
@@ -161,7 +163,8 @@ class CompileJob(Job):
             if answer is None:
                 raise CompileFailed(f"the compiler process ended (exit {worker.exit_code()}) at {describe(layer)}: {worker.log_tail()}")
             if "error" in answer:
-                raise CompileFailed(f"{describe(layer)} does not compile: {answer['error']}")
+                failure = NoRoom if any(words in answer["error"] for words in _NO_ROOM) else CompileFailed
+                raise failure(f"{describe(layer)} does not compile: {answer['error']}")
             if not answer.get("ok"):
                 continue  # a stage line
             checks[unit_key(layer)] = self._verdict(layer, answer)

@@ -57,7 +57,8 @@ def _environment(folder: Path, machine: Machine) -> dict[str, str]:
     if machine.cxx and sys.platform != "win32":
         environment.setdefault("CXX", machine.cxx)  # torch itself looks for g++ alone
     if machine.device_type == "cuda":
-        environment |= also("INCLUDE" if sys.platform == "win32" else "CPATH", Path(__file__).with_name("include"))
+        if sys.platform != "win32" or os.environ.get("INCLUDE"):  # empty: clang-cl looks for MSVC's by itself, and then would not
+            environment |= also("INCLUDE" if sys.platform == "win32" else "CPATH", Path(__file__).with_name("include"))
         environment |= {"CUDA_HOME": machine.gpu_headers} if machine.gpu_headers else {}
         driver = _driver(folder)
         environment |= also("LIBRARY_PATH", *driver) if driver else {}

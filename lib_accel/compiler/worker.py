@@ -45,7 +45,7 @@ def _read(tasks: queue.SimpleQueue[str], folder: Path) -> None:
 
 def _end(folder: Path) -> None:
     """Have this process, all it started and their files taken away: the parent cannot do it any more."""
-    try:
+    with contextlib.suppress(OSError):  # no room for one more process: the files stay, this one does not
         subprocess.Popen(
             [sys.executable, "-m", "lib_accel.compiler.ending", str(os.getpid()), str(folder)],
             stdin=subprocess.DEVNULL,
@@ -53,9 +53,8 @@ def _end(folder: Path) -> None:
             stderr=subprocess.DEVNULL,
             cwd=folder.parent,  # Windows removes no folder somebody works in
             start_new_session=True,  # it ends the group that the parent has put us in
-        )
-    except OSError:  # no room for one more process: the files stay, this one does not
-        os._exit(1)
+        ).wait()
+    os._exit(1)  # here only where that could not do it
 
 
 def _do(task: dict[str, Any], answers: TextIO) -> None:

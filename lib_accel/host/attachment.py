@@ -95,6 +95,7 @@ class Attachment:
         """
         type(self.unet)._apply(self.unet, *args, **named)
         if next(self.unet.parameters()).is_meta:
+            self._loras.forget()
             self.remove(keep_compiling=True)  # base and refiner take turns: each would end the other's compiler for ever
         return self.unet
 
@@ -123,12 +124,24 @@ class Attachment:
                 self._merge()
                 self._explain(summary(replaced) if replaced else None)
                 try:
-                    return self.engine(x, timesteps, context, y, {name: self._host_layers[name] for name in replaced})
+                    return self._compute(x, timesteps, context, y, {name: self._host_layers[name] for name in replaced})
                 except AccelError as e:
                     reason = str(e)
             self._explain(reason)
             self.counts.host_calls += 1
             return self._host_forward(x, timesteps, context, *rest, **named)
+
+    def _compute(self, *given: Any) -> Tensor:
+        try:
+            return self.engine(*given)
+        except torch.cuda.OutOfMemoryError:
+            if not self.release_memory():
+                raise
+        return self.engine(*given)
+
+    def release_memory(self) -> bool:
+        """Give back the video memory that CUDA graphs and the bases of LoRAs hold, if they hold any."""
+        return any([self.engine.release_graphs(), self._loras.park()])
 
     def _host_forward(self, *args: Any, **named: Any) -> Tensor:
         return type(self.unet).forward(self.unet, *args, **named)  # type: ignore[no-any-return]

@@ -49,6 +49,7 @@ class Layers:
 
     def remove(self) -> None:
         """Leave every layer as it was found."""
+        self._compiled = {}
         for layer in self._taken:
             if vars(layer.module).get("forward") is layer:
                 if layer.before is None or isinstance(layer.before, _TakenLayer):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..merge import ORDINARY, LowRank, Term, keep, merge, place
+from ..merge import ORDINARY, PINNED, LowRank, Term, keep, merge, place
 from . import webui
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
@@ -62,6 +62,22 @@ class Loras:
                 networks.network_apply_weights(layer)
         self._wanted, self._marks = wanted, self._look()
         return changed > 0
+
+    def park(self) -> bool:
+        """Move bases out of video memory; True when some were there."""
+        there = [layer for layer in self._layers if (base := vars(layer).get("network_weights_backup")) is not None and base.is_cuda]
+        for layer in there:
+            layer.network_weights_backup = keep(layer.network_weights_backup, layer.network_weights_backup.device, PINNED, webui.say)
+        if there:
+            torch.cuda.empty_cache()
+        return bool(there)
+
+    def forget(self) -> None:
+        """The model is thrown away: hold no bases."""
+        for layer in self._layers:
+            if vars(layer).get("network_weights_backup") is not None:
+                layer.network_weights_backup = layer.network_bias_backup = None
+                layer.network_current_names = ()
 
     def _look(self) -> list[object]:
         return [vars(layer).get("network_current_names", ()) for layer in self._layers]

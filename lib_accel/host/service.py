@@ -93,7 +93,7 @@ class Service:
             for other in self._seen:
                 parked = attachment.of(other)
                 if parked is not None and other is not unet:
-                    parked.engine.release_graphs()
+                    parked.release_memory()
             here = attachment.of(unet)
             if here is not None:
                 here.install()
@@ -102,14 +102,14 @@ class Service:
     def denoised(self, params: Any) -> None:
         """The sampler has called the UNet. `params.x: [B, 4, H/8, W/8]`.
 
-        After the last call the VAE is next: where video memory is short, what CUDA graphs hold of it is its. (The step in
-        `params` is counted after the call, in some samplers a call later.)
+        After the last call the VAE is next: where video memory is short, what we hold of it is its. (The step in `params` is
+        counted after the call, in some samplers a call later.)
         """
         self.clock.stop()
         if params.sampling_step + 2 >= params.total_sampling_steps:
             here, (height, width) = self.current(), params.x.shape[-2:]
-            if here is not None and webui.free_memory() < 64 * height * width * VAE_BYTES:
-                here.engine.release_graphs()
+            if here is not None and webui.free_memory() - here.engine.graph_bytes < 64 * height * width * VAE_BYTES:
+                here.release_memory()
 
     def shutdown(self) -> None:
         """Undo everything (the extension is being unloaded)."""
@@ -180,7 +180,7 @@ class Service:
 
     def _store(self) -> ArtifactStore:
         config = webui.config()
-        return ArtifactStore(config.store, config.store_bytes)
+        return ArtifactStore(config.store, config.store_bytes, config.store_readonly)
 
     # -- telling
 

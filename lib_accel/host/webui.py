@@ -54,7 +54,7 @@ def device() -> torch.device:
 
 
 def free_memory() -> float:
-    """Bytes of video memory that can be had, torch's own cache included; without a GPU, any number of them."""
+    """Bytes of video memory that can be had, torch's own cache and CUDA graphs' pools included; without a GPU, any number."""
     where = device()
     if where.type != "cuda":
         return math.inf
@@ -112,7 +112,7 @@ def why_not_now(unet: nn.Module) -> str | None:
         return "the WebUI computes attention in float32 (Settings, Stable Diffusion: upcast cross attention layer)"
     if torch.is_grad_enabled() and any(p.requires_grad for p in unet.parameters()):
         return "the UNet is being trained"
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.jit.is_tracing() or getattr(torch.compiler, "is_compiling", bool)():  # torch 2.1 cannot tell the second
         return "the UNet is being exported"  # a trace would take what compiled code answers for a constant
     return None
 

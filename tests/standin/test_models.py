@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .conftest import Start
+from .driver import drive
 from .host import Host, counted, left_behind, own_attributes
 
 
@@ -76,6 +77,24 @@ def test_a_model_thrown_away_is_released(host: Host) -> None:
     host.load(seed=2)
     with counted(host, accelerated_calls=1):
         assert torch.allclose(host.call(), host.plain(seed=2), atol=1e-5)
+
+
+def test_a_model_thrown_away_leaves_nothing(host: Host) -> None:
+    """At once, not when Python's collector comes by; also what another extension drove, and the bases of its LoRAs."""
+    layer = "middle_block.1.transformer_blocks.0.attn1.to_q"
+    drive(host.unet)
+    host.want(host.network("lora", {layer: {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}}))
+    host.call()
+    base = weakref.ref(host.unet.get_submodule(layer).network_weights_backup)
+    weights = [weakref.ref(p) for p in host.unet.parameters()]
+    assert base() is not None
+    gc.collect()
+    gc.disable()
+    try:
+        host.module("modules.sd_models").send_model_to_trash(host.model)
+        assert [ref() for ref in (base, *weights) if ref() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_a_model_thrown_away_without_another(host: Host) -> None:

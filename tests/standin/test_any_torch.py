@@ -1,0 +1,48 @@
+"""The host side with whatever torch there is: without compiled code, which the other tests need a new one for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from .driver import drive
+from .host import Host, in_place
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with in_place():
+        host = Host("--accel-store", str(tmp_path), "--accel-backend", "eager")
+        host.load()
+        yield host
+        host.close()
+
+
+def test_images(host: Host) -> None:
+    layer = "middle_block.1.transformer_blocks.0.attn1.to_q"
+    lora = host.network("lora", {layer: {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}})
+    bare, merged, again = host.image(), host.image(lora), host.image()
+    assert not torch.equal(bare.made[0], merged.made[0])
+    assert torch.equal(bare.made[0], again.made[0])
+    assert host.counters()["host_calls"] == 0
+    assert torch.allclose(host.call(), host.plain(), atol=1e-5)
+    host.opts.set("accel_enable", False)
+    assert torch.equal(host.call(), host.plain())
+
+
+def test_driven(host: Host) -> None:
+    leave = drive(host.unet)
+    assert torch.equal(host.call(), host.plain())
+    leave()
+    assert torch.allclose(host.call(), host.plain(), atol=1e-5)
+    assert host.status()["reason"] is None
+
+
+def test_thrown_away(host: Host) -> None:
+    host.call()
+    host.module("modules.sd_models").send_model_to_trash(host.model)
+    host.load(seed=2)
+    assert torch.allclose(host.call(), host.plain(seed=2), atol=1e-5)
