@@ -110,6 +110,7 @@ def test_gpu_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(environment, "TOOLKIT", tmp_path / "toolkit")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
     package = tmp_path / "triton"
     package.mkdir()
     (package / "__init__.py").touch()
