@@ -14,7 +14,7 @@ import torch
 from . import presets
 from .backends import AUTO_ORDER, choose
 from .config import Config
-from .environment import Machine, Target, cuda_advice, cxx_advice, probe
+from .environment import Machine, Target, cuda_advice, cxx_advice, probe, triton_advice
 from .errors import AccelError
 from .store import ArtifactStore
 from .units import units_of
@@ -73,7 +73,7 @@ def _compiler(machine: Machine) -> Finding:
 def _triton(machine: Machine) -> Finding:
     if machine.triton:
         return Finding("ok", f"Triton {machine.triton}")
-    return Finding("note", "Triton is not installed", "pip install " + ("triton-windows" if sys.platform == "win32" else "triton"))
+    return Finding("note", "Triton is not installed", triton_advice())
 
 
 def _headers(machine: Machine) -> Finding | None:

@@ -153,7 +153,7 @@ class Engine:
         if self.job is not None:
             return  # under way already
         with contextlib.suppress(AccelError):  # a store that cannot be used is the backend's to report
-            if self.store.contains(target.key):  # made elsewhere and imported since
+            if self._not_made and self.store.contains(target.key):  # made elsewhere and imported since
                 self._not_made.clear()
         while True:
             self._choice = choose(target, self.store, self.config, self._all_failed)

@@ -135,6 +135,10 @@ def cxx_advice() -> str:
 TOOLKIT = Path("C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA" if sys.platform == "win32" else "/usr/local/cuda")
 
 
+def triton_advice() -> str:
+    return "pip install triton-windows" if sys.platform == "win32" else "pip install triton"
+
+
 def find_gpu_headers() -> str | None:
     """What the C++ part of AOTInductor's GPU code includes. torch looks for a toolkit only, and raises where there is none.
 

@@ -32,16 +32,14 @@ def exact_products(device: torch.device) -> Iterator[None]:
         return
     switches = [_tf32(torch.backends.cuda.matmul, torch.backends.cuda.matmul)]
     switches += [_tf32(torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None))]
-    before = [getattr(owner, name) for owner, name, _ in switches]
+    on = [(owner, name, off, value) for owner, name, off in switches if (value := getattr(owner, name)) != off]
     try:
-        for (owner, name, off), value in zip(switches, before, strict=True):
-            if value != off:
-                setattr(owner, name, off)
+        for owner, name, off, _ in on:
+            setattr(owner, name, off)
         yield
     finally:
-        for (owner, name, off), value in zip(switches, before, strict=True):
-            if value != off:
-                setattr(owner, name, value)
+        for owner, name, _, value in on:
+            setattr(owner, name, value)
 
 
 def _tf32(owner: Any, newer: Any) -> tuple[Any, str, object]:

@@ -6,7 +6,7 @@ import sys
 
 from ..compiler.job import compile_job, load_artifact
 from ..config import Config
-from ..environment import Target, cuda_advice, cxx_advice, spaced_folder
+from ..environment import Target, cuda_advice, cxx_advice, spaced_folder, triton_advice
 from ..errors import AccelError
 from ..jobs import Code, Job
 from ..store import ArtifactStore
@@ -38,8 +38,8 @@ class Aoti:
         if spaced := spaced_folder():
             return f"{spaced} has a space in its name, and torch's compiler cannot handle that; move it (TMPDIR), or import an artifact"
         if machine.device_type == "cuda" and machine.triton is None:
-            how = "pip install triton-windows" if sys.platform == "win32" else "pip install triton"
-            return f"Triton is not installed, which compiling for a GPU needs; {how}, or import an artifact made on a machine like this"
+            needs = "Triton is not installed, which compiling for a GPU needs"
+            return f"{needs}; {triton_advice()}, or import an artifact made on a machine like this"
         if machine.device_type == "cuda" and machine.gpu_headers is None:
             return f"CUDA's headers were not found; {cuda_advice()}, or import an artifact made on a machine like this"
         return None

@@ -8,15 +8,17 @@ from ..errors import BackendUnavailable
 from ..jobs import Code, Job
 from ..store import ArtifactStore
 
+_WHY_NOT = "this version of the extension makes no TensorRT engines yet; choose auto"
+
 
 class TensorRT:
     name = "tensorrt"
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
-        return "this version of the extension makes no TensorRT engines yet; choose auto"
+        return _WHY_NOT
 
     def ready(self, target: Target, store: ArtifactStore) -> Code | None:
         return None
 
     def start(self, target: Target, store: ArtifactStore) -> Job:
-        raise BackendUnavailable("this version of the extension makes no TensorRT engines yet; choose auto")
+        raise BackendUnavailable(_WHY_NOT)

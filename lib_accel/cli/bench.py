@@ -9,7 +9,7 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -272,6 +272,12 @@ def _driver(device: torch.device) -> dict[str, str]:
     return {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
 
 
+def _seconds_table(title: str, rows: dict[Any, dict[str, float]], text: Callable[[float], str]) -> list[str]:
+    columns = list(next(iter(rows.values())))
+    lines = ["", f"| {title} | " + " | ".join(columns) + " |", "| --- " * (1 + len(columns)) + "|"]
+    return lines + [f"| {name} | " + " | ".join(map(text, seconds.values())) + " |" for name, seconds in rows.items()]
+
+
 def table(r: dict[str, Any]) -> str:
     """The result in Markdown."""
     m = r["machine"]
@@ -296,12 +302,9 @@ def table(r: dict[str, Any]) -> str:
             f"| {row['of_matmul_rate']:.0%} | {row['compile_s']:.1f} | {row['peak_bytes'] / 2**30:.2f} | {row['error']:.1e} |"
         )
     if r["loras"]:
-        lines += ["", "| merged LoRAs, s a call | " + " | ".join(r["loras"][0]["seconds"]) + " |"]
-        lines.append("| --- " * (1 + len(r["loras"][0]["seconds"])) + "|")
-        lines += [f"| {x['loras']} | " + " | ".join(f"{s:.4g}" for s in x["seconds"].values()) + " |" for x in r["loras"]]
-        lines += ["", "| LoRAs changed, ms; bases in | " + " | ".join(r["lora_changes"][0]["seconds"]) + " |"]
-        lines.append("| --- " * (1 + len(r["lora_changes"][0]["seconds"])) + "|")
-        lines += [f"| {x['bases']} | " + " | ".join(f"{1000 * s:.1f}" for s in x["seconds"].values()) + " |" for x in r["lora_changes"]]
+        lines += _seconds_table("merged LoRAs, s a call", {x["loras"]: x["seconds"] for x in r["loras"]}, lambda s: f"{s:.4g}")
+        changes = {x["bases"]: x["seconds"] for x in r["lora_changes"]}
+        lines += _seconds_table("LoRAs changed, ms; bases in", changes, lambda s: f"{1000 * s:.1f}")
     if r["kernels"]:
         lines += ["", f"| kernels of {r['profiled'][0]} | launches a call | ms | share |", "| --- | --- | --- | --- |"]
         lines += [f"| `{k['name'][:90]}` | {k['launches']:.0f} | {k['ms']:.3f} | {k['share']:.1%} |" for k in r["kernels"]]

@@ -40,16 +40,9 @@ class Service:
         if unet is None:
             return
         with self._lock:
-            self._release_unloaded()
             self._seen.add(unet)
             if webui.enabled():
                 self._attach(unet)
-
-    def _release_unloaded(self) -> None:
-        """Let go of models the WebUI has thrown away: it empties them, but the weights we share would stay alive with us."""
-        for unet in list(self._seen):
-            if next(unet.parameters()).is_meta:
-                self._detach(unet, keep_compiling=True)  # base and refiner take turns: each would end the other's compiler for ever
 
     def options_changed(self) -> None:
         """Apply what the user has set, to every model in memory, for the next image."""
@@ -81,7 +74,6 @@ class Service:
     def before_images(self) -> None:
         """Between images: take up what the compiler has finished, and our place where it was lost to somebody who has gone."""
         with self._lock:
-            self._release_unloaded()
             self._refresh()
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():

@@ -21,6 +21,14 @@ NAMES = {"modules", "ldm", "network", "network_lora", "network_full", "networks"
 HOST_SIDE = "lib_accel.host"
 
 
+MIDDLE_QUERY = "middle_block.1.transformer_blocks.0.attn1.to_q"
+
+
+def factors() -> dict[str, Tensor]:
+    """A plain LoRA's parts for a query of 64 channels."""
+    return {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}
+
+
 def _ours(name: str) -> bool:
     return name.partition(".")[0] in NAMES or name == HOST_SIDE or name.startswith(f"{HOST_SIDE}.")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from .driver import drive
-from .host import Host, in_place
+from .host import MIDDLE_QUERY, Host, factors, in_place
 
 
 @pytest.fixture
@@ -22,8 +22,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 def test_images(host: Host) -> None:
-    layer = "middle_block.1.transformer_blocks.0.attn1.to_q"
-    lora = host.network("lora", {layer: {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}})
+    lora = host.network("lora", {MIDDLE_QUERY: factors()})
     bare, merged, again = host.image(), host.image(lora), host.image()
     assert not torch.equal(bare.made[0], merged.made[0])
     assert torch.equal(bare.made[0], again.made[0])

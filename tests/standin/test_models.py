@@ -11,7 +11,7 @@ import torch
 
 from .conftest import Start
 from .driver import drive
-from .host import Host, counted, left_behind, own_attributes
+from .host import MIDDLE_QUERY, Host, counted, factors, left_behind, own_attributes
 
 
 def test_compiling_outlives_the_model_it_began_for(start: Start, tmp_path: Path) -> None:
@@ -81,11 +81,10 @@ def test_a_model_thrown_away_is_released(host: Host) -> None:
 
 def test_a_model_thrown_away_leaves_nothing(host: Host) -> None:
     """At once, not when Python's collector comes by; also what another extension drove, and the bases of its LoRAs."""
-    layer = "middle_block.1.transformer_blocks.0.attn1.to_q"
     drive(host.unet)
-    host.want(host.network("lora", {layer: {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}}))
+    host.want(host.network("lora", {MIDDLE_QUERY: factors()}))
     host.call()
-    base = weakref.ref(host.unet.get_submodule(layer).network_weights_backup)
+    base = weakref.ref(host.unet.get_submodule(MIDDLE_QUERY).network_weights_backup)
     weights = [weakref.ref(p) for p in host.unet.parameters()]
     assert base() is not None
     gc.collect()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ..tiny import inputs
-from .host import Host, counted
+from .host import MIDDLE_QUERY, Host, counted, factors
 
 
 def _hypernetwork(host: Host) -> Callable[[], None]:
@@ -38,25 +38,17 @@ def test_while_it_lasts(host: Host, begin: Callable[[Host], Callable[[], None]],
     assert host.status()["reason"] is None
 
 
-def test_training(host: Host) -> None:
-    """With gradients, as textual inversion trains: they reach the input."""
+@pytest.mark.parametrize(("frozen", "reason"), [(False, "the UNet is being trained"), (True, "this call is differentiated")])
+def test_training(host: Host, frozen: bool, reason: str) -> None:
+    """With gradients, as textual inversion trains: they reach the input, also through a frozen model."""
+    host.unet.requires_grad_(not frozen)
     x, timesteps, context, _ = inputs()
     context.requires_grad_(True)
     with counted(host, accelerated_calls=0, host_calls=1):
         host.unet(x, timesteps, context=context).sum().backward()
-    assert host.status()["reason"] == "the UNet is being trained"
+    assert host.status()["reason"] == reason
     assert context.grad is not None
     assert context.grad.any()
-
-
-def test_a_frozen_model_and_a_prompt_that_learns(host: Host) -> None:
-    host.unet.requires_grad_(False)
-    x, timesteps, context, _ = inputs()
-    context.requires_grad_(True)
-    with counted(host, accelerated_calls=0, host_calls=1):
-        host.unet(x, timesteps, context=context).sum().backward()
-    assert host.status()["reason"] == "this call is differentiated"
-    assert context.grad is not None
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
@@ -107,8 +99,7 @@ def test_another_extensions_unet(host: Host) -> None:
 
 
 def test_loras_at_run_time(host: Host) -> None:
-    layer = "middle_block.1.transformer_blocks.0.attn1.to_q"
-    lora = host.network("lora", {layer: {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}})
+    lora = host.network("lora", {MIDDLE_QUERY: factors()})
     merged, bare = host.image(lora), host.image()
     host.opts.set("lora_functional", True)
     with counted(host, accelerated_calls=0, host_calls=2, lora_merges=0):
