@@ -197,10 +197,18 @@ def start_job(root: Path, store: ArtifactStore, temp: Path) -> subprocess.Popen[
 
 
 def test_a_killed_parent(root: Path, temp: Path, store: ArtifactStore):
+    """Nothing stays behind, and modules that somebody planted in the shared temporary folder are never imported."""
+    marker = temp.parent / "planted-code-ran"
+    planted = [temp / f"{name}.py" for name in ("psutil", "shutil", "signal")]
+    for module in planted:
+        module.write_text(f"open({str(marker)!r}, 'a').close()\n")
     with start_job(root, store, temp) as parent:
         compiling(temp)
         parent.kill()
-    nothing_left(temp, store)
+    until("its processes to end", lambda: not using(temp), 10)
+    until("its files to go", lambda: set(temp.iterdir()) == set(planted), 10)
+    assert store.list() == []
+    assert not marker.exists()
 
 
 def test_files_that_are_still_being_written_go_as_well(tmp_path: Path):

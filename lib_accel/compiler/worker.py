@@ -51,7 +51,9 @@ def _end(folder: Path) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            cwd=folder.parent,  # Windows removes no folder somebody works in
+            # `-m` puts the current folder first on Python's path, so it must never be the shared temporary one;
+            # nor may it be FOLDER, because Windows does not remove a folder that is somebody's current one
+            cwd=Path(__file__).resolve().parents[2],
             start_new_session=True,  # it ends the group that the parent has put us in
         ).wait()
     os._exit(1)  # here only where that could not do it
