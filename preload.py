@@ -16,7 +16,7 @@ def preload(parser: argparse.ArgumentParser) -> None:
         "--accel-store",
         metavar="DIR",
         default=None,
-        help="folder for compiled UNets, over what Settings > Acceleration says; it must not be writable by other users",
+        help="folder for compiled UNets, by default ACCEL_STORE or the user's cache folder; it must not be writable by other users",
     )
     parser.add_argument(
         "--accel-store-readonly",

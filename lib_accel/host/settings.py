@@ -28,8 +28,7 @@ def register(changed: Callable[[], None]) -> None:
         "accel_while_compiling": info(
             webui.CONTINUE, "While the compiler works (once per architecture)", gr.Radio, {"choices": [webui.CONTINUE, webui.WAIT]}
         ),
-        "accel_store": info("", "Folder for compiled code").info("empty: the user's cache folder; nobody else may be able to write there"),
-        "accel_store_mib": info(2048, "Largest size of that folder, MiB", gr.Slider, {"minimum": 64, "maximum": 16384, "step": 64}),
+        "accel_store_mib": info(2048, "Largest size of the folder of compiled code, MiB", gr.Slider, {"minimum": 64, "maximum": 16384, "step": 64}),
         "accel_graphs_mib": info(1024, "Video memory for CUDA graphs, MiB", gr.Slider, {"minimum": 0, "maximum": 8192, "step": 64}).info(
             "0 switches them off"
         ),
@@ -45,3 +44,14 @@ def register(changed: Callable[[], None]) -> None:
     shared.options_templates.update(shared.options_section(SECTION, options))
     for key, option in options.items():
         shared.opts.data_labels[key] = option
+    _ignore_stored_folder()
+
+
+def _ignore_stored_folder() -> None:
+    """Name a folder that an earlier version stored as an option, once, and drop it.
+
+    The folder of compiled code decides which native code is loaded, so a setting that any page can change must not name it.
+    """
+    folder = shared.opts.data.pop("accel_store", None)
+    if folder:
+        webui.say(f"the stored setting accel_store ({folder}) is ignored; start the WebUI with --accel-store or set ACCEL_STORE")

@@ -34,7 +34,7 @@ def enabled() -> bool:
 
 def config() -> Config:
     """The options as a Config; command-line flags go first. Raises ValueError for a value out of range."""
-    folder = flag("accel_store") or option("accel_store")
+    folder = flag("accel_store")  # not an option: whoever can set options could name a folder of planted native code
     return Config(
         backend=flag("accel_backend") or option("accel_backend"),
         store=Path(folder) if folder else default_store(),

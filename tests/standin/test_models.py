@@ -7,6 +7,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from .conftest import Start
@@ -170,14 +171,32 @@ def test_another_backend_and_back(host: Host) -> None:
         assert torch.equal(host.call(), first)
 
 
-def test_flags_go_before_options(start: Start, tmp_path: Path) -> None:
+def test_flags_go_before_options(start: Start) -> None:
     host = start("--accel-backend", "eager")
-    host.opts.data |= {"accel_backend": "aoti", "accel_store": str(tmp_path)}
+    host.opts.data |= {"accel_backend": "aoti"}
     unet = host.load()
     assert host.status()["backend"] == "eager"
     host.opts.set("accel_backend", "jit")
     assert host.status()["backend"] == "eager"
     assert "forward" in vars(unet)
+
+
+def test_the_folder_of_compiled_code_is_no_option(
+    start: Start, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever can set options must not be able to name a folder that native code is loaded from."""
+    monkeypatch.setenv("ACCEL_STORE", str(tiny_store))
+    host = start()
+    host.module("modules.shared").cmd_opts.accel_store = None
+    assert "accel_store" not in host.opts.data_labels
+    host.opts.data["accel_store"] = str(tmp_path / "planted")
+    host.reload_ui()
+    host.load()
+    assert host.module("lib_accel.host.webui").config().store == tiny_store
+    assert host.status()["state"] == "ready"
+    assert "accel_store" not in host.opts.data
+    assert not (tmp_path / "planted").exists()
+    assert capsys.readouterr().out.count("the stored setting accel_store") == 1
 
 
 def test_unloading_the_extension(host: Host) -> None:

@@ -240,7 +240,7 @@ def test_chinese_after_reload_ui(page: Page, own: Server) -> None:
     assert [t for t in left if not t.startswith(names)] == []
     page.tab("Settings")
     page.tab("加速", inside="#settings")
-    settings = ", ".join(f"#setting_{name} *" for name in ("accel_enable", "accel_while_compiling", "accel_store", "accel_store_mib"))
+    settings = ", ".join(f"#setting_{name} *" for name in ("accel_enable", "accel_while_compiling", "accel_store_mib"))
     assert page.js(LEFT_IN_ENGLISH, settings) == []
 
 
