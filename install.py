@@ -5,7 +5,7 @@ torch, and what the WebUI pins itself, are never touched. --skip-install is hono
 
 from pathlib import Path
 
-from lib_accel.requirements import missing, read_lists
+from lib_accel.tools.requirements import missing, read_lists
 
 # Only the small ones that an unusual WebUI may lack; the rest comes with every WebUI.
 OURS = ("safetensors", "psutil", "filelock")

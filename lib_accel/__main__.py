@@ -5,7 +5,7 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036  (this file must also load in the Pythons it turns away)
     sys.exit("lib_accel needs Python 3.10 or newer; this is {} ({}).".format(sys.version.split()[0], sys.executable))  # noqa: UP032
 
-from lib_accel import bootstrap
+from lib_accel.tools import bootstrap
 
 BEFORE_SET_UP = """usage: python -m lib_accel COMMAND
 
@@ -24,6 +24,6 @@ if __name__ == "__main__":
         print(BEFORE_SET_UP)
         sys.exit(0 if arguments else 2)
     bootstrap.ensure("lib_accel", arguments)
-    from lib_accel.cli import main
+    from lib_accel.tools.cli import main
 
     sys.exit(main(arguments))

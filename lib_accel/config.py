@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .environment import default_store
-
 BACKENDS = ("auto", "aoti", "jit", "tensorrt", "eager")
 MIB = 1024**2
+
+
+def default_store() -> Path:
+    """`ACCEL_STORE`, else the user's cache folder."""
+    if os.environ.get("ACCEL_STORE"):
+        return Path(os.environ["ACCEL_STORE"])
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "sd-webui-accel"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib_accel.checkpoint import LDM_PREFIX, random_weights
-from lib_accel.presets import Structure
+from lib_accel.model.presets import Structure
+from lib_accel.tools.checkpoint import LDM_PREFIX, random_weights
 
 TINY = Structure(32, (1, 2), (1, 0), 1, 16, linear=False, res_blocks=1).build()
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from lib_accel import bootstrap
+from lib_accel.tools import bootstrap
 
 CHECKS = (
     ("ruff check", ("ruff", "check", ".")),

@@ -30,7 +30,7 @@ def same_random_numbers() -> None:
 @pytest.fixture(autouse=True)
 def no_failures_of_others() -> None:
     """What could not be made is remembered for the life of the process."""
-    engine = sys.modules.get("lib_accel.engine")
+    engine = sys.modules.get("lib_accel.runtime.engine")
     if engine is not None:
         engine.forget_failures()
 
@@ -40,7 +40,7 @@ def packaging() -> None:
     """For tests of what only a torch that makes packages can do (2.6 and later)."""
     import torch
 
-    from lib_accel.environment import probe
+    from lib_accel.compile.machine import probe
 
     if not probe(torch.device("cpu")).packaging:
         pytest.skip(f"NOT RUN: torch {torch.__version__} makes no packages")

@@ -36,11 +36,11 @@ def using(folder: Path) -> list[psutil.Process]:
 
 
 def workers(folder: Path) -> list[psutil.Process]:
-    return [p for p in using(folder) if "lib_accel.compiler.worker" in _words(p)]
+    return [p for p in using(folder) if "lib_accel.compile.aoti.worker" in _words(p)]
 
 
 def compilers(folder: Path) -> list[psutil.Process]:
-    return [p for p in using(folder) if "lib_accel.compiler.worker" not in _words(p)]
+    return [p for p in using(folder) if "lib_accel.compile.aoti.worker" not in _words(p)]
 
 
 def _words(process: psutil.Process) -> list[str]:

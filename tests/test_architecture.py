@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lib_accel.architecture import Architecture, ResBlock, SpatialTransformer, layer_from_dict, layer_to_dict
 from lib_accel.errors import UnsupportedArchitecture
-from lib_accel.unet import UNet
+from lib_accel.model.architecture import Architecture, ResBlock, SpatialTransformer, layer_from_dict, layer_to_dict
+from lib_accel.model.unet import UNet
 
 from .families import FAMILIES, Shape, ldm_parameters, real_shapes, real_unet, shapes, small_unet
 from .threads import one_thread  # noqa: F401  (a fixture)

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from lib_accel import environment
-from lib_accel.backends import choose, get
+from lib_accel.compile import machine
+from lib_accel.compile.choose import choose, get
+from lib_accel.compile.machine import find_cxx, probe
+from lib_accel.compile.units import unit_key, units_of
 from lib_accel.config import Config
-from lib_accel.environment import find_cxx, probe
 from lib_accel.errors import BackendUnavailable
-from lib_accel.store import MANIFEST, Artifact, ArtifactStore
-from lib_accel.units import unit_key, units_of
+from lib_accel.store.store import MANIFEST, Artifact, ArtifactStore
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)
@@ -108,19 +108,19 @@ def test_gpu_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(environment, "TOOLKIT", tmp_path / "toolkit")
+    monkeypatch.setattr(machine, "TOOLKIT", tmp_path / "toolkit")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "triton", raising=False)
     package = tmp_path / "triton"
     package.mkdir()
     (package / "__init__.py").touch()
-    assert environment.find_gpu_headers() is None
+    assert machine.find_gpu_headers() is None
     headers = package / "backends" / "nvidia" / "include"
     headers.mkdir(parents=True)
     (headers / "cuda_runtime.h").touch()
-    assert environment.find_gpu_headers() == str(headers.parent)
+    assert machine.find_gpu_headers() == str(headers.parent)
     (tmp_path / "toolkit").mkdir()
-    assert environment.find_gpu_headers() == ""
+    assert machine.find_gpu_headers() == ""
 
 
 def test_tensorrt_says_why_it_does_not_serve(tmp_path: Path):

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_accel.architecture import Architecture
-from lib_accel.checkpoint import LDM_PREFIX, Checkpoint, open_checkpoint
 from lib_accel.errors import AccelError, BadCheckpoint, BadWeights, UnsupportedArchitecture
+from lib_accel.model.architecture import Architecture
+from lib_accel.tools.checkpoint import LDM_PREFIX, Checkpoint, open_checkpoint
 
 from .checkpoint_files import tiny_weights, write  # noqa: F401  (a fixture)
 from .threads import one_thread  # noqa: F401  (a fixture)

@@ -15,9 +15,18 @@ from pathlib import Path
 import pytest
 
 import lib_accel
-from lib_accel import bootstrap, requirements
-from lib_accel.bootstrap import Stamp
-from lib_accel.requirements import CPU_INDEX, CUDA_INDEX, TORCH, Requirement, parse_pip_settings, pip_own_source, read_lists, torch_attempts
+from lib_accel.tools import bootstrap, requirements
+from lib_accel.tools.bootstrap import Stamp
+from lib_accel.tools.requirements import (
+    CPU_INDEX,
+    CUDA_INDEX,
+    TORCH,
+    Requirement,
+    parse_pip_settings,
+    pip_own_source,
+    read_lists,
+    torch_attempts,
+)
 
 OLD_PYTHON_MUST_READ = ("lib_accel/__init__.py", "lib_accel/__main__.py", "tests/__init__.py", "tests/__main__.py")
 
@@ -226,7 +235,7 @@ class Project:
             '[project]\ndependencies = ["torch>=2.1", "acceltiny>=1"]\n[project.optional-dependencies]\ntest = ["accelmore==1.5"]\n'
         )
         (folder / "job.py").write_text(
-            "import sys\nfrom lib_accel.bootstrap import ensure\nensure('job', sys.argv[1:], groups=sys.argv[1].split(','))\n"
+            "import sys\nfrom lib_accel.tools.bootstrap import ensure\nensure('job', sys.argv[1:], groups=sys.argv[1].split(','))\n"
             "import acceltiny, torch\nprint('ran', torch.__version__, sys.argv[2:])\nsys.exit(7)\n"
         )
 

@@ -145,7 +145,7 @@ def spoilt(root: Path, tmp_path: Path) -> Path:
 
 def test_the_walk_sees_the_core(root: Path):
     names = [name for name, _ in core_files(root)]
-    assert {"lib_accel", "lib_accel.bootstrap", "lib_accel.unet"} <= set(names)
+    assert {"lib_accel", "lib_accel.tools.bootstrap", "lib_accel.model.unet"} <= set(names)
     assert not [name for name in names if name.startswith(HOST_SIDE)]
 
 
@@ -179,7 +179,7 @@ def test_changed_flags_are_caught(spoilt: Path):
     assert keys == {"cudnn", "threads", "environment"}
 
 
-@pytest.mark.parametrize("module", ["lib_accel", "lib_accel.bootstrap", "lib_accel.requirements"])
+@pytest.mark.parametrize("module", ["lib_accel", "lib_accel.tools.bootstrap", "lib_accel.tools.requirements"])
 def test_imported_without_site_packages(root: Path, module: str):
     """The package itself and what sets it up need the standard library alone (-S: no site-packages)."""
     code = f"import sys, {module}; assert 'torch' not in sys.modules"

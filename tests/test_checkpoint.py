@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lib_accel.checkpoint import LDM_PREFIX, open_checkpoint, random_weights, save_random_checkpoint
 from lib_accel.errors import BadCheckpoint
-from lib_accel.presets import sdxl
-from lib_accel.unet import UNet
+from lib_accel.model.presets import sdxl
+from lib_accel.model.unet import UNet
+from lib_accel.tools.checkpoint import LDM_PREFIX, open_checkpoint, random_weights, save_random_checkpoint
 
 from .checkpoint_files import TINY, tiny_weights, write  # noqa: F401  (a fixture)
 from .threads import one_thread  # noqa: F401  (a fixture)
@@ -138,7 +138,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lib_accel.checkpoint.save_file", full)
+    monkeypatch.setattr("lib_accel.tools.checkpoint.save_file", full)
     (tmp_path / "r.safetensors").write_bytes(b"older")
     with pytest.raises(BadCheckpoint, match="No space left"):
         save_random_checkpoint(tmp_path / "r.safetensors", TINY, torch.float32, 0)

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from lib_accel import presets
-from lib_accel.bench.measure import flops
-from lib_accel.checkpoint import save_random_checkpoint
-from lib_accel.cli import bench as cli_bench
-from lib_accel.cli import gpu as cli_gpu
-from lib_accel.cli import main
-from lib_accel.cli.common import family
-from lib_accel.lora import random_deltas, save_lora
-from lib_accel.store import ArtifactStore
+from lib_accel.model import presets
+from lib_accel.runtime.lora_files import random_deltas, save_lora
+from lib_accel.store.store import ArtifactStore
+from lib_accel.tools.bench.measure import flops
+from lib_accel.tools.checkpoint import save_random_checkpoint
+from lib_accel.tools.cli import bench as cli_bench
+from lib_accel.tools.cli import gpu as cli_gpu
+from lib_accel.tools.cli import main
+from lib_accel.tools.cli.common import family
 
 from .threads import one_thread  # noqa: F401
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from lib_accel.architecture import layers_in
-from lib_accel.bench.control import Control, driven
-from lib_accel.companion import Companion
 from lib_accel.errors import UnsupportedArchitecture
-from lib_accel.inspection import networks_behind
+from lib_accel.host.inspection import networks_behind
+from lib_accel.model.architecture import layers_in
+from lib_accel.runtime.control import Companion
+from lib_accel.tools.bench.control import Control, driven
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)

@@ -19,14 +19,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib_accel.compiler import pool
-from lib_accel.compiler.ending import remove
-from lib_accel.compiler.job import CompileJob, load_artifact
-from lib_accel.compiler.pool import _environment
-from lib_accel.engine import forget_failures
+from lib_accel.compile.aoti import worker_process
+from lib_accel.compile.aoti.job import CompileJob, load_artifact
+from lib_accel.compile.aoti.process_tree import remove
+from lib_accel.compile.aoti.worker_process import _environment
+from lib_accel.compile.units import units_of
 from lib_accel.errors import CompileFailed, NoRoom, StoreError
-from lib_accel.store import ArtifactStore
-from lib_accel.units import units_of
+from lib_accel.runtime.engine import forget_failures
+from lib_accel.store.store import ArtifactStore
 
 from . import tiny
 from .processes import PATIENCE_S, compilers, until, using, workers
@@ -99,7 +99,7 @@ def test_the_host_branch_of_headers_made_for_both(tmp_path: Path):
     """As Triton's cuda_fp16.h has them: bare statements, in two branches."""
     code = '#include <nv/target>\nint f(int x) { NV_IF_ELSE_TARGET(NV_IS_DEVICE, asm("no such");, int y = x; return y;) }\n'
     (tmp_path / "both.cpp").write_text(code)
-    include = Path(pool.__file__).with_name("include")
+    include = Path(worker_process.__file__).with_name("include")
     subprocess.run(["g++", "-c", f"-I{include}", "-o", str(tmp_path / "both.o"), str(tmp_path / "both.cpp")], check=True)
 
 
@@ -177,8 +177,8 @@ def test_a_killed_worker(temp: Path, store: ArtifactStore):
 JOB = """
 import json, sys
 from pathlib import Path
-from lib_accel.compiler.job import CompileJob
-from lib_accel.store import ArtifactStore
+from lib_accel.compile.aoti.job import CompileJob
+from lib_accel.store.store import ArtifactStore
 from tests import tiny
 from tests.test_compile_faults import OUTPUT
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_accel import engine as engine_module
-from lib_accel.architecture import Architecture
-from lib_accel.engine import CompiledLayer
-from lib_accel.store import ArtifactStore
-from lib_accel.unet import join
+from lib_accel.model.architecture import Architecture
+from lib_accel.model.unet import join
+from lib_accel.runtime import engine as engine_module
+from lib_accel.runtime.engine import CompiledLayer
+from lib_accel.store.store import ArtifactStore
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel import cpu
-from lib_accel.engine import Engine
 from lib_accel.errors import BadWeights
-from lib_accel.lora import Merger, random_deltas
+from lib_accel.model import cpu_operators
+from lib_accel.runtime.engine import Engine
+from lib_accel.runtime.lora_files import Merger, random_deltas
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)
@@ -79,7 +79,7 @@ def test_moved_weights_are_taken_up(tiny_store: Path, move: Callable[[Engine], A
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_code_never_meets_weights_of_another_dtype(tiny_store: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     """There is no artifact for it and no compiler: the clean UNet answers, and the old code comes back with the old dtype."""
-    monkeypatch.setattr(cpu, "fastest_dtype", lambda weights: weights)  # a CPU that is fast at bfloat16
+    monkeypatch.setattr(cpu_operators, "fastest_dtype", lambda weights: weights)  # a CPU that is fast at bfloat16
     engine, given = ready(tiny_store), tiny.inputs()
     engine.donor.to(dtype)
     assert torch.equal(engine(*given), tiny.clean(engine, *given))
@@ -93,7 +93,7 @@ def test_code_never_meets_weights_of_another_dtype(tiny_store: Path, dtype: torc
 
 
 def test_code_serves_narrow_weights_that_are_widened(tiny_store: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cpu, "fastest_dtype", lambda weights: torch.float32)  # a CPU that is slow at bfloat16
+    monkeypatch.setattr(cpu_operators, "fastest_dtype", lambda weights: torch.float32)  # a CPU that is slow at bfloat16
     engine, given = ready(tiny_store), tiny.inputs()
     engine.donor.bfloat16()
     at = addresses(engine.donor)

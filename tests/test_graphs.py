@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lib_accel.config import Config
-from lib_accel.engine import Engine
-from lib_accel.graphs import GraphCache
-from lib_accel.unet import UNet
+from lib_accel.model.unet import UNet
+from lib_accel.runtime.engine import Engine
+from lib_accel.runtime.graphs import GraphCache
 
 from . import tiny
 from .tiny import MIB

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel.architecture import Architecture
 from lib_accel.errors import BadWeights
-from lib_accel.unet import UNet
+from lib_accel.model.architecture import Architecture
+from lib_accel.model.unet import UNet
 
 from . import original
 from .families import FAMILIES, Inputs, diffusers_forward, inputs, ldm_parameters, random_weights, shapes, small_unet, webui_forward

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib_accel.precision import exact_products, wider, without_autocast
+from lib_accel.model.precision import exact_products, wider, without_autocast
 
 
 def test_autocast_is_off_inside():

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from lib_accel.architecture import Architecture
 from lib_accel.errors import UnsupportedArchitecture
-from lib_accel.presets import PRESETS, Structure, sd1, sd2, sdxl, sdxl_refiner
-from lib_accel.unet import UNet
+from lib_accel.model.architecture import Architecture
+from lib_accel.model.presets import PRESETS, Structure, sd1, sd2, sdxl, sdxl_refiner
+from lib_accel.model.unet import UNet
 
 from .families import real_shapes
 from .threads import one_thread  # noqa: F401  (a fixture)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from lib_accel.architecture import Layer, ResBlock
-from lib_accel.compiler.verify import CHECK_SIZES, check_unit
+from lib_accel.compile.units import UnitFn, UnitModule, example_inputs, input_widths, side_input, unit_key, units_of, widest
+from lib_accel.compile.verify import CHECK_SIZES, check_unit
 from lib_accel.errors import BadWeights
-from lib_accel.presets import sd1, sdxl
-from lib_accel.units import UnitFn, UnitModule, example_inputs, input_widths, side_input, unit_key, units_of, widest
-from lib_accel.weights import Weights
+from lib_accel.model.architecture import Layer, ResBlock
+from lib_accel.model.presets import sd1, sdxl
+from lib_accel.runtime.weights import Weights
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)

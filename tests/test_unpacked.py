@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.store import ArtifactStore
+from lib_accel.store.store import ArtifactStore
 
 from . import tiny
 from .processes import PATIENCE_S
@@ -27,8 +27,8 @@ pytestmark = [
 HEAD = """
 import os, sys, threading
 from pathlib import Path
-from lib_accel.compiler.unit import load_unit
-from lib_accel.store import ArtifactStore
+from lib_accel.compile.aoti.unit import load_unit
+from lib_accel.store.store import ArtifactStore
 from tests import tiny
 store = Path(sys.argv[1])
 """
@@ -176,7 +176,7 @@ def test_no_room_to_unpack(root: Path, own_store: Path, disk: Path):  # noqa: F8
 def test_temporary_files_that_were_cleaned(root: Path, own_store: Path, temp: Path):
     """A server runs for weeks; what cleans temporary files takes what was unpacked for old."""
     cleaned = f"import shutil; shutil.rmtree({str(temp)!r}); os.mkdir({str(temp)!r})"
-    again = f"tiny.ready(store); {cleaned}; from lib_accel.compiler import job; job._loaded.clear()\n{REASON}"
+    again = f"tiny.ready(store); {cleaned}; from lib_accel.compile.aoti import job; job._loaded.clear()\n{REASON}"
     assert said(root, temp, again, own_store) == "ready None\n"
 
 

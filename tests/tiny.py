@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib_accel.architecture import Architecture, Layer
-from lib_accel.checkpoint import random_weights
+from lib_accel.compile.machine import Target, probe
+from lib_accel.compile.units import units_of
 from lib_accel.config import Config
-from lib_accel.engine import Engine, Status
-from lib_accel.environment import Target, probe
-from lib_accel.presets import Structure
-from lib_accel.unet import UNet
-from lib_accel.units import units_of
+from lib_accel.model.architecture import Architecture, Layer
+from lib_accel.model.presets import Structure
+from lib_accel.model.unet import UNet
+from lib_accel.runtime.engine import Engine, Status
+from lib_accel.tools.checkpoint import random_weights
 
 MIB = 1024**2
 CONTEXT = 16  # channels of the prompt

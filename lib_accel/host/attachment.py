@@ -11,13 +11,13 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ..companion import Companion
 from ..config import Config
-from ..engine import CompiledLayer, Counters, Engine
 from ..errors import AccelError, UnsupportedArchitecture
-from ..inspection import Inspector, networks_behind, own_forward, summary
-from ..unet import LayerFn
+from ..model.unet import LayerFn
+from ..runtime.control import Companion
+from ..runtime.engine import CompiledLayer, Counters, Engine
 from . import webui
+from .inspection import Inspector, networks_behind, own_forward, summary
 from .layers import HostLayer, Layers
 from .lora import Loras
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..engine import CompiledLayer, Engine
-from ..inspection import own_forward
+from ..runtime.engine import CompiledLayer, Engine
 from . import webui
+from .inspection import own_forward
 
 
 class HostLayer:

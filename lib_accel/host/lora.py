@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..merge import ORDINARY, PINNED, LowRank, Term, keep, merge, place
+from ..runtime.lora_merge import ORDINARY, PINNED, LowRank, Term, keep, merge, place
 from . import webui
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)

@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import AccelError
-from ..store import Entry
+from ..store.store import Entry
 from . import webui
 from .service import service
 

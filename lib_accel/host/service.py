@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..doctor import Finding, examine
-from ..engine import Counters, forget_failures
+from ..compile.doctor import Finding, examine
+from ..compile.jobs import cancel_all
 from ..errors import AccelError
-from ..jobs import cancel_all
-from ..store import ArtifactStore, Entry
+from ..runtime.engine import Counters, forget_failures
+from ..store.store import ArtifactStore, Entry
 from . import attachment, webui
 from .attachment import Attachment, Counts
 from .clock import Clock

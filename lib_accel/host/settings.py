@@ -9,7 +9,7 @@ import gradio as gr
 from modules import shared
 
 from ..config import BACKENDS
-from ..merge import AUTOMATIC, ORDINARY, PINNED, VIDEO
+from ..runtime.lora_merge import AUTOMATIC, ORDINARY, PINNED, VIDEO
 from . import webui
 
 SECTION = ("accel", "Acceleration")
@@ -28,7 +28,9 @@ def register(changed: Callable[[], None]) -> None:
         "accel_while_compiling": info(
             webui.CONTINUE, "While the compiler works (once per architecture)", gr.Radio, {"choices": [webui.CONTINUE, webui.WAIT]}
         ),
-        "accel_store_mib": info(2048, "Largest size of the folder of compiled code, MiB", gr.Slider, {"minimum": 64, "maximum": 16384, "step": 64}),
+        "accel_store_mib": info(
+            2048, "Largest size of the folder of compiled code, MiB", gr.Slider, {"minimum": 64, "maximum": 16384, "step": 64}
+        ),
         "accel_graphs_mib": info(1024, "Video memory for CUDA graphs, MiB", gr.Slider, {"minimum": 0, "maximum": 8192, "step": 64}).info(
             "0 switches them off"
         ),

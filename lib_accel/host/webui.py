@@ -13,8 +13,7 @@ import torch
 from modules import devices, sd_unet, shared
 from torch import nn
 
-from ..config import MIB, Config
-from ..environment import default_store
+from ..config import MIB, Config, default_store
 
 WAIT, CONTINUE = "wait for the compiler", "make images without acceleration"
 

@@ -206,7 +206,7 @@ def script_class() -> dict[str, Any]:
 
 def unet() -> dict[str, Any]:
     """Of the loaded one, whatever its size: classes, names, calls."""
-    from lib_accel.inspection import HOME
+    from lib_accel.host.inspection import HOME
 
     whole = sd_models.model_data.sd_model.model.diffusion_model
     block = whole.input_blocks[1]

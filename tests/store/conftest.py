@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.store import ArtifactStore
+from lib_accel.store.store import ArtifactStore
 
 
 @pytest.fixture

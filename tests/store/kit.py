@@ -34,7 +34,7 @@ def flip(path: Path, position: int) -> None:
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    head = "import sys, pathlib\nfrom lib_accel.store import ArtifactStore\nstore = ArtifactStore(pathlib.Path(sys.argv[1]))\n"
+    head = "import sys, pathlib\nfrom lib_accel.store.store import ArtifactStore\nstore = ArtifactStore(pathlib.Path(sys.argv[1]))\n"
     command = [sys.executable, "-c", head + code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
 

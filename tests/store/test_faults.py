@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lib_accel.errors import ArtifactRejected, StoreError
-from lib_accel.store import MANIFEST, ArtifactStore, LockBusy
+from lib_accel.store.store import MANIFEST, ArtifactStore, LockBusy
 from tests.store.kit import RECIPE, REPO, child, finish, hidden, key_of, posix, root_only
 
 # Who may write there
@@ -290,7 +290,7 @@ for turn in range(10**6):
 def test_lock(store):
     code = "with store.lock(sys.argv[2], 5):\n    print('held', flush=True)\n    sys.stdin.read() if sys.argv[3:] else input()"
     key = key_of("a")
-    head = "import sys, pathlib\nfrom lib_accel.store import ArtifactStore\nstore = ArtifactStore(pathlib.Path(sys.argv[1]))\n"
+    head = "import sys, pathlib\nfrom lib_accel.store.store import ArtifactStore\nstore = ArtifactStore(pathlib.Path(sys.argv[1]))\n"
     command = [sys.executable, "-c", head + code, str(store.root), key]
     with subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -311,5 +311,5 @@ def test_lock(store):
 
 
 def test_nothing_at_import():
-    code = "import sys, lib_accel.store; sys.exit('torch' in sys.modules)"
+    code = "import sys, lib_accel.store.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0

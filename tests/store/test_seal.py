@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel import seal
 from lib_accel.errors import ArtifactRejected, StoreError
-from lib_accel.store import MANIFEST, ArtifactStore
+from lib_accel.store import seal
+from lib_accel.store.store import MANIFEST, ArtifactStore
 from tests.store.kit import RECIPE, flip, hidden, key_of, posix, root_only
 
 SECRET = bytes(range(32))

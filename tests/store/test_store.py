@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib_accel.errors import ArtifactRejected, StoreError
-from lib_accel.store import MANIFEST, ArtifactStore
+from lib_accel.store.store import MANIFEST, ArtifactStore
 from tests.store.kit import RECIPE, flip, hidden, key_of
 
 # Storing and finding again

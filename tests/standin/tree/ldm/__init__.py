@@ -1,1 +1,1 @@
-"""The model's code. `lib_accel.inspection` takes a package of this name for the UNet's own home."""
+"""The model's code. `lib_accel.host.inspection` takes a package of this name for the UNet's own home."""

@@ -1,0 +1,52 @@
+"""Ahead-of-time Inductor: compiled once by child processes, kept in the store, loaded in milliseconds ever after."""
+
+from __future__ import annotations
+
+import sys
+
+from ...config import Config
+from ...errors import AccelError
+from ...store.store import ArtifactStore
+from ..jobs import Code, Job
+from ..machine import Target, cuda_advice, cxx_advice, spaced_folder, triton_advice
+from .job import compile_job, load_artifact
+
+
+class Aoti:
+    name = "aoti"
+
+    def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
+        machine = target.machine
+        if machine.device_type not in ("cpu", "cuda"):
+            return f"AOTInductor is not tried on {machine.device_type}; it is known to work on cuda and cpu"
+        if not machine.packaging:
+            needs = "2.9" if sys.platform == "win32" else "2.6"
+            return f"torch {machine.torch} cannot make AOTInductor packages with dynamic shapes; that needs torch {needs} or later"
+        try:
+            if store.contains(target.key):
+                return None  # made elsewhere or earlier: loading needs no compiler
+            if not store.readonly:
+                store.check()
+        except AccelError as e:
+            return str(e)
+        if not config.compile:
+            return "no artifact is at hand and compiling is switched off; import one (python -m lib_accel store import) or allow compiling"
+        if store.readonly:
+            return f"no artifact is at hand and the store {store.root} is read-only; import one where it can be written"
+        if machine.cxx is None:
+            return f"no C++ compiler was found; {cxx_advice()}, or import an artifact made on a machine like this"
+        if spaced := spaced_folder():
+            return f"{spaced} has a space in its name, and torch's compiler cannot handle that; move it (TMPDIR), or import an artifact"
+        if machine.device_type == "cuda" and machine.triton is None:
+            needs = "Triton is not installed, which compiling for a GPU needs"
+            return f"{needs}; {triton_advice()}, or import an artifact made on a machine like this"
+        if machine.device_type == "cuda" and machine.gpu_headers is None:
+            return f"CUDA's headers were not found; {cuda_advice()}, or import an artifact made on a machine like this"
+        return None
+
+    def ready(self, target: Target, store: ArtifactStore) -> Code | None:
+        artifact = store.get(target.key)
+        return load_artifact(artifact, target) if artifact else None
+
+    def start(self, target: Target, store: ArtifactStore) -> Job:
+        return compile_job(target, store)

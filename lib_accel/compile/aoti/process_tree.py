@@ -1,0 +1,49 @@
+"""Ends a compiling process with all it started, and deletes its files.
+
+`python -m lib_accel.compile.aoti.process_tree PID FOLDER` does so from outside, for a process whose parent is gone: it cannot stop its
+own compiling thread, which would go on writing into FOLDER.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+
+def end(pid: int) -> None:
+    """End a process and everything it started. Elsewhere than on Windows it must lead a process group of its own.
+
+    On Windows this process may be one of those it started, behind the launcher that a virtual environment's python.exe is.
+    """
+    if sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process, spared = psutil.Process(pid), {os.getpid(), os.getppid()} - {pid}
+        for each in [process, *process.children(recursive=True)]:
+            if each.pid not in spared:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+
+
+def remove(folder: Path, patience_s: float = 5.0) -> None:
+    """Remove a folder that compilers were using: one that was just killed may write for a moment, or hold its files (Windows)."""
+    give_up = time.monotonic() + patience_s
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists() or time.monotonic() > give_up:
+            return
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    end(int(sys.argv[1]))
+    remove(Path(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""One accelerated UNet: its weights, its compiled code, CUDA graphs, LoRA merging."""

@@ -1,0 +1,1 @@
+"""Compiled code on disk: artifacts, locks, signed exports."""

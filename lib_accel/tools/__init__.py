@@ -1,0 +1,1 @@
+"""What works without the WebUI: set-up, the command line, the bench, readers of checkpoints."""

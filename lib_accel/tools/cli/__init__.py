@@ -1,0 +1,49 @@
+"""The command line: `python -m lib_accel COMMAND`. Each command is one file with `add` (its arguments) and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from ... import __version__
+from ...errors import AccelError
+
+_EPILOG = """examples:
+  python -m lib_accel demo                                  a picture with and without acceleration, and a report to look at
+  python -m lib_accel demo --checkpoint model.safetensors --lora style.safetensors:0.8
+  python -m lib_accel doctor                                what works on this machine, and what to do about the rest
+  python -m lib_accel prebuild --family sd1 --family sdxl   compile ahead, so that no user ever meets a compiler
+  python -m lib_accel store export all --to fleet.zip --key fleet.key
+  python -m lib_accel bench --size 512 --batch 2            the ladder: one row a variant, in one run
+COMMAND --help tells more. Every command takes --json and then prints one JSON object. Standard output holds the result alone, words and
+progress go to standard error. Exit status: 0 done, 1 failed, 2 wrong arguments.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    from . import bench, demo, doctor, gpu, prebuild, store
+
+    parser = argparse.ArgumentParser(
+        prog="python -m lib_accel",
+        description="One compiled UNet for every checkpoint, size, batch, prompt length and LoRA: the engine, on its own.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (demo, bench, gpu, prebuild, store, doctor):
+        module.add(commands)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except OSError as e:
+        print(f"error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}", file=sys.stderr)
+        return 1
+    except (AccelError, ValueError, torch.cuda.OutOfMemoryError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
