@@ -12,13 +12,19 @@ OURS = ("safetensors", "psutil", "filelock")
 
 
 def main() -> None:
-    wanted = [entry for entry in read_lists(Path(__file__).with_name("pyproject.toml"))["run"] if entry.name in OURS]
+    wanted = [
+        entry
+        for entry in read_lists(Path(__file__).with_name("pyproject.toml"))["run"]
+        if entry.name in OURS
+    ]
     for entry in missing(wanted):
         import launch  # the WebUI's
 
         # Present but older than we like: the WebUI chose that, and it works well enough to keep.
         if not launch.is_installed(entry.name):
-            launch.run_pip(f'install "{entry.text}"', f"{entry.text} for the Acceleration extension")
+            launch.run_pip(
+                f'install "{entry.text}"', f"{entry.text} for the Acceleration extension"
+            )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ settings.register(service.options_changed)
 script_callbacks.on_model_loaded(service.model_loaded)
 script_callbacks.on_ui_tabs(panel.tab)
 script_callbacks.on_app_started(lambda _, app: api.add_routes(app))
-script_callbacks.on_app_started(lambda *_: service.options_changed())  # "Reload UI" keeps the models but not our hold on them
+script_callbacks.on_app_started(
+    lambda *_: service.options_changed()
+)  # "Reload UI" keeps the models but not our hold on them
 script_callbacks.on_cfg_denoiser(service.clock.start)
 script_callbacks.on_cfg_denoised(service.denoised)
 script_callbacks.on_script_unloaded(service.shutdown)

@@ -23,7 +23,9 @@ def run(name: str, arguments: tuple[str, ...]) -> tuple[str, int, float]:
     started = time.monotonic()
     # pyright would ask the network whether there is a newer one
     environment = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
-    status = subprocess.run([sys.executable, "-m", *arguments], cwd=bootstrap.ROOT, env=environment).returncode
+    status = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=bootstrap.ROOT, env=environment
+    ).returncode
     return name, status, time.monotonic() - started
 
 

@@ -30,7 +30,9 @@ class _Maker:
             t = 0.02 * t + (0.0 if name.endswith("bias") else 1.0)
         self.tensors[name] = t
 
-    def conv(self, name: str, inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> None:
+    def conv(
+        self, name: str, inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0
+    ) -> None:
         self.put(f"{name}.weight", (outputs, inputs, kernel, kernel), scale)
         self.put(f"{name}.bias", (outputs,))
 
@@ -45,7 +47,9 @@ def controlnet(shapes: Mapping[str, Shape], seed: int, strength: float = 0.05) -
     return m.tensors
 
 
-def control_lora(shapes: Mapping[str, Shape], seed: int, strength: float = 0.05, rank: int = 8) -> dict[str, Tensor]:
+def control_lora(
+    shapes: Mapping[str, Shape], seed: int, strength: float = 0.05, rank: int = 8
+) -> dict[str, Tensor]:
     """The layout of stabilityai/control-lora: `up` and `down` beside each of the UNet's weights, which the file does not hold."""
     m = _Maker(seed)
     for name, shape in shapes.items():
@@ -56,7 +60,9 @@ def control_lora(shapes: Mapping[str, Shape], seed: int, strength: float = 0.05,
         else:
             layer = name.removesuffix(".weight")
             m.put(f"{layer}.up", (shape[0], rank, *[1] * (len(shape) - 2)), 0.3)
-            m.put(f"{layer}.down", (rank, 4 if layer == "input_blocks.0.0" else shape[1], *shape[2:]))
+            m.put(
+                f"{layer}.down", (rank, 4 if layer == "input_blocks.0.0" else shape[1], *shape[2:])
+            )
     _hint_and_zero_convolutions(m, shapes, strength)
     return {**m.tensors, "lora_controlnet": torch.zeros(0)}
 
@@ -66,7 +72,10 @@ def _hint_and_zero_convolutions(m: _Maker, shapes: Mapping[str, Shape], strength
     for i, (inputs, outputs) in enumerate([*HINT, (256, first)]):
         m.conv(f"input_hint_block.{2 * i}", inputs, outputs)
     widths, i = [first], 1
-    while f"input_blocks.{i}.0.in_layers.2.weight" in shapes or f"input_blocks.{i}.0.op.weight" in shapes:
+    while (
+        f"input_blocks.{i}.0.in_layers.2.weight" in shapes
+        or f"input_blocks.{i}.0.op.weight" in shapes
+    ):
         key = f"input_blocks.{i}.0.in_layers.2.weight"
         widths.append(shapes[key][0] if key in shapes else widths[-1])
         i += 1
@@ -98,7 +107,13 @@ def ip_adapter(shapes: Mapping[str, Shape], seed: int, tokens: int = 4) -> dict[
     """
     m = _Maker(seed)
     keys = [name for name in shapes if name.endswith(".attn2.to_k.weight")]
-    keys.sort(key=lambda name: (name.startswith("middle"), name.startswith("output"), [int(x) for x in name.split(".") if x.isdigit()]))
+    keys.sort(
+        key=lambda name: (
+            name.startswith("middle"),
+            name.startswith("output"),
+            [int(x) for x in name.split(".") if x.isdigit()],
+        )
+    )
     context = shapes[keys[0]][1]
     m.put("image_proj.proj.weight", (tokens * context, CLIP_WIDTH))
     m.put("image_proj.proj.bias", (tokens * context,))
@@ -121,5 +136,7 @@ def write_all(folder: Path, checkpoint: Path) -> list[str]:
         "ip-adapter_sd15": ip_adapter(shapes, 16),
     }
     for name, tensors in made.items():
-        save_file({k: t.half().contiguous() for k, t in tensors.items()}, folder / f"{name}.safetensors")
+        save_file(
+            {k: t.half().contiguous() for k, t in tensors.items()}, folder / f"{name}.safetensors"
+        )
     return list(made)

@@ -31,15 +31,29 @@ def sd1(width: int = 320, context: int = 768, in_channels: int = 4) -> Config:
 
 def sd2(width: int = 320, context: int = 1024, in_channels: int = 4) -> Config:
     heads = [width * m // 64 for m in (1, 2, 4, 4)]
-    return {**sd1(width, context, in_channels), "attention_head_dim": heads, "use_linear_projection": True}
+    return {
+        **sd1(width, context, in_channels),
+        "attention_head_dim": heads,
+        "use_linear_projection": True,
+    }
 
 
 def unclip(width: int = 320, context: int = 1024, adm: int = 2048) -> Config:
     """SD2 with an image embedding as `y`."""
-    return {**sd2(width, context), "class_embed_type": "projection", "projection_class_embeddings_input_dim": adm}
+    return {
+        **sd2(width, context),
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": adm,
+    }
 
 
-def sdxl(width: int = 320, context: int = 2048, in_channels: int = 4, pooled: int = 1280, numbers: int = 256) -> Config:
+def sdxl(
+    width: int = 320,
+    context: int = 2048,
+    in_channels: int = 4,
+    pooled: int = 1280,
+    numbers: int = 256,
+) -> Config:
     return {
         "in_channels": in_channels,
         "block_out_channels": [width, 2 * width, 4 * width],
@@ -65,11 +79,18 @@ def ssd1b(width: int = 320, context: int = 2048, pooled: int = 1280, numbers: in
     }
 
 
-def refiner(width: int = 384, context: int = 1280, pooled: int = 1280, numbers: int = 256) -> Config:
+def refiner(
+    width: int = 384, context: int = 1280, pooled: int = 1280, numbers: int = 256
+) -> Config:
     return {
         **sdxl(width, context, 4, pooled, numbers),
         "block_out_channels": [width, 2 * width, 4 * width, 4 * width],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "down_block_types": [
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "transformer_layers_per_block": 4,
         "attention_head_dim": [max(1, width * m // 64) for m in (1, 2, 4, 4)],
@@ -86,8 +107,12 @@ class Family:
     parameters: int | None = None  # of the real size, where it is published
 
 
-def _family(label: str, config: Callable[..., Config], parameters: int | None = None, **real: int) -> Family:
-    width = 32 if config is not sd2 and config is not unclip else 64  # 64 channels a head, from the first level on
+def _family(
+    label: str, config: Callable[..., Config], parameters: int | None = None, **real: int
+) -> Family:
+    width = (
+        32 if config is not sd2 and config is not unclip else 64
+    )  # 64 channels a head, from the first level on
     small = {**real, "width": width, "context": 48}
     if config in (sdxl, ssd1b, refiner):
         small |= {"pooled": 16, "numbers": 8}
@@ -180,10 +205,20 @@ def ldm_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
 
 def _ldm_modules(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
     """(diffusers module, LDM module), numbering blocks in the order data passes them."""
-    yield from {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}.items()
+    yield from {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+    }.items()
     for theirs in ("add_embedding", "class_embedding"):
-        yield from {f"{theirs}.linear_1": "label_emb.0.0", f"{theirs}.linear_2": "label_emb.0.2"}.items()
-    yield from {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}.items()
+        yield from {
+            f"{theirs}.linear_1": "label_emb.0.0",
+            f"{theirs}.linear_2": "label_emb.0.2",
+        }.items()
+    yield from {
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }.items()
     n = 0
     for i, down in enumerate(unet.down_blocks):
         for j in range(len(down.resnets)):
@@ -216,7 +251,9 @@ class Inputs:
     diffusers: dict[str, Any]
 
 
-def inputs(config: Config, batch: int, height: int, width: int, length: int, seed: int = 1) -> Inputs:
+def inputs(
+    config: Config, batch: int, height: int, width: int, length: int, seed: int = 1
+) -> Inputs:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, config["in_channels"], height, width, generator=g)
     t = torch.rand(batch, generator=g) * 999
@@ -224,7 +261,9 @@ def inputs(config: Config, batch: int, height: int, width: int, length: int, see
     y, extra, adm = None, {}, config.get("projection_class_embeddings_input_dim")
     if "addition_embed_type" in config:
         numbers = config["addition_time_embed_dim"]
-        count = 5 if len(config["block_out_channels"]) == 4 else 6  # the refiner takes one number less
+        count = (
+            5 if len(config["block_out_channels"]) == 4 else 6
+        )  # the refiner takes one number less
         sizes = torch.randint(0, 1024, (batch, count), generator=g).float()
         pooled = torch.randn(batch, adm - count * numbers, generator=g)
         frequencies = 10000.0 ** (-torch.arange(numbers // 2) / (numbers // 2))
@@ -248,7 +287,9 @@ def webui_forward(unet: UNet2DConditionModel, i: Inputs) -> Tensor:
     tensor that came back larger than its skip is resized (nearest) before the two are joined."""
     emb = unet.time_embedding(unet.get_time_embed(i.x, i.t))
     if i.y is not None:
-        emb = emb + (unet.class_embedding if unet.class_embedding is not None else unet.add_embedding)(i.y)
+        emb = emb + (
+            unet.class_embedding if unet.class_embedding is not None else unet.add_embedding
+        )(i.y)
     h = unet.conv_in(i.x)
     skips = [h]
     for down in unet.down_blocks:

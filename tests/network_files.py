@@ -30,37 +30,75 @@ class _Maker:
     def factors(self, s: Shape, scale: float = 0.3) -> tuple[Tensor, Tensor]:
         """[O, r], [r, I, ...] whose product has about `scale` times the size of a fresh weight."""
         inputs = torch.Size(s[1:]).numel()
-        return self.randn(s[0], self.rank, scale=scale * self.rank**-0.5), self.randn(self.rank, *s[1:], scale=inputs**-0.5)
+        return self.randn(s[0], self.rank, scale=scale * self.rank**-0.5), self.randn(
+            self.rank, *s[1:], scale=inputs**-0.5
+        )
 
     def lora(self, s: Shape) -> Parts:
         up, down = self.factors(s)
         up = up[..., None, None] if len(s) == 4 else up
-        return {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(self.rank / 2)}
+        return {
+            "lora_up.weight": up,
+            "lora_down.weight": down,
+            "alpha": torch.tensor(self.rank / 2),
+        }
 
     def locon_cp(self, s: Shape) -> Parts:
         """A convolution as up, middle and down (Tucker)."""
-        parts = {"lora_up.weight": self.randn(s[0], RANK, 1, 1, scale=0.2), "lora_mid.weight": self.randn(RANK, RANK, *s[2:], scale=0.3)}
-        return {**parts, "lora_down.weight": self.randn(RANK, s[1], 1, 1, scale=s[1] ** -0.5), "alpha": torch.tensor(float(RANK))}
+        parts = {
+            "lora_up.weight": self.randn(s[0], RANK, 1, 1, scale=0.2),
+            "lora_mid.weight": self.randn(RANK, RANK, *s[2:], scale=0.3),
+        }
+        return {
+            **parts,
+            "lora_down.weight": self.randn(RANK, s[1], 1, 1, scale=s[1] ** -0.5),
+            "alpha": torch.tensor(float(RANK)),
+        }
 
     def loha(self, s: Shape) -> Parts:
         flat = (s[0], torch.Size(s[1:]).numel())
         (a1, b1), (a2, b2) = self.factors(flat, 1.0), self.factors(flat, 5.0)
-        return {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2, "alpha": torch.tensor(float(RANK))}
+        return {
+            "hada_w1_a": a1,
+            "hada_w1_b": b1,
+            "hada_w2_a": a2,
+            "hada_w2_b": b2,
+            "alpha": torch.tensor(float(RANK)),
+        }
 
     def loha_cp(self, s: Shape) -> Parts:
         def side() -> tuple[Tensor, Tensor, Tensor]:
-            return self.randn(RANK, RANK, *s[2:], scale=0.5), self.randn(RANK, s[0], scale=0.5), self.randn(RANK, s[1], scale=0.3)
+            return (
+                self.randn(RANK, RANK, *s[2:], scale=0.5),
+                self.randn(RANK, s[0], scale=0.5),
+                self.randn(RANK, s[1], scale=0.3),
+            )
 
         (t1, a1, b1), (t2, a2, b2) = side(), side()
-        parts = {"hada_t1": t1, "hada_w1_a": a1, "hada_w1_b": b1, "hada_t2": t2, "hada_w2_a": a2, "hada_w2_b": b2}
+        parts = {
+            "hada_t1": t1,
+            "hada_w1_a": a1,
+            "hada_w1_b": b1,
+            "hada_t2": t2,
+            "hada_w2_a": a2,
+            "hada_w2_b": b2,
+        }
         return {**parts, "alpha": torch.tensor(float(RANK))}
 
     def lokr(self, s: Shape) -> Parts:
-        return {"lokr_w1": self.randn(2, 2, scale=0.3), "lokr_w2": self.randn(s[0] // 2, s[1] // 2, *s[2:], scale=0.1)}
+        return {
+            "lokr_w1": self.randn(2, 2, scale=0.3),
+            "lokr_w2": self.randn(s[0] // 2, s[1] // 2, *s[2:], scale=0.1),
+        }
 
     def lokr_factors(self, s: Shape) -> Parts:
         up, down = self.factors((s[0] // 2, s[1] // 2))
-        return {"lokr_w1": self.randn(2, 2, scale=0.5), "lokr_w2_a": up, "lokr_w2_b": down, "alpha": torch.tensor(float(RANK))}
+        return {
+            "lokr_w1": self.randn(2, 2, scale=0.5),
+            "lokr_w2_a": up,
+            "lokr_w2_b": down,
+            "alpha": torch.tensor(float(RANK)),
+        }
 
     def ia3(self, s: Shape) -> Parts:
         return {"weight": self.randn(s[0], scale=0.1), "on_input": torch.tensor(False)}
@@ -69,10 +107,16 @@ class _Maker:
         return {"weight": self.randn(s[1], scale=0.1), "on_input": torch.tensor(True)}
 
     def oft(self, s: Shape) -> Parts:
-        return {"oft_blocks": self.randn(RANK, s[0] // RANK, s[0] // RANK, scale=0.02), "alpha": torch.tensor(0.01)}
+        return {
+            "oft_blocks": self.randn(RANK, s[0] // RANK, s[0] // RANK, scale=0.02),
+            "alpha": torch.tensor(0.01),
+        }
 
     def oft_diag(self, s: Shape) -> Parts:
-        return {"oft_diag": torch.eye(8).repeat(s[0] // 8, 1, 1) + self.randn(s[0] // 8, 8, 8, scale=0.05)}
+        return {
+            "oft_diag": torch.eye(8).repeat(s[0] // 8, 1, 1)
+            + self.randn(s[0] // 8, 8, 8, scale=0.05)
+        }
 
     def boft(self, s: Shape) -> Parts:
         return {
@@ -83,7 +127,13 @@ class _Maker:
 
     def glora(self, s: Shape) -> Parts:
         (b2, b1), (a2, a1) = self.factors(s), self.factors((s[1], s[1]), 0.1)
-        return {"a1.weight": a1, "a2.weight": a2, "b1.weight": b1, "b2.weight": b2, "alpha": torch.tensor(float(RANK))}
+        return {
+            "a1.weight": a1,
+            "a2.weight": a2,
+            "b1.weight": b1,
+            "b2.weight": b2,
+            "alpha": torch.tensor(float(RANK)),
+        }
 
     def full(self, s: Shape) -> Parts:
         return {"diff": self.randn(*s, scale=0.1 * torch.Size(s[1:]).numel() ** -0.5)}
@@ -95,7 +145,10 @@ class _Maker:
         return {"w_norm": self.randn(*s, scale=0.1), "b_norm": self.randn(*s, scale=0.1)}
 
     def dora(self, s: Shape) -> Parts:
-        return {**self.lora(s), "dora_scale": 0.5 + self.randn(1, s[1], *[1] * (len(s) - 2), scale=0.05).abs()}
+        return {
+            **self.lora(s),
+            "dora_scale": 0.5 + self.randn(1, s[1], *[1] * (len(s) - 2), scale=0.05).abs(),
+        }
 
 
 def _transformers(name: str, s: Shape) -> bool:
@@ -142,10 +195,16 @@ KINDS: dict[str, tuple[Callable[[_Maker, Shape], Parts], Callable[[str, Shape], 
 def shapes_of(checkpoint: Path) -> dict[str, Shape]:
     """Of the UNet's parameters, without the prefix."""
     with safe_open(checkpoint, "pt") as f:
-        return {k.removeprefix(PREFIX): tuple(f.get_slice(k).get_shape()) for k in f.keys() if k.startswith(PREFIX)}  # noqa: SIM118
+        return {
+            k.removeprefix(PREFIX): tuple(f.get_slice(k).get_shape())
+            for k in f.keys()
+            if k.startswith(PREFIX)
+        }  # noqa: SIM118
 
 
-def network(kind: str, shapes: Mapping[str, Shape], seed: int = 1, rank: int = RANK) -> dict[str, Tensor]:
+def network(
+    kind: str, shapes: Mapping[str, Shape], seed: int = 1, rank: int = RANK
+) -> dict[str, Tensor]:
     """The tensors of a file of this kind for the layers it is for. `rank` counts for plain LoRAs."""
     make, wanted = KINDS[kind]
     maker = _Maker(seed, rank)
@@ -171,7 +230,11 @@ def with_text(checkpoint: Path) -> dict[str, Tensor]:
     for i in range(12):
         up, down = maker.factors((3072, 768))
         group = f"lora_te_text_model_encoder_layers_{i}_mlp_fc1"
-        out |= {f"{group}.lora_up.weight": up, f"{group}.lora_down.weight": down, f"{group}.alpha": torch.tensor(float(RANK))}
+        out |= {
+            f"{group}.lora_up.weight": up,
+            f"{group}.lora_down.weight": down,
+            f"{group}.alpha": torch.tensor(float(RANK)),
+        }
     return {**out, "bundle_emb.accelword.string_to_param.*": maker.randn(2, 768, scale=0.3)}
 
 
@@ -183,6 +246,15 @@ def bad_files(folder: Path, checkpoint: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (folder / "bad-empty.safetensors").write_bytes(b"")
     (folder / "bad-pickle.pt").write_bytes(b"not a pickle")
-    save_file({k: torch.full_like(t, torch.nan) if t.ndim else t for k, t in good.items()}, folder / "bad-nan.safetensors")
-    save_file({k.replace("input_blocks", "no_blocks"): t for k, t in good.items()}, folder / "bad-names.safetensors")
-    save_file({k: t.repeat(2, *[1] * (t.ndim - 1)) if "lora_up" in k else t for k, t in good.items()}, folder / "bad-shapes.safetensors")
+    save_file(
+        {k: torch.full_like(t, torch.nan) if t.ndim else t for k, t in good.items()},
+        folder / "bad-nan.safetensors",
+    )
+    save_file(
+        {k.replace("input_blocks", "no_blocks"): t for k, t in good.items()},
+        folder / "bad-names.safetensors",
+    )
+    save_file(
+        {k: t.repeat(2, *[1] * (t.ndim - 1)) if "lora_up" in k else t for k, t in good.items()},
+        folder / "bad-shapes.safetensors",
+    )

@@ -33,7 +33,9 @@ def package(family: str) -> str:
 def folder(name: str) -> Path | None:
     """The folder of LDM_PATH that holds the package `ldm` or `sgm`."""
     paths = [Path(p) for p in os.environ.get("LDM_PATH", "").split(os.pathsep) if p]
-    return next((p for p in paths if (p / name / "modules/diffusionmodules/openaimodel.py").is_file()), None)
+    return next(
+        (p for p in paths if (p / name / "modules/diffusionmodules/openaimodel.py").is_file()), None
+    )
 
 
 def unet_code(name: str) -> types.ModuleType:
@@ -74,7 +76,10 @@ def original_config(family: str) -> Config:
     else:
         out["num_heads"] = 8
     if "projection_class_embeddings_input_dim" in c:
-        out |= {"num_classes": "sequential", "adm_in_channels": c["projection_class_embeddings_input_dim"]}
+        out |= {
+            "num_classes": "sequential",
+            "adm_in_channels": c["projection_class_embeddings_input_dim"],
+        }
     return out
 
 

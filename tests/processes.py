@@ -30,7 +30,11 @@ def using(folder: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             told = process.environ().get("TORCHINDUCTOR_CACHE_DIR", "")
-            if process.pid != os.getpid() and Path(told).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.pid != os.getpid()
+                and Path(told).is_relative_to(folder)
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
     return found
 

@@ -29,10 +29,14 @@ from .threads import one_thread  # noqa: F401  (a fixture)
 OUTPUT = units_of(tiny.TINY)[-1]
 
 
-def choice(store: Path, backend: str = "auto", compile: bool = True, readonly: bool = False, **machine: Any):  # noqa: A002  (the setting's name)
+def choice(
+    store: Path, backend: str = "auto", compile: bool = True, readonly: bool = False, **machine: Any
+):  # noqa: A002  (the setting's name)
     """(backend, what is said of the better ones) on a machine that differs from this one, or from this one with a new torch."""
     chosen = choose(
-        tiny.target(**{"packaging": True, **machine}), ArtifactStore(store, readonly=readonly), Config(backend, store, compile=compile)
+        tiny.target(**{"packaging": True, **machine}),
+        ArtifactStore(store, readonly=readonly),
+        Config(backend, store, compile=compile),
     )
     return chosen.backend.name, chosen.reason
 
@@ -49,7 +53,10 @@ def test_the_best_serves_without_a_word(tmp_path: Path):
 def test_old_torch_falls_to_jit(tmp_path: Path):
     name, reason = choice(tmp_path, packaging=False, torch="2.1.2")
     assert name == "jit"
-    assert reason == "aoti: torch 2.1.2 cannot make AOTInductor packages with dynamic shapes; that needs torch 2.6 or later"
+    assert (
+        reason
+        == "aoti: torch 2.1.2 cannot make AOTInductor packages with dynamic shapes; that needs torch 2.6 or later"
+    )
 
 
 def test_no_compiler_falls_to_eager_with_both_reasons(tmp_path: Path):
@@ -61,7 +68,9 @@ def test_no_compiler_falls_to_eager_with_both_reasons(tmp_path: Path):
 
 def test_old_torch_on_a_new_python(tmp_path: Path):
     machine = replace(tiny.target().machine, packaging=False, compile=False, torch="2.1.2")
-    chosen = choose(replace(tiny.target(), machine=machine), ArtifactStore(tmp_path), Config(store=tmp_path))
+    chosen = choose(
+        replace(tiny.target(), machine=machine), ArtifactStore(tmp_path), Config(store=tmp_path)
+    )
     assert chosen.backend.name == "eager"
     assert "jit: torch.compile does not work with torch 2.1.2 on Python 3." in str(chosen.reason)
 
@@ -76,8 +85,17 @@ def test_an_artifact_at_hand_needs_no_compiler(tiny_store: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("machine", "words"),
     [
-        ({"device_type": "mps"}, ("aoti: AOTInductor is not tried on mps", "jit: torch.compile is not tried on mps")),
-        ({"device_type": "cuda", "triton": None}, ("aoti: Triton is not installed, which compiling for a GPU needs", "jit: Triton is not")),
+        (
+            {"device_type": "mps"},
+            ("aoti: AOTInductor is not tried on mps", "jit: torch.compile is not tried on mps"),
+        ),
+        (
+            {"device_type": "cuda", "triton": None},
+            (
+                "aoti: Triton is not installed, which compiling for a GPU needs",
+                "jit: Triton is not",
+            ),
+        ),
     ],
     ids=["mps", "no triton"],
 )
@@ -92,7 +110,10 @@ def test_no_gpu_headers(tmp_path: Path):
     name, reason = choice(tmp_path, device_type="cuda", triton="3.2", gpu_headers=None)
     assert name == "jit"
     assert "aoti: CUDA's headers were not found; install the CUDA toolkit" in str(reason)
-    assert choice(tmp_path, device_type="cuda", triton="3.2", gpu_headers="/triton") == ("aoti", None)
+    assert choice(tmp_path, device_type="cuda", triton="3.2", gpu_headers="/triton") == (
+        "aoti",
+        None,
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="paths are quoted there")
@@ -124,7 +145,10 @@ def test_gpu_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_tensorrt_says_why_it_does_not_serve(tmp_path: Path):
-    assert choice(tmp_path, "tensorrt") == ("eager", "tensorrt: this version of the extension makes no TensorRT engines yet; choose auto")
+    assert choice(tmp_path, "tensorrt") == (
+        "eager",
+        "tensorrt: this version of the extension makes no TensorRT engines yet; choose auto",
+    )
     engine = tiny.engine(tmp_path, backend="tensorrt")
     engine.prepare()
     assert (engine.status.state, engine.status.backend) == ("eager", "eager")
@@ -134,7 +158,9 @@ def test_tensorrt_says_why_it_does_not_serve(tmp_path: Path):
 
 
 def test_a_failed_backend_is_passed_over(tmp_path: Path):
-    chosen = choose(tiny.target(), ArtifactStore(tmp_path), Config(store=tmp_path), {"aoti": "it broke"})
+    chosen = choose(
+        tiny.target(), ArtifactStore(tmp_path), Config(store=tmp_path), {"aoti": "it broke"}
+    )
     assert (chosen.backend.name, chosen.reason) == ("jit", "aoti: it broke")
 
 
@@ -157,7 +183,9 @@ def test_without_a_compiler_the_clean_unet_answers(tmp_path: Path):
 
 def test_a_triton_that_does_not_import_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As triton-windows without the libraries it needs."""
-    (tmp_path / "triton.py").write_text("raise ImportError('DLL load failed while importing libtriton')")
+    (tmp_path / "triton.py").write_text(
+        "raise ImportError('DLL load failed while importing libtriton')"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "triton", raising=False)
     probe.cache_clear()
@@ -170,7 +198,9 @@ def test_a_triton_that_does_not_import_is_none(tmp_path: Path, monkeypatch: pyte
 # -- jit
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, at an import of its own
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning"
+)  # torch's own, at an import of its own
 def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
     """Old torch, taken away here: `torch.compile`, beside the caller."""
     engine, given = tiny.engine(tmp_path / "store", machine={"packaging": False}), tiny.inputs()
@@ -182,7 +212,9 @@ def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
         assert engine.counters.accelerated_calls == 0
         assert engine.job.wait(300)
         assert engine.take_up()
-        assert (engine.status.state, engine.status.backend) == ("ready", "jit"), engine.status.reason
+        assert (engine.status.state, engine.status.backend) == ("ready", "jit"), (
+            engine.status.reason
+        )
         assert "2.6 or later" in str(engine.status.reason)
         assert engine.status.artifact is None
         compiled = counters["stats"]["unique_graphs"]
@@ -195,10 +227,16 @@ def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
     another = tiny.engine(tmp_path / "store", unet=tiny.donor(seed=5), machine={"packaging": False})
     with contextlib.closing(another):
         another.prepare()
-        assert (another.job, another.status.state, another.status.backend) == (None, "ready", "jit"), "compiled anew for other weights"
+        assert (another.job, another.status.state, another.status.backend) == (
+            None,
+            "ready",
+            "jit",
+        ), "compiled anew for other weights"
         tiny.check(another, given)
         other = tiny.engine(tmp_path / "store", tiny.RELATIVE, machine={"packaging": False})
-        with contextlib.closing(other):  # torch refuses compiled functions to everybody while one thread traces
+        with contextlib.closing(
+            other
+        ):  # torch refuses compiled functions to everybody while one thread traces
             other.prepare()
             assert other.job is not None
             expected = another(*given)
@@ -217,9 +255,19 @@ def neighbour(store: ArtifactStore) -> None:
     target = tiny.target(units_of(tiny.TINY)[:3])
     whole = store.get(tiny.target().key)
     assert whole is not None
-    store.put(target.key, target.recipe, {f"{unit_key(u)}.pt2": whole.file(f"{unit_key(u)}.pt2") for u in target.units}, whole.verdict)
+    store.put(
+        target.key,
+        target.recipe,
+        {f"{unit_key(u)}.pt2": whole.file(f"{unit_key(u)}.pt2") for u in target.units},
+        whole.verdict,
+    )
     rest = tiny.target([OUTPUT])
-    store.put(rest.key, rest.recipe, {f"{unit_key(OUTPUT)}.pt2": whole.file(f"{unit_key(OUTPUT)}.pt2")}, whole.verdict)
+    store.put(
+        rest.key,
+        rest.recipe,
+        {f"{unit_key(OUTPUT)}.pt2": whole.file(f"{unit_key(OUTPUT)}.pt2")},
+        whole.verdict,
+    )
 
 
 def flip(artifact: Artifact) -> None:
@@ -229,7 +277,13 @@ def flip(artifact: Artifact) -> None:
     path.write_bytes(data)
 
 
-def put_again(store: ArtifactStore, artifact: Artifact, recipe: dict[str, Any], names: tuple[str, ...], verdict: Any) -> None:
+def put_again(
+    store: ArtifactStore,
+    artifact: Artifact,
+    recipe: dict[str, Any],
+    names: tuple[str, ...],
+    verdict: Any,
+) -> None:
     files = {name: artifact.path.parent.parent / name for name in names}
     for name, copy in files.items():
         copy.write_bytes(artifact.file(name).read_bytes())
@@ -245,12 +299,30 @@ def foreign(store: ArtifactStore, artifact: Artifact, **machine: Any) -> None:
 DAMAGES: dict[str, tuple[Callable[[ArtifactStore, Artifact], Any], str]] = {
     "a flipped bit": (lambda s, a: flip(a), "checksum does not match"),
     "a missing file": (lambda s, a: a.file(a.files[1]).unlink(), "is missing"),
-    "a shorter file": (lambda s, a: a.file(a.files[1]).write_bytes(b"PK"), "it has 2 bytes, expected"),
-    "a torn manifest": (lambda s, a: (a.path / MANIFEST).write_bytes(b'{"format": 1'), "its own checksum does not match"),
-    "another torch": (lambda s, a: foreign(s, a, torch="2.9.1"), f"was made for torch '2.9.1', here '{torch.__version__}'"),
-    "another GPU": (lambda s, a: foreign(s, a, device_type="cuda", device_name="H100"), "device_name 'H100', here"),
-    "a unit too few": (lambda s, a: put_again(s, a, a.recipe, a.files[:3], a.verdict), "has no code for "),
-    "no verdict": (lambda s, a: put_again(s, a, a.recipe, a.files, None), "has no accuracy check for ResBlock 64 -> 64"),
+    "a shorter file": (
+        lambda s, a: a.file(a.files[1]).write_bytes(b"PK"),
+        "it has 2 bytes, expected",
+    ),
+    "a torn manifest": (
+        lambda s, a: (a.path / MANIFEST).write_bytes(b'{"format": 1'),
+        "its own checksum does not match",
+    ),
+    "another torch": (
+        lambda s, a: foreign(s, a, torch="2.9.1"),
+        f"was made for torch '2.9.1', here '{torch.__version__}'",
+    ),
+    "another GPU": (
+        lambda s, a: foreign(s, a, device_type="cuda", device_name="H100"),
+        "device_name 'H100', here",
+    ),
+    "a unit too few": (
+        lambda s, a: put_again(s, a, a.recipe, a.files[:3], a.verdict),
+        "has no code for ",
+    ),
+    "no verdict": (
+        lambda s, a: put_again(s, a, a.recipe, a.files, None),
+        "has no accuracy check for ResBlock 64 -> 64",
+    ),
     "no code in it": (lambda s, a: garbage(s, a), "does not load"),
 }
 
@@ -261,7 +333,9 @@ def garbage(store: ArtifactStore, artifact: Artifact) -> None:
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES)
-def test_a_bad_artifact_never_serves(own_store: Path, damage: Callable[[ArtifactStore, Artifact], Any], words: str):
+def test_a_bad_artifact_never_serves(
+    own_store: Path, damage: Callable[[ArtifactStore, Artifact], Any], words: str
+):
     """Read-only it is refused; where nothing may be compiled it is removed; where something may be, it is made again."""
     store, key, given = ArtifactStore(own_store), tiny.target().key, tiny.inputs()
     good = store.get(key)
@@ -287,7 +361,11 @@ def test_a_bad_artifact_never_serves(own_store: Path, damage: Callable[[Artifact
 
     engine = tiny.engine(own_store, backend="aoti", blocking=True)
     engine.prepare()
-    assert (engine.status.state, engine.status.reason, engine.counters.compiles) == ("ready", None, 0)
+    assert (engine.status.state, engine.status.reason, engine.counters.compiles) == (
+        "ready",
+        None,
+        0,
+    )
     tiny.check(engine, given)
 
 
@@ -304,7 +382,11 @@ def test_a_bad_artifact_is_made_again_at_once(own_store: Path):
         assert "checksum does not match" in str(engine.status.reason)
         assert engine.job.wait(60)
         assert engine.take_up()
-        assert (engine.status.state, engine.status.reason, engine.counters.compiles) == ("ready", None, 0)
+        assert (engine.status.state, engine.status.reason, engine.counters.compiles) == (
+            "ready",
+            None,
+            0,
+        )
         tiny.served(engine, tiny.inputs())
     assert [problem for _, problem in store.verify()] == [None] * 3
 
@@ -352,4 +434,8 @@ def test_what_was_made_is_taken_up_only_for_the_weights_it_was_made_for(own_stor
         calls = engine.counters.accelerated_calls
         engine.donor.double()
         assert torch.equal(engine(*given), tiny.clean(engine, *given))
-        assert (engine.status.state, engine.status.reason, engine.counters.accelerated_calls) == ("compiling", None, calls)
+        assert (engine.status.state, engine.status.reason, engine.counters.accelerated_calls) == (
+            "compiling",
+            None,
+            calls,
+        )

@@ -23,7 +23,11 @@ from .checkpoint_files import tiny_weights, write  # noqa: F401  (a fixture)
 from .threads import one_thread  # noqa: F401  (a fixture)
 
 
-def refused(path: Path, error: type[AccelError] = BadCheckpoint, act: Callable[[Checkpoint], object] = Checkpoint.load_unet) -> str:
+def refused(
+    path: Path,
+    error: type[AccelError] = BadCheckpoint,
+    act: Callable[[Checkpoint], object] = Checkpoint.load_unet,
+) -> str:
     """The message of the refusal, which comes at opening or at `act`; it names the file, an expectation and a way out."""
     with pytest.raises(error) as e:
         act(open_checkpoint(path))
@@ -36,7 +40,9 @@ def refused(path: Path, error: type[AccelError] = BadCheckpoint, act: Callable[[
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 @pytest.mark.parametrize("keep", [3, 20, 200, -100])
-def test_a_truncated_file(tmp_path: Path, weights: dict[str, Tensor], suffix: str, keep: int) -> None:
+def test_a_truncated_file(
+    tmp_path: Path, weights: dict[str, Tensor], suffix: str, keep: int
+) -> None:
     path = write(tmp_path / f"cut{suffix}", weights)
     path.write_bytes(path.read_bytes()[:keep])
     message = refused(path)
@@ -45,7 +51,9 @@ def test_a_truncated_file(tmp_path: Path, weights: dict[str, Tensor], suffix: st
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_a_file_cut_between_opening_and_loading(tmp_path: Path, weights: dict[str, Tensor], suffix: str) -> None:
+def test_a_file_cut_between_opening_and_loading(
+    tmp_path: Path, weights: dict[str, Tensor], suffix: str
+) -> None:
     path = write(tmp_path / f"cut{suffix}", weights)
     checkpoint = open_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-100])
@@ -54,7 +62,9 @@ def test_a_file_cut_between_opening_and_loading(tmp_path: Path, weights: dict[st
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_a_file_replaced_between_opening_and_loading(tmp_path: Path, weights: dict[str, Tensor], suffix: str) -> None:
+def test_a_file_replaced_between_opening_and_loading(
+    tmp_path: Path, weights: dict[str, Tensor], suffix: str
+) -> None:
     path = write(tmp_path / f"a{suffix}", weights)
     checkpoint = open_checkpoint(path)
     write(path, {n: t for n, t in weights.items() if n != "out.2.bias"})
@@ -63,7 +73,15 @@ def test_a_file_replaced_between_opening_and_loading(tmp_path: Path, weights: di
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-@pytest.mark.parametrize("content", [b"hello, this is no checkpoint\n" * 20, b"<html>404</html>", b"\x00" * 64, bytes(range(256)) * 4])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello, this is no checkpoint\n" * 20,
+        b"<html>404</html>",
+        b"\x00" * 64,
+        bytes(range(256)) * 4,
+    ],
+)
 def test_another_kind_of_file(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"text{suffix}"
     path.write_bytes(content)
@@ -110,8 +128,12 @@ def ordinary_user() -> Iterator[None]:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 @pytest.mark.parametrize("closed", ["file", "folder"])
-def test_an_unreadable_file(weights: dict[str, Tensor], suffix: str, closed: str, request: pytest.FixtureRequest) -> None:
-    with tempfile.TemporaryDirectory() as outer:  # pytest's own folders are closed to others already
+def test_an_unreadable_file(
+    weights: dict[str, Tensor], suffix: str, closed: str, request: pytest.FixtureRequest
+) -> None:
+    with (
+        tempfile.TemporaryDirectory() as outer
+    ):  # pytest's own folders are closed to others already
         Path(outer).chmod(0o755)
         folder = Path(outer) / "models"
         folder.mkdir()
@@ -147,7 +169,9 @@ def test_a_pickle_that_would_run_something(tmp_path: Path, how: str) -> None:
     assert not created.exists()
     assert "weights_only" not in message  # torch's own advice is to switch the protection off
     if how != "bare, protocol 4":  # one that torch does not read at all
-        assert f"wants to run or build {os.mkdir.__module__}.mkdir; nothing of it was run" in message
+        assert (
+            f"wants to run or build {os.mkdir.__module__}.mkdir; nothing of it was run" in message
+        )
         assert "convert it to .safetensors" in message
     with path.open("rb") as f:
         pickle.load(f) if how.startswith("bare") else torch.load(f, weights_only=False)
@@ -161,10 +185,17 @@ def test_a_pickle_of_something_else(tmp_path: Path, content: object) -> None:
 
 
 NOT_UNETS = {
-    "a LoRA": ["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha"],
+    "a LoRA": [
+        "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha",
+    ],
     "a LoRA in the diffusers layout": ["unet.down_blocks.0.attentions.0.proj_in.lora_A.weight"],
     "a VAE": ["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight"],
-    "a UNet in the diffusers layout": ["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight", "time_embedding.linear_1.weight"],
+    "a UNet in the diffusers layout": [
+        "conv_in.weight",
+        "down_blocks.0.resnets.0.conv1.weight",
+        "time_embedding.linear_1.weight",
+    ],
     "a ControlNet": ["control_model.time_embed.0.weight", "control_model.zero_convs.0.0.weight"],
     "a text encoder": ["text_model.embeddings.position_embedding.weight"],
     "SD3": ["joint_blocks.0.x_block.attn.qkv.weight", "x_embedder.proj.weight"],
@@ -176,7 +207,9 @@ NOT_UNETS = {
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 @pytest.mark.parametrize("kind", NOT_UNETS)
 def test_a_file_without_a_unet(tmp_path: Path, kind: str, suffix: str) -> None:
-    path = write(tmp_path / f"other{suffix}", {name: torch.ones(2, 2) for name in NOT_UNETS[kind]}, prefix="")
+    path = write(
+        tmp_path / f"other{suffix}", {name: torch.ones(2, 2) for name in NOT_UNETS[kind]}, prefix=""
+    )
     message = refused(path)
     assert "holds no UNet" in message
     assert kind in message
@@ -184,8 +217,13 @@ def test_a_file_without_a_unet(tmp_path: Path, kind: str, suffix: str) -> None:
 
 
 def test_a_checkpoint_whose_unet_is_gone(tmp_path: Path) -> None:
-    names = ["first_stage_model.encoder.conv_in.weight", "cond_stage_model.transformer.text_model.final_layer_norm.weight"]
-    assert "holds no UNet" in refused(write(tmp_path / "a.safetensors", {n: torch.ones(2) for n in names}, prefix=""))
+    names = [
+        "first_stage_model.encoder.conv_in.weight",
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+    ]
+    assert "holds no UNet" in refused(
+        write(tmp_path / "a.safetensors", {n: torch.ones(2) for n in names}, prefix="")
+    )
 
 
 def test_a_file_without_tensors(tmp_path: Path) -> None:
@@ -194,7 +232,11 @@ def test_a_file_without_tensors(tmp_path: Path) -> None:
 
 
 def test_a_diffusion_transformer(tmp_path: Path) -> None:
-    names = ["joint_blocks.0.x_block.attn.qkv.weight", "x_embedder.proj.weight", "final_layer.linear.weight"]
+    names = [
+        "joint_blocks.0.x_block.attn.qkv.weight",
+        "x_embedder.proj.weight",
+        "final_layer.linear.weight",
+    ]
     path = write(tmp_path / "sd3.safetensors", {n: torch.ones(2, 2) for n in names})
     words = r"sd3\.safetensors: .*time_embed\.0\.weight is missing; this is a diffusion transformer \(SD3\), not a UNet"
     with pytest.raises(UnsupportedArchitecture, match=words):
@@ -203,13 +245,18 @@ def test_a_diffusion_transformer(tmp_path: Path) -> None:
 
 def test_an_architecture_that_is_not_ours(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     path = write(tmp_path / "a.safetensors", {**weights, "label_emb.weight": torch.ones(10, 128)})
-    with pytest.raises(UnsupportedArchitecture, match=r"a\.safetensors: .*label_emb\.weight \[10, 128\].*after model\.diffusion_model\."):
+    with pytest.raises(
+        UnsupportedArchitecture,
+        match=r"a\.safetensors: .*label_emb\.weight \[10, 128\].*after model\.diffusion_model\.",
+    ):
         open_checkpoint(path).architecture()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite(tmp_path: Path, weights: dict[str, Tensor], suffix: str, value: float) -> None:
+def test_weights_that_are_not_finite(
+    tmp_path: Path, weights: dict[str, Tensor], suffix: str, value: float
+) -> None:
     spoilt = {n: t.clone() for n, t in weights.items()}
     spoilt["middle_block.0.in_layers.2.weight"].view(-1)[5:8] = value
     message = refused(write(tmp_path / f"nan{suffix}", spoilt), BadWeights)
@@ -233,33 +280,49 @@ def test_weights_too_large_for_the_dtype(tmp_path: Path, weights: dict[str, Tens
 
 
 def test_mixed_dtypes(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    path = write(tmp_path / "a.safetensors", {n: t.half() if n.startswith("out.") else t for n, t in weights.items()})
+    path = write(
+        tmp_path / "a.safetensors",
+        {n: t.half() if n.startswith("out.") else t for n, t in weights.items()},
+    )
     message = refused(path, BadWeights)
     assert f"float32 ({len(weights) - 4} tensors, such as model.diffusion_model." in message
     assert "float16 (4 tensors, such as model.diffusion_model.out." in message
     assert "Say which dtype" in message
-    assert {p.dtype for p in open_checkpoint(path).load_unet(dtype=torch.float16).values()} == {torch.float16}
+    assert {p.dtype for p in open_checkpoint(path).load_unet(dtype=torch.float16).values()} == {
+        torch.float16
+    }
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_a_dtype_nothing_computes_in(tmp_path: Path, weights: dict[str, Tensor], suffix: str) -> None:
+def test_a_dtype_nothing_computes_in(
+    tmp_path: Path, weights: dict[str, Tensor], suffix: str
+) -> None:
     try:
-        path = write(tmp_path / f"a{suffix}", {n: t.to(torch.float8_e4m3fn) for n, t in weights.items()})
+        path = write(
+            tmp_path / f"a{suffix}", {n: t.to(torch.float8_e4m3fn) for n, t in weights.items()}
+        )
     except KeyError:
         pytest.skip(f"NOT RUN: torch {torch.__version__} writes no float8 into a {suffix}")
     assert "float8_e4m3fn" in refused(path, BadWeights)
-    assert {p.dtype for p in open_checkpoint(path).load_unet(dtype=torch.float16).values()} == {torch.float16}
+    assert {p.dtype for p in open_checkpoint(path).load_unet(dtype=torch.float16).values()} == {
+        torch.float16
+    }
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_quantised_weights(tmp_path: Path, weights: dict[str, Tensor], suffix: str) -> None:
-    path = write(tmp_path / f"a{suffix}", {n: t.to(torch.int8) if n == "out.2.weight" else t for n, t in weights.items()})
+    path = write(
+        tmp_path / f"a{suffix}",
+        {n: t.to(torch.int8) if n == "out.2.weight" else t for n, t in weights.items()},
+    )
     message = refused(path, act=lambda c: c.load_unet(dtype=torch.float16))
     assert "model.diffusion_model.out.2.weight is stored as int8" in message
 
 
 def test_a_dtype_torch_does_not_know(tmp_path: Path) -> None:
-    header = json.dumps({"time_embed.0.weight": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    header = json.dumps(
+        {"time_embed.0.weight": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}
+    ).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     message = refused(tmp_path / "a.safetensors")
     assert "F8_E8M0" in message or "damaged" in message

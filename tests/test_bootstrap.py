@@ -28,7 +28,12 @@ from lib_accel.tools.requirements import (
     torch_attempts,
 )
 
-OLD_PYTHON_MUST_READ = ("lib_accel/__init__.py", "lib_accel/__main__.py", "tests/__init__.py", "tests/__main__.py")
+OLD_PYTHON_MUST_READ = (
+    "lib_accel/__init__.py",
+    "lib_accel/__main__.py",
+    "tests/__init__.py",
+    "tests/__main__.py",
+)
 
 
 def lists(**groups: list[str]) -> dict[str, list[Requirement]]:
@@ -42,18 +47,25 @@ def test_lists_are_what_a_toml_library_reads(root: Path):
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     expected = {"run": project["dependencies"], **project["optional-dependencies"]}
-    assert {group: [entry.text for entry in entries] for group, entries in read_lists(root / "pyproject.toml").items()} == expected
+    assert {
+        group: [entry.text for entry in entries]
+        for group, entries in read_lists(root / "pyproject.toml").items()
+    } == expected
 
 
 def test_lists_with_comments_brackets_and_one_line(tmp_path: Path):
     file = tmp_path / "pyproject.toml"
-    optional = '[project.optional-dependencies]\nt = [\n  # no ] here\n  "c==2",\n]\n[tool]\nu = ["d"]\n'
+    optional = (
+        '[project.optional-dependencies]\nt = [\n  # no ] here\n  "c==2",\n]\n[tool]\nu = ["d"]\n'
+    )
     file.write_text('[project]\ndependencies = ["a", "b[x]>=1"]\n' + optional)
     assert read_lists(file) == lists(run=["a", "b[x]>=1"], t=["c==2"])
 
 
 def test_one_version_of_ours(root: Path):
-    assert f'version = "{lib_accel.__version__}"' in (root / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{lib_accel.__version__}"' in (root / "pyproject.toml").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_requirement_we_cannot_check_is_refused():
@@ -80,7 +92,10 @@ def test_versions(text: str, version: str, admitted: bool):
 
 def test_missing_names_the_absent_and_the_old():
     wanted = lists(run=["pytest>=8", "pytest>=999", "no-such-thing", "pillow"])["run"]
-    assert [entry.text for entry in requirements.missing(wanted)] == ["pytest>=999", "no-such-thing"]
+    assert [entry.text for entry in requirements.missing(wanted)] == [
+        "pytest>=999",
+        "no-such-thing",
+    ]
 
 
 # --- which torch
@@ -107,8 +122,12 @@ def test_missing_names_the_absent_and_the_old():
         ("Linux", False, "", "  ", [(TORCH, "--index-url", CPU_INDEX), (TORCH,)]),
     ],
 )
-def test_torch_attempts(system: str, nvidia: bool, own: str, override: str, expected: list[tuple[str, ...]]):
-    assert [attempt.arguments for attempt in torch_attempts(system, nvidia, own, override)] == expected
+def test_torch_attempts(
+    system: str, nvidia: bool, own: str, override: str, expected: list[tuple[str, ...]]
+):
+    assert [
+        attempt.arguments for attempt in torch_attempts(system, nvidia, own, override)
+    ] == expected
 
 
 def test_a_mirror_on_windows_with_nvidia_says_how_to_get_cuda():
@@ -136,7 +155,10 @@ def test_pip_settings(listed: str, source: str):
 @pytest.mark.parametrize(
     ("complaint", "hint"),
     [
-        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "disk is full",
+        ),
         (
             "WARNING: Retrying ... NewConnectionError: Failed to establish a new connection\nERROR: No matching distribution found",
             "network",
@@ -152,7 +174,9 @@ def test_hints(complaint: str, hint: str):
 
 def test_what_is_due():
     wanted = lists(run=["torch>=2.1", "tqdm"], test=["pytest"])
-    done = Stamp(torch=TORCH, lists={group: bootstrap.digest(entries) for group, entries in wanted.items()})
+    done = Stamp(
+        torch=TORCH, lists={group: bootstrap.digest(entries) for group, entries in wanted.items()}
+    )
     assert done.due(wanted) == []
     assert Stamp().due(wanted) == ["torch", "run", "test"]
     assert done.due({**wanted, **lists(test=["pytest", "ruff"])}) == ["test"]
@@ -176,18 +200,21 @@ def test_a_damaged_stamp_counts_as_interrupted(tmp_path: Path):
     assert damaged.step
 
 
-def test_without_ensurepip_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_ensurepip_the_package_to_install_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(bootstrap.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(bootstrap.SetupError, match=rf"sudo apt install python{sys.version_info[0]}\.{sys.version_info[1]}-venv"):
+    with pytest.raises(
+        bootstrap.SetupError,
+        match=rf"sudo apt install python{sys.version_info[0]}\.{sys.version_info[1]}-venv",
+    ):
         bootstrap.create(tmp_path / ".venv", None)
     assert not (tmp_path / ".venv").exists()
 
 
 @pytest.mark.parametrize("module", ["lib_accel", "tests"])
 def test_an_old_python_is_told(root: Path, module: str):
-    code = (
-        f"import runpy, sys; sys.version_info = (3, 9, 0); sys.version = '3.9.0 (old)'; runpy.run_module({module!r}, run_name='__main__')"
-    )
+    code = f"import runpy, sys; sys.version_info = (3, 9, 0); sys.version = '3.9.0 (old)'; runpy.run_module({module!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 1
     assert "needs Python 3.10 or newer; this is 3.9" in done.stderr
@@ -198,10 +225,14 @@ def test_an_old_python_can_read_as_far_as_that(root: Path, name: str):
     ast.parse((root / name).read_text(encoding="ascii"), feature_version=(3, 4))
 
 
-@pytest.mark.parametrize("python", [(sys.executable,), (sys.executable, "-S")], ids=["set up", "bare"])
+@pytest.mark.parametrize(
+    "python", [(sys.executable,), (sys.executable, "-S")], ids=["set up", "bare"]
+)
 def test_help_installs_nothing(root: Path, python: tuple[str, ...]):
     """-S: without site-packages, as on a fresh machine."""
-    done = subprocess.run([*python, "-m", "lib_accel", "--help"], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [*python, "-m", "lib_accel", "--help"], cwd=root, capture_output=True, text=True
+    )
     assert "[set-up]" not in done.stderr
     assert done.returncode == 0, done.stderr
     assert "demo" in done.stdout
@@ -214,9 +245,16 @@ def make_wheel(folder: Path, name: str, version: str) -> None:
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{name}.py", f"__version__ = {version!r}\n")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr(
+            f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
+        )
 
 
 class Project:
@@ -240,17 +278,39 @@ class Project:
         )
 
     def command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
-        own = {"PIP_FIND_LINKS": str(self.wheels), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "ACCEL_"))}
+        own = {
+            "PIP_FIND_LINKS": str(self.wheels),
+            "PIP_NO_INDEX": "1",
+            "PIP_CONFIG_FILE": os.devnull,
+        }
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("PIP_", "ACCEL_"))
+        }
         return [sys.executable, "-m", "job", *arguments], {**kept, **own}
 
     def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command, environment = self.command(*arguments)
-        return subprocess.run(command, cwd=self.folder, env={**environment, **more}, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command, environment = self.command(*arguments)
-        return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def stamp(self) -> dict[str, object]:
         return json.loads((self.venv / bootstrap.STAMP).read_text())
@@ -264,8 +324,16 @@ def project(tmp_path: Path, root: Path) -> Project:
 def test_first_run_second_run_and_a_new_list(project: Project):
     first = project.run("run", "two words", "--flag")
     assert first.returncode == 7, first.stderr  # the command's own status
-    assert first.stdout == "ran 2.13.0 ['two words', '--flag']\n"  # and nothing of pip's in its output
-    for said in (" lacks ", "acceltiny>=1", "Creating an environment", "Installing torch==2.13.0 from where pip is set", "Ready"):
+    assert (
+        first.stdout == "ran 2.13.0 ['two words', '--flag']\n"
+    )  # and nothing of pip's in its output
+    for said in (
+        " lacks ",
+        "acceltiny>=1",
+        "Creating an environment",
+        "Installing torch==2.13.0 from where pip is set",
+        "Ready",
+    ):
         assert said in first.stderr
 
     started = time.monotonic()
@@ -296,7 +364,9 @@ def test_first_run_second_run_and_a_new_list(project: Project):
     python = bootstrap.interpreter(project.venv)
     subprocess.run([python, "-m", "pip", "uninstall", "-qy", "acceltiny"], check=True)
     command, environment = project.command("run")
-    inside = subprocess.run([python, *command[1:]], cwd=project.folder, env=environment, capture_output=True, text=True)
+    inside = subprocess.run(
+        [python, *command[1:]], cwd=project.folder, env=environment, capture_output=True, text=True
+    )
     assert inside.returncode == 7, inside.stderr
     assert "Installing torch" not in inside.stderr
 

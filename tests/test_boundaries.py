@@ -17,8 +17,22 @@ from pathlib import Path
 import pytest
 
 HOST_SIDE = "lib_accel.host"
-NEVER = ("modules", "gradio", "launch", HOST_SIDE)  # in no place of the core, not even inside a function
-NOT_AT_IMPORT = ("diffusers", "transformers", "ldm", "sgm", "openvino", "tensorrt", "torch_tensorrt", "matplotlib.pyplot")
+NEVER = (
+    "modules",
+    "gradio",
+    "launch",
+    HOST_SIDE,
+)  # in no place of the core, not even inside a function
+NOT_AT_IMPORT = (
+    "diffusers",
+    "transformers",
+    "ldm",
+    "sgm",
+    "openvino",
+    "tensorrt",
+    "torch_tensorrt",
+    "matplotlib.pyplot",
+)
 
 IMPORT_PROBE = """
 import importlib, json, sys
@@ -96,7 +110,11 @@ def written_imports(root: Path) -> list[str]:
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                found += [f"{name}:{node.lineno} imports {target}" for target in imported(node, package) if forbidden(target)]
+                found += [
+                    f"{name}:{node.lineno} imports {target}"
+                    for target in imported(node, package)
+                    if forbidden(target)
+                ]
     return found
 
 
@@ -132,7 +150,9 @@ def changed_state(root: Path) -> list[str]:
 @pytest.fixture
 def spoilt(root: Path, tmp_path: Path) -> Path:
     """A copy of the package with files that break the rules."""
-    shutil.copytree(root / "lib_accel", tmp_path / "lib_accel", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        root / "lib_accel", tmp_path / "lib_accel", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (tmp_path / "lib_accel" / "zz_leak.py").write_text(
         "import os\nimport torch\ntry:\n    import gradio\nexcept ImportError:\n    pass\n"
         "torch.backends.cudnn.benchmark = True\ntorch.set_num_threads(1 + torch.get_num_threads())\nos.environ['LEAK'] = '1'\n"
@@ -179,7 +199,9 @@ def test_changed_flags_are_caught(spoilt: Path):
     assert keys == {"cudnn", "threads", "environment"}
 
 
-@pytest.mark.parametrize("module", ["lib_accel", "lib_accel.tools.bootstrap", "lib_accel.tools.requirements"])
+@pytest.mark.parametrize(
+    "module", ["lib_accel", "lib_accel.tools.bootstrap", "lib_accel.tools.requirements"]
+)
 def test_imported_without_site_packages(root: Path, module: str):
     """The package itself and what sets it up need the standard library alone (-S: no site-packages)."""
     code = f"import sys, {module}; assert 'torch' not in sys.modules"

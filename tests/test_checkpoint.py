@@ -12,7 +12,12 @@ from torch import Tensor
 from lib_accel.errors import BadCheckpoint
 from lib_accel.model.presets import sdxl
 from lib_accel.model.unet import UNet
-from lib_accel.tools.checkpoint import LDM_PREFIX, open_checkpoint, random_weights, save_random_checkpoint
+from lib_accel.tools.checkpoint import (
+    LDM_PREFIX,
+    open_checkpoint,
+    random_weights,
+    save_random_checkpoint,
+)
 
 from .checkpoint_files import TINY, tiny_weights, write  # noqa: F401  (a fixture)
 from .threads import one_thread  # noqa: F401  (a fixture)
@@ -22,7 +27,14 @@ from .threads import one_thread  # noqa: F401  (a fixture)
 @pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt", "a.pt", "a.pth", "A.SafeTensors"])
 def test_layouts(tmp_path: Path, weights: dict[str, Tensor], name: str, prefix: str) -> None:
     path = tmp_path / name
-    other = {"first_stage_model.encoder.conv_in.weight": torch.ones(3), "model_ema.decay": torch.ones(1)} if prefix else {}
+    other = (
+        {
+            "first_stage_model.encoder.conv_in.weight": torch.ones(3),
+            "model_ema.decay": torch.ones(1),
+        }
+        if prefix
+        else {}
+    )
     write(path, {**{prefix + n: t for n, t in weights.items()}, **other}, prefix="")
     checkpoint = open_checkpoint(path)
     assert checkpoint.path == path
@@ -41,7 +53,11 @@ def test_layouts(tmp_path: Path, weights: dict[str, Tensor], name: str, prefix: 
 def test_a_nested_state_dict(tmp_path: Path, weights: dict[str, Tensor], zipped: bool) -> None:
     path = tmp_path / "a.ckpt"
     state = {LDM_PREFIX + name: t for name, t in weights.items()}
-    torch.save({"state_dict": state, "global_step": 7, "lr": 0.5}, path, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": state, "global_step": 7, "lr": 0.5},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
     loaded = open_checkpoint(str(path)).load_unet()
     assert all(torch.equal(loaded[n], t) for n, t in weights.items())
 
@@ -64,7 +80,9 @@ def bytes_read() -> int:
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
-def test_changing_loaded_weights_leaves_the_file(tmp_path: Path, weights: dict[str, Tensor], name: str) -> None:
+def test_changing_loaded_weights_leaves_the_file(
+    tmp_path: Path, weights: dict[str, Tensor], name: str
+) -> None:
     path = write(tmp_path / name, weights)
     before = path.read_bytes()
     with torch.no_grad():
@@ -115,16 +133,25 @@ def test_random_weights_keep_activations_in_range() -> None:
     unet = UNet(architecture).adopt(random_weights(architecture, torch.float32, seed=0))
     peaks: dict[str, float] = {}
     for name, layer in unet.named_modules():
-        layer.register_forward_hook(lambda _m, _i, out, name=name: peaks.update({name: out.abs().max().item()}))
+        layer.register_forward_hook(
+            lambda _m, _i, out, name=name: peaks.update({name: out.abs().max().item()})
+        )
     with torch.no_grad():
-        out = unet(torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 77, 64), torch.randn(1, 48))
+        out = unet(
+            torch.randn(1, 4, 16, 16),
+            torch.tensor([500.0]),
+            torch.randn(1, 77, 64),
+            torch.randn(1, 48),
+        )
     assert len(peaks) > 500
     assert max(peaks.values()) < 200, max(peaks, key=lambda n: peaks[n])
     assert 0.1 < out.std() < 10
 
 
 def test_random_checkpoint_needs_its_ending(tmp_path: Path) -> None:
-    with pytest.raises(BadCheckpoint, match=r"r\.ckpt does not end in \.safetensors; expected .* Rename it"):
+    with pytest.raises(
+        BadCheckpoint, match=r"r\.ckpt does not end in \.safetensors; expected .* Rename it"
+    ):
         save_random_checkpoint(tmp_path / "r.ckpt", TINY, torch.float32, 0)
 
 

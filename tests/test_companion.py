@@ -40,7 +40,9 @@ def test_a_control_network_changes_the_result_and_is_computed_by_the_same_code(t
     control._engine = bare  # has no code: torch computes it
     ours = control(*given)
     assert all(tiny.error(a, b.double()) < 1e-5 for a, b in zip(theirs, ours, strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(theirs, ours, strict=True)), "compiled code never ran"
+    assert any(not torch.equal(a, b) for a, b in zip(theirs, ours, strict=True)), (
+        "compiled code never ran"
+    )
     assert tiny.error(driven(engine, given, controls=1)(), engine(*given).double()) > 1e-3
 
 
@@ -52,7 +54,12 @@ def test_its_weights_are_followed(tiny_store: Path):
 
     def check() -> None:
         layer = companion.compiled_layers(engine)[name]
-        assert tiny.error(engine.run_layer(layer, x, emb), donor.layers[name](x, emb, context).double()) < 1e-5
+        assert (
+            tiny.error(
+                engine.run_layer(layer, x, emb), donor.layers[name](x, emb, context).double()
+            )
+            < 1e-5
+        )
 
     check()
     weight = donor.get_submodule(f"{name}.in_layers.2").weight
@@ -71,7 +78,9 @@ def test_its_weights_are_followed(tiny_store: Path):
 
 def test_only_layers_of_a_unet_are_found():
     donor = tiny.donor()
-    donor.get_submodule("input_blocks.1.0.emb_layers.1").weight = nn.Parameter(torch.zeros(128, 256))  # scale and shift: another kind
+    donor.get_submodule("input_blocks.1.0.emb_layers.1").weight = nn.Parameter(
+        torch.zeros(128, 256)
+    )  # scale and shift: another kind
     found = layers_in(donor)
     assert "input_blocks.1.0" not in found
     assert "middle_block.0" in found
@@ -89,7 +98,11 @@ def test_networks_behind_a_forward_are_found_past_large_ones():
 
     wanted, own = Encoder(), Encoder()
     large = nn.Sequential(*(nn.Identity() for _ in range(21_000)))
-    units = [SimpleNamespace(model=large), SimpleNamespace(far=SimpleNamespace(behind=SimpleNamespace(model=nn.Sequential(wanted)))), own]
+    units = [
+        SimpleNamespace(model=large),
+        SimpleNamespace(far=SimpleNamespace(behind=SimpleNamespace(model=nn.Sequential(wanted)))),
+        own,
+    ]
 
     def forward() -> object:
         return units

@@ -57,11 +57,17 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "none", str(folder)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "none", str(folder)],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip(f"mount is not allowed here: {done.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a compiler's helper (torch 2.8) may take a moment to end
+    subprocess.run(
+        ["umount", "--lazy", str(folder)], check=True
+    )  # a compiler's helper (torch 2.8) may take a moment to end
 
 
 def stand_in(folder: Path, script: str) -> str:
@@ -91,7 +97,11 @@ def test_the_environment_of_a_worker(tmp_path: Path):
     gpu = _environment(tmp_path, replace(cpu, device_type="cuda", gpu_headers="/triton"))
     assert gpu["CUDA_HOME"] == "/triton"
     assert Path(gpu["CPATH"].split(os.pathsep)[-1], "nv", "target").is_file()
-    assert "CUDA_HOME" not in _environment(tmp_path, replace(cpu, device_type="cuda", gpu_headers="")).keys() - os.environ.keys()
+    assert (
+        "CUDA_HOME"
+        not in _environment(tmp_path, replace(cpu, device_type="cuda", gpu_headers="")).keys()
+        - os.environ.keys()
+    )
 
 
 @posix
@@ -100,7 +110,10 @@ def test_the_host_branch_of_headers_made_for_both(tmp_path: Path):
     code = '#include <nv/target>\nint f(int x) { NV_IF_ELSE_TARGET(NV_IS_DEVICE, asm("no such");, int y = x; return y;) }\n'
     (tmp_path / "both.cpp").write_text(code)
     include = Path(worker_process.__file__).with_name("include")
-    subprocess.run(["g++", "-c", f"-I{include}", "-o", str(tmp_path / "both.o"), str(tmp_path / "both.cpp")], check=True)
+    subprocess.run(
+        ["g++", "-c", f"-I{include}", "-o", str(tmp_path / "both.o"), str(tmp_path / "both.cpp")],
+        check=True,
+    )
 
 
 # -- killed
@@ -112,7 +125,10 @@ def test_compiling_goes_on_for_a_model_that_was_thrown_away(tmp_path: Path):
     first.prepare()
     job = first.job
     first.close(keep_compiling=True)
-    other, second = tiny.engine(tmp_path / "store", tiny.RELATIVE), tiny.engine(tmp_path / "store", unet=tiny.donor(seed=5))
+    other, second = (
+        tiny.engine(tmp_path / "store", tiny.RELATIVE),
+        tiny.engine(tmp_path / "store", unet=tiny.donor(seed=5)),
+    )
     with contextlib.closing(other), contextlib.closing(second):
         other.prepare()
         second.prepare()
@@ -120,13 +136,18 @@ def test_compiling_goes_on_for_a_model_that_was_thrown_away(tmp_path: Path):
         assert second.job is job
         assert other.job is not None
         waiting = other.job
-        until("the other's turn", lambda: waiting.progress().stage == "another architecture is compiled first")
+        until(
+            "the other's turn",
+            lambda: waiting.progress().stage == "another architecture is compiled first",
+        )
         assert job.wait(300)
         assert second.take_up()
         assert (second.status.state, second.counters.compiles) == ("ready", 4), second.status.reason
         assert other.job.wait(300)
         assert other.take_up()
-        assert (other.status.state, other.counters.compiles) == ("ready", 1), "three units are the same"
+        assert (other.status.state, other.counters.compiles) == ("ready", 1), (
+            "three units are the same"
+        )
 
 
 def test_a_job_cancelled_by_another_model_is_begun_again(tmp_path: Path):
@@ -160,7 +181,10 @@ def test_a_killed_worker(temp: Path, store: ArtifactStore):
         status = engine.status
         assert (status.state, status.backend, status.counters.compiles) == ("fallback", "eager", 0)
         assert "the compiler process ended (exit -9) at " in str(status.reason)
-        assert any(f" at {name}" in str(status.reason) for name in ("ResBlock 64 -> 64", "SpatialTransformer 64 x1"))
+        assert any(
+            f" at {name}" in str(status.reason)
+            for name in ("ResBlock 64 -> 64", "SpatialTransformer 64 x1")
+        )
         assert torch.equal(engine(*given), expected)
         engine.prepare()
         assert engine.job is None, "it does not try again and again"
@@ -191,7 +215,13 @@ if __name__ == "__main__":
 
 
 def start_job(root: Path, store: ArtifactStore, temp: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(temp), "TEMP": str(temp), "TMP": str(temp)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "TMPDIR": str(temp),
+        "TEMP": str(temp),
+        "TMP": str(temp),
+    }
     command = [sys.executable, "-c", JOB, str(store.root)]
     return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -233,7 +263,9 @@ def test_files_that_are_still_being_written_go_as_well(tmp_path: Path):
 
 def test_two_processes_want_the_same(root: Path, temp: Path, store: ArtifactStore):
     with start_job(root, store, temp) as one, start_job(root, store, temp) as other:
-        said = [json.loads(process.communicate(timeout=2 * PATIENCE_S)[0]) for process in (one, other)]
+        said = [
+            json.loads(process.communicate(timeout=2 * PATIENCE_S)[0]) for process in (one, other)
+        ]
     assert sorted(each["compiled"] for each in said) == [0, 1]
     assert [each["units"] for each in said] == [1, 1]
     assert len(store.list()) == 1
@@ -305,30 +337,43 @@ CRASHES = {
 @posix
 @pytest.mark.parametrize(("script", "message"), CRASHES.values(), ids=CRASHES)
 def test_a_compiler_that_crashes(
-    temp: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+    temp: Path,
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    message: str,
 ):
     monkeypatch.setenv("CXX", stand_in(tmp_path, script))
     job = CompileJob(tiny.target([OUTPUT]), store)
     job.start()
-    with pytest.raises(CompileFailed, match=rf"(?s)Output 64 -> 4 does not compile: .*{re.escape(message)}"):
+    with pytest.raises(
+        CompileFailed, match=rf"(?s)Output 64 -> 4 does not compile: .*{re.escape(message)}"
+    ):
         job.result()
     nothing_left(temp, store)
 
 
 @posix
-def test_a_compiler_that_hangs(temp: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_compiler_that_hangs(
+    temp: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("CXX", stand_in(tmp_path, f"touch {tmp_path}/called; sleep 1000"))
     job = CompileJob(tiny.target([OUTPUT]), store)
     job.start()
     until("the compiler to be called", (tmp_path / "called").exists)
     job.stall_s = 1
-    with pytest.raises(CompileFailed, match=r"the compiler hangs: no answer for 1 s at Output 64 -> 4"):
+    with pytest.raises(
+        CompileFailed, match=r"the compiler hangs: no answer for 1 s at Output 64 -> 4"
+    ):
         job.result()
     nothing_left(temp, store)
 
 
 @posix
-def test_a_compiler_that_compiles_something_else(temp: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_compiler_that_compiles_something_else(
+    temp: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Another epsilon in the normalisation: the code runs, is checked, and never serves."""
     wrong = 'for f in "$@"; do case $f in *.cpp) sed -i "s/1e-05/1e-02/g" "$f";; esac; done; exec /usr/bin/env g++ "$@"'
     monkeypatch.setenv("CXX", stand_in(tmp_path, wrong))
@@ -346,7 +391,9 @@ def test_a_compiler_that_compiles_something_else(temp: Path, store: ArtifactStor
 # -- no room
 
 
-def test_no_room_for_temporary_files(disk: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
+def test_no_room_for_temporary_files(
+    disk: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(tempfile, "tempdir", str(disk))
     (disk / "filler").write_bytes(bytes(3 * tiny.MIB - 16384))
     job = CompileJob(tiny.target([OUTPUT]), store)
@@ -358,7 +405,9 @@ def test_no_room_for_temporary_files(disk: Path, store: ArtifactStore, monkeypat
     assert store.list() == []
 
 
-def test_no_folder_for_temporary_files(tmp_path: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
+def test_no_folder_for_temporary_files(
+    tmp_path: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     job = CompileJob(tiny.target([OUTPUT]), store)
     job.start()
@@ -368,9 +417,17 @@ def test_no_folder_for_temporary_files(tmp_path: Path, store: ArtifactStore, mon
 
 def test_no_room_in_the_store(disk: Path, tiny_store: Path, temp: Path):
     """Three units could be taken over from the artifact that is there; a second copy does not fit."""
-    store, neighbour = ArtifactStore(disk / "store"), ArtifactStore(tiny_store).get(tiny.target().key)
+    store, neighbour = (
+        ArtifactStore(disk / "store"),
+        ArtifactStore(tiny_store).get(tiny.target().key),
+    )
     assert neighbour is not None
-    store.put(neighbour.key, neighbour.recipe, {name: neighbour.file(name) for name in neighbour.files}, neighbour.verdict)
+    store.put(
+        neighbour.key,
+        neighbour.recipe,
+        {name: neighbour.file(name) for name in neighbour.files},
+        neighbour.verdict,
+    )
     (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 300_000))
     job = CompileJob(tiny.target(units_of(tiny.TINY)[:3]), store)
     job.start()

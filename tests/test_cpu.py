@@ -28,35 +28,55 @@ def test_conv2d(dtype: torch.dtype, kernel: int, stride: int, channels_last: boo
             x = torch.randn(batch, inputs, height, width).to(dtype)
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            weight = (torch.randn(outputs, inputs, kernel, kernel) / (inputs * kernel**2) ** 0.5).to(dtype)
+            weight = (
+                torch.randn(outputs, inputs, kernel, kernel) / (inputs * kernel**2) ** 0.5
+            ).to(dtype)
             bias = torch.randn(outputs).to(dtype)
             out = cpu_operators.conv2d(x, weight, bias, stride, kernel // 2)
             assert out.dtype == dtype
             assert out.is_contiguous(memory_format=torch.channels_last)
-            assert relative(out, F.conv2d(x.double(), weight.double(), bias.double(), stride, kernel // 2)) < BOUND[dtype]
+            assert (
+                relative(
+                    out, F.conv2d(x.double(), weight.double(), bias.double(), stride, kernel // 2)
+                )
+                < BOUND[dtype]
+            )
 
 
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("tokens", [1, 513, 2 * cpu_operators.ROWS + 1])
 def test_feed_forward(dtype: torch.dtype, tokens: int) -> None:
     c = 32
-    x, into, out = torch.randn(2, tokens, c), torch.randn(8 * c, c) / c**0.5, torch.randn(c, 4 * c) / (4 * c) ** 0.5
-    x, into, into_bias, out, out_bias = (t.to(dtype) for t in (x, into, torch.randn(8 * c), out, torch.randn(c)))
+    x, into, out = (
+        torch.randn(2, tokens, c),
+        torch.randn(8 * c, c) / c**0.5,
+        torch.randn(c, 4 * c) / (4 * c) ** 0.5,
+    )
+    x, into, into_bias, out, out_bias = (
+        t.to(dtype) for t in (x, into, torch.randn(8 * c), out, torch.randn(c))
+    )
     hidden, gate = F.linear(x.double(), into.double(), into_bias.double()).chunk(2, dim=-1)
     reference = F.linear(hidden * F.gelu(gate), out.double(), out_bias.double())
-    assert relative(cpu_operators.feed_forward(x, into, into_bias, out, out_bias), reference) < BOUND[dtype]
+    assert (
+        relative(cpu_operators.feed_forward(x, into, into_bias, out, out_bias), reference)
+        < BOUND[dtype]
+    )
 
 
 def test_an_input_is_left_as_it_was() -> None:
     x = torch.randn(1, cpu_operators.ROWS + 3, 32)
     before = x.clone()
-    cpu_operators.feed_forward(x, torch.randn(256, 32), torch.randn(256), torch.randn(32, 128), torch.randn(32))
+    cpu_operators.feed_forward(
+        x, torch.randn(256, 32), torch.randn(256), torch.randn(32, 128), torch.randn(32)
+    )
     assert torch.equal(x, before)
 
 
 def test_shapes_are_told_without_computing() -> None:
     x = torch.empty(2, 8, 9, 7, device="meta")
-    out = cpu_operators.conv2d(x, torch.empty(16, 8, 3, 3, device="meta"), torch.empty(16, device="meta"), 2, 1)
+    out = cpu_operators.conv2d(
+        x, torch.empty(16, 8, 3, 3, device="meta"), torch.empty(16, device="meta"), 2, 1
+    )
     assert out.shape == (2, 16, 5, 4)
     assert out.is_contiguous(memory_format=torch.channels_last)
 

@@ -26,7 +26,12 @@ from .tiny import INPAINTING, RELATIVE, TINY, WITH_Y, Built, addresses, block_in
 
 def test_blocking_waits_for_the_artifact(built: Built):
     status = built.status
-    assert (status.state, status.backend, status.reason, status.progress) == ("ready", "aoti", None, None)
+    assert (status.state, status.backend, status.reason, status.progress) == (
+        "ready",
+        "aoti",
+        None,
+        None,
+    )
     assert status.artifact is not None
 
 
@@ -73,7 +78,9 @@ def test_any_size(tiny_store: Path, size: dict[str, int]):
 
 
 @pytest.mark.parametrize("architecture", [INPAINTING, WITH_Y], ids=["nine input channels", "y"])
-def test_relatives_with_the_same_units_share_the_artifact(tiny_store: Path, architecture: Architecture):
+def test_relatives_with_the_same_units_share_the_artifact(
+    tiny_store: Path, architecture: Architecture
+):
     engine = ready(tiny_store, architecture)
     assert engine.target.key == tiny.target().key
     tiny.check(engine, tiny.inputs(architecture))
@@ -116,11 +123,17 @@ def test_half_precision_images_from_full_precision_weights(tiny_store: Path):
     x, timesteps, context, _ = tiny.inputs()
     out = served(engine, (x.half(), timesteps, context.half(), None))
     assert out.dtype == torch.float16
-    assert torch.equal(out, served(engine, (x.half().float(), timesteps, context.half().float(), None)).half())
+    assert torch.equal(
+        out, served(engine, (x.half().float(), timesteps, context.half().float(), None)).half()
+    )
 
 
-@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), torch.enable_grad])
-def test_in_any_mode_of_the_host(tiny_store: Path, mode: Callable[[], contextlib.AbstractContextManager[Any]]):
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), torch.enable_grad]
+)
+def test_in_any_mode_of_the_host(
+    tiny_store: Path, mode: Callable[[], contextlib.AbstractContextManager[Any]]
+):
     engine = ready(tiny_store)
     engine.donor.requires_grad_(True)
     expected = served(engine, tiny.inputs())
@@ -142,7 +155,11 @@ def test_one_timestep_or_prompt_for_a_whole_batch(tiny_store: Path):
 def test_wrong_input_is_torchs_error_and_not_the_codes_fault(tiny_store: Path):
     engine = ready(tiny_store)
     x, timesteps, context, _ = given = tiny.inputs()
-    for wrong in ((x[:, :3], timesteps, context), (x, timesteps, context[..., :8]), (x, timesteps, torch.cat([context, context[:1]]))):
+    for wrong in (
+        (x[:, :3], timesteps, context),
+        (x, timesteps, context[..., :8]),
+        (x, timesteps, torch.cat([context, context[:1]])),
+    ):
         with pytest.raises(RuntimeError):
             engine(*wrong)
     with pytest.raises(RuntimeError):
@@ -169,7 +186,11 @@ def test_never_waiting_and_taking_over(own_store: Path):
             stages.add(job.progress().stage)
             if status.progress is not None and status.progress.fraction is not None:
                 fractions.append(status.progress.fraction)
-            assert (status.state, status.backend, engine.take_up()) == ("compiling", "aoti", False) or job.done
+            assert (status.state, status.backend, engine.take_up()) == (
+                "compiling",
+                "aoti",
+                False,
+            ) or job.done
             if len(fractions) in (1, 4):
                 tiny.check(engine, given)
         assert engine.counters.accelerated_calls == 0
@@ -179,7 +200,11 @@ def test_never_waiting_and_taking_over(own_store: Path):
         assert engine.take_up()
         assert not engine.take_up()
         tiny.check(engine, given)
-        assert (engine.status.state, engine.counters.compiles, engine.counters.accelerated_calls) == ("ready", 1, 1)
+        assert (
+            engine.status.state,
+            engine.counters.compiles,
+            engine.counters.accelerated_calls,
+        ) == ("ready", 1, 1)
     ready(own_store, RELATIVE)
     ready(own_store)
 
@@ -193,8 +218,12 @@ def test_close_undoes_everything(tiny_store: Path):
     engine.close()
     engine.close()
     assert addresses(donor) == at
-    assert all(p.is_meta for p in engine.unet.parameters()), "weights the host throws away must not live on with us"
-    assert all(torch.equal(v, before[k]) and v.is_contiguous() for k, v in donor.state_dict().items())
+    assert all(p.is_meta for p in engine.unet.parameters()), (
+        "weights the host throws away must not live on with us"
+    )
+    assert all(
+        torch.equal(v, before[k]) and v.is_contiguous() for k, v in donor.state_dict().items()
+    )
     assert torch.equal(engine(*given), expected), "without compiled code"
     assert engine.counters.accelerated_calls == 1
     assert engine.status.state == "eager"
@@ -204,7 +233,10 @@ def test_close_undoes_everything(tiny_store: Path):
 
 @pytest.mark.parametrize("message", ["no kernel image\nand more", ""])
 def test_code_that_fails_is_dropped_with_a_reason(tiny_store: Path, message: str):
-    for call in (lambda e, given: e(*given), lambda e, given: e.run_block("middle_block", *block_inputs(e, given))):
+    for call in (
+        lambda e, given: e(*given),
+        lambda e, given: e.run_block("middle_block", *block_inputs(e, given)),
+    ):
         engine, given = ready(tiny_store), tiny.inputs()
         expected = call(tiny.engine(tiny_store), given)
 
@@ -217,7 +249,10 @@ def test_code_that_fails_is_dropped_with_a_reason(tiny_store: Path, message: str
         for _ in range(2):
             assert torch.equal(call(engine, given), expected)
         assert engine.status.state == "fallback"
-        assert f"aoti: it failed while computing: {message.partition(chr(10))[0] or 'RuntimeError'}" == engine.status.reason
+        assert (
+            f"aoti: it failed while computing: {message.partition(chr(10))[0] or 'RuntimeError'}"
+            == engine.status.reason
+        )
         assert engine.counters.accelerated_calls == 0
 
 
@@ -230,8 +265,12 @@ class HeldGraphs:
         self.bytes = 0
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("out of memory"), RuntimeError("API call failed")])
-def test_out_of_memory_takes_what_graphs_hold_first(tiny_store: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError):
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("out of memory"), RuntimeError("API call failed")]
+)
+def test_out_of_memory_takes_what_graphs_hold_first(
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+):
     errors = [0]
     monkeypatch.setattr(engine_module, "out_of_memory_errors", lambda device: errors[0])
     engine, given = ready(tiny_store), tiny.inputs()
@@ -263,7 +302,9 @@ def test_out_of_memory_is_the_hosts_where_nothing_can_be_given_back(tiny_store: 
     assert engine.status.state == "ready"
 
 
-def test_running_out_of_memory_is_no_failure_of_the_code(tiny_store: Path, monkeypatch: pytest.MonkeyPatch):
+def test_running_out_of_memory_is_no_failure_of_the_code(
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+):
     """AOTInductor's code raises it as a plain RuntimeError; only the allocator's count of them tells."""
     errors = [0]
     monkeypatch.setattr(engine_module, "out_of_memory_errors", lambda device: errors[0])
@@ -287,7 +328,10 @@ def test_what_32_bits_cannot_count_runs_without_compiled_code(tiny_store: Path):
     layer = ready(tiny_store).compiled_layers()["middle_block.1"]
     pixels = engine_module.INT32_LIMIT // (8 * 64)
     for count, fits in ((pixels - 1, True), (pixels, False)):
-        h, context = torch.empty(1, 64, 1, count, device="meta"), torch.empty(1, 7, tiny.CONTEXT, device="meta")
+        h, context = (
+            torch.empty(1, 64, 1, count, device="meta"),
+            torch.empty(1, 7, tiny.CONTEXT, device="meta"),
+        )
         layer._parameters = [h]
         assert layer._fits([h, context]) == fits
 
@@ -303,5 +347,9 @@ def test_layers_of_others_run_their_way(tiny_store: Path):
     x, timesteps, context, y = given
     out = engine(x, timesteps, context, y, {"middle_block.1": patched})
     assert len(seen) == 1
-    assert torch.allclose(out, tiny.clean(engine, *given, {**engine.unet.layers, "middle_block.1": patched}), atol=1e-5)
+    assert torch.allclose(
+        out,
+        tiny.clean(engine, *given, {**engine.unet.layers, "middle_block.1": patched}),
+        atol=1e-5,
+    )
     assert not torch.allclose(out, served(engine, given), atol=1e-3)

@@ -57,10 +57,16 @@ def layer_of(engine: Engine) -> Any:
 
 
 MOVES: dict[str, Callable[[Engine], Any]] = {
-    "another Parameter": lambda e: setattr(layer_of(e).to_q, "weight", nn.Parameter(layer_of(e).to_q.weight.data * 2)),
-    "another address": lambda e: setattr(layer_of(e).to_q.weight, "data", layer_of(e).to_q.weight.data * 2),
+    "another Parameter": lambda e: setattr(
+        layer_of(e).to_q, "weight", nn.Parameter(layer_of(e).to_q.weight.data * 2)
+    ),
+    "another address": lambda e: setattr(
+        layer_of(e).to_q.weight, "data", layer_of(e).to_q.weight.data * 2
+    ),
     "channels last": lambda e: e.donor.to(memory_format=torch.channels_last),
-    "transposed memory": lambda e: [setattr(p, "data", p.data.t().contiguous().t()) for p in e.donor.parameters() if p.ndim == 2],
+    "transposed memory": lambda e: [
+        setattr(p, "data", p.data.t().contiguous().t()) for p in e.donor.parameters() if p.ndim == 2
+    ],
     "there and back": lambda e: e.donor.double().float(),
 }
 
@@ -77,29 +83,48 @@ def test_moved_weights_are_taken_up(tiny_store: Path, move: Callable[[Engine], A
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_code_never_meets_weights_of_another_dtype(tiny_store: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+def test_code_never_meets_weights_of_another_dtype(
+    tiny_store: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
     """There is no artifact for it and no compiler: the clean UNet answers, and the old code comes back with the old dtype."""
-    monkeypatch.setattr(cpu_operators, "fastest_dtype", lambda weights: weights)  # a CPU that is fast at bfloat16
+    monkeypatch.setattr(
+        cpu_operators, "fastest_dtype", lambda weights: weights
+    )  # a CPU that is fast at bfloat16
     engine, given = ready(tiny_store), tiny.inputs()
     engine.donor.to(dtype)
     assert torch.equal(engine(*given), tiny.clean(engine, *given))
-    assert torch.equal(engine.run_block("input_blocks.1", *block_inputs(engine, given)), run_clean(engine, "input_blocks.1", given))
+    assert torch.equal(
+        engine.run_block("input_blocks.1", *block_inputs(engine, given)),
+        run_clean(engine, "input_blocks.1", given),
+    )
     status = engine.status
-    assert (status.state, engine.counters.accelerated_calls, status.dtype) == ("eager", 0, str(dtype).removeprefix("torch."))
+    assert (status.state, engine.counters.accelerated_calls, status.dtype) == (
+        "eager",
+        0,
+        str(dtype).removeprefix("torch."),
+    )
     assert "compiling is switched off" in str(status.reason)
     engine.donor.float()
     tiny.check(engine, given)
     assert (engine.status.state, engine.counters.accelerated_calls) == ("ready", 1)
 
 
-def test_code_serves_narrow_weights_that_are_widened(tiny_store: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cpu_operators, "fastest_dtype", lambda weights: torch.float32)  # a CPU that is slow at bfloat16
+def test_code_serves_narrow_weights_that_are_widened(
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        cpu_operators, "fastest_dtype", lambda weights: torch.float32
+    )  # a CPU that is slow at bfloat16
     engine, given = ready(tiny_store), tiny.inputs()
     engine.donor.bfloat16()
     at = addresses(engine.donor)
     tiny.check(engine, given)
     served(engine, given)
-    assert (engine.status.state, engine.status.dtype, engine.counters.compiles) == ("ready", "float32", 0)
+    assert (engine.status.state, engine.status.dtype, engine.counters.compiles) == (
+        "ready",
+        "float32",
+        0,
+    )
     assert addresses(engine.donor) == at
     assert {p.dtype for p in engine.donor.parameters()} == {torch.bfloat16}
 
@@ -117,11 +142,16 @@ def test_unusable_weights_are_refused_until_they_are_back(tiny_store: Path):
     layer = engine.donor.get_submodule("out.2")
     before = {name: p.data for name, p in engine.donor.named_parameters()}
     layer.bfloat16()
-    with pytest.raises(BadWeights, match=r"out\.2\.weight is torch\.bfloat16 .* expected one dtype"):
+    with pytest.raises(
+        BadWeights, match=r"out\.2\.weight is torch\.bfloat16 .* expected one dtype"
+    ):
         engine(*given)
     layer.float()
     layer.weight.data = layer.weight.data[:2]  # type: ignore[union-attr, index, assignment]
-    with pytest.raises(BadWeights, match=r"out\.2\.weight: got the shape \[2, 64, 3, 3\], expected the shape \[4, 64, 3, 3\]"):
+    with pytest.raises(
+        BadWeights,
+        match=r"out\.2\.weight: got the shape \[2, 64, 3, 3\], expected the shape \[4, 64, 3, 3\]",
+    ):
         engine(*given)
     layer.weight.data = before["out.2.weight"]
     served(engine, given)
@@ -145,14 +175,16 @@ def test_a_bias_that_appears_is_computed(tiny_store: Path):
     after = served(engine, tiny.inputs())
     assert tiny.error(after, donor(*tiny.inputs()).double()) < 1e-5
     assert tiny.error(after, before.double()) > 1e-4
-    assert set(engine.layers) - set(engine.compiled_layers()) == set(engine.unet.layers) - set(ready(tiny_store).compiled_layers()) | {
-        "middle_block.1"
-    }
+    assert set(engine.layers) - set(engine.compiled_layers()) == set(engine.unet.layers) - set(
+        ready(tiny_store).compiled_layers()
+    ) | {"middle_block.1"}
     attention.to_q.bias = None
     assert torch.equal(served(engine, tiny.inputs()), before)
     attention.to_q.bias = nn.Parameter(torch.ones(63))
     for _ in range(2):  # as long as it is there
-        with pytest.raises(BadWeights, match=r"middle_block.*to_q\.bias: this UNet has no such parameter"):
+        with pytest.raises(
+            BadWeights, match=r"middle_block.*to_q\.bias: this UNet has no such parameter"
+        ):
             engine(*tiny.inputs())
     attention.to_q.bias = None
     assert torch.equal(served(engine, tiny.inputs()), before)

@@ -19,7 +19,10 @@ from lib_accel.runtime.graphs import GraphCache
 from . import tiny
 from .tiny import MIB
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT CHECKED: recording CUDA graphs needs a GPU, and there is none")
+gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="NOT CHECKED: recording CUDA graphs needs a GPU, and there is none",
+)
 
 
 class Calls:
@@ -97,7 +100,13 @@ def captures(engine: Engine) -> int:
     return engine._graphs.captures if engine._graphs else 0
 
 
-SIZES = ({}, {"height": 27, "width": 33}, {"batch": 1}, {"length": 154}, {"height": 8, "width": 8, "batch": 3})
+SIZES = (
+    {},
+    {"height": 27, "width": 33},
+    {"batch": 1},
+    {"length": 154},
+    {"height": 8, "width": 8, "batch": 3},
+)
 
 
 @gpu
@@ -139,7 +148,9 @@ def test_moved_weights_are_recorded_again():
     engine, inputs = on_gpu(), given()
     for _ in range(3):
         engine(*inputs)
-    engine.donor.get_submodule("out.2").weight = nn.Parameter(engine.donor.get_parameter("out.2.weight").data * 2)
+    engine.donor.get_submodule("out.2").weight = nn.Parameter(
+        engine.donor.get_parameter("out.2.weight").data * 2
+    )
     for _ in range(3):
         assert same(engine(*inputs), plain(engine, inputs))
     assert captures(engine) == 2
@@ -147,7 +158,9 @@ def test_moved_weights_are_recorded_again():
 
 @gpu
 def test_above_the_cap_all_but_the_newest_go():
-    x = [torch.randn(n, 1024, 1024, device="cuda") for n in (8, 9, 10)]  # 32, 36 and 40 MiB; a recording counts twice that
+    x = [
+        torch.randn(n, 1024, 1024, device="cuda") for n in (8, 9, 10)
+    ]  # 32, 36 and 40 MiB; a recording counts twice that
     cache = GraphCache(lambda t: t * 2, 150 * MIB)
     for t in (x[0], x[0], x[1], x[1], x[0], x[2], x[2]):
         assert torch.equal(cache(t), t * 2)
@@ -163,7 +176,9 @@ def test_above_the_cap_all_but_the_newest_go():
 @gpu
 def test_a_replay_that_differs_never_serves():
     calls: list[int] = []
-    cache = GraphCache(lambda t: (calls.append(1), t * len(calls))[1], MIB)  # the factor of the first call is recorded
+    cache = GraphCache(
+        lambda t: (calls.append(1), t * len(calls))[1], MIB
+    )  # the factor of the first call is recorded
     x = torch.ones(4, device="cuda")
     for _ in range(4):
         cache(x)

@@ -22,7 +22,9 @@ SHAPES = {"linear": (48, 32), "convolution": (16, 8, 3, 3), "point": (16, 8, 1, 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def low_rank(shape: Sequence[int], rank: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32) -> LowRank:
+def low_rank(
+    shape: Sequence[int], rank: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> LowRank:
     g = torch.Generator().manual_seed(seed)
     outputs, *rest = shape
     up = torch.randn(outputs, rank, *[1] * (len(rest) - 1), generator=g)
@@ -38,7 +40,9 @@ def exactly(base: Tensor, terms: Sequence[LowRank]) -> Tensor:
     """In float64."""
     total = base.double()
     for t in terms:
-        total = total + t.scale * (t.up.double().flatten(1) @ t.down.double().flatten(1)).view(base.shape)
+        total = total + t.scale * (t.up.double().flatten(1) @ t.down.double().flatten(1)).view(
+            base.shape
+        )
     return total
 
 
@@ -46,7 +50,9 @@ def one_by_one(base: Tensor, terms: Sequence[LowRank]) -> Tensor:
     """As it is usually done: in the weight's own precision, rounded after each network."""
     total = base.clone()
     for t in terms:
-        product = t.up.flatten(1).float() @ t.down.flatten(1).float()  # as CPUs sum; torch 2.1 has no narrower product there
+        product = (
+            t.up.flatten(1).float() @ t.down.flatten(1).float()
+        )  # as CPUs sum; torch 2.1 has no narrower product there
         total += product.view(base.shape).to(base.dtype) * t.scale
     return total
 
@@ -59,11 +65,16 @@ def error(got: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 @pytest.mark.parametrize("count", [1, 3, 10])
 def test_error_is_that_of_one_rounding(shape: tuple[int, ...], dtype: torch.dtype, count: int):
-    base, terms = weight_of(shape, dtype), [low_rank(shape, seed=i, dtype=dtype) for i in range(count)]
+    base, terms = (
+        weight_of(shape, dtype),
+        [low_rank(shape, seed=i, dtype=dtype) for i in range(count)],
+    )
     weight = base.clone()
     assert merge(weight, base, terms) is None
     expected = exactly(base, terms)
-    assert error(weight, expected) <= 0.6 * torch.finfo(dtype).eps  # a rounding is at most eps / 2 of each element
+    assert (
+        error(weight, expected) <= 0.6 * torch.finfo(dtype).eps
+    )  # a rounding is at most eps / 2 of each element
     assert error(weight, expected) <= error(one_by_one(base, terms), expected) * 1.01
 
 
@@ -129,9 +140,16 @@ def test_a_lora_that_does_not_fit_half_way_is_taken_out_again():
 
 
 @pytest.mark.parametrize(
-    "change", [{"dora_scale": torch.ones(1)}, {"lora_mid.weight": torch.ones(2, 2)}, {"lora_up.weight": torch.ones(9, 2)}]
+    "change",
+    [
+        {"dora_scale": torch.ones(1)},
+        {"lora_mid.weight": torch.ones(2, 2)},
+        {"lora_up.weight": torch.ones(9, 2)},
+    ],
 )
-def test_files_that_are_no_plain_lora_of_this_unet_are_refused(tmp_path: Path, change: dict[str, Tensor]):
+def test_files_that_are_no_plain_lora_of_this_unet_are_refused(
+    tmp_path: Path, change: dict[str, Tensor]
+):
     path = tmp_path / "lora.safetensors"
     save_lora(path, tiny.TINY, random_deltas(tiny.TINY, rank=2, seed=0))
     assert read_lora(path, tiny.TINY)
@@ -150,7 +168,10 @@ def test_a_thousand_random_changes_do_not_drift():
     merger, r = Merger(parameters), random.Random(5)
     seen: dict[Any, dict[str, Tensor]] = {}
     for _ in range(1000):
-        chosen = tuple((i, r.choice([-1e6, -0.5, 0.0, 0.7, 1.0])) for i in sorted(r.sample(range(4), r.randint(0, 2))))
+        chosen = tuple(
+            (i, r.choice([-1e6, -0.5, 0.0, 0.7, 1.0]))
+            for i in sorted(r.sample(range(4), r.randint(0, 2)))
+        )
         merger.set([(loras[i], strength) for i, strength in chosen])
         now = {name: p.detach().clone() for name, p in parameters.items()}
         if chosen in seen:

@@ -20,7 +20,17 @@ from lib_accel.model.architecture import Architecture
 from lib_accel.model.unet import UNet
 
 from . import original
-from .families import FAMILIES, Inputs, diffusers_forward, inputs, ldm_parameters, random_weights, shapes, small_unet, webui_forward
+from .families import (
+    FAMILIES,
+    Inputs,
+    diffusers_forward,
+    inputs,
+    ldm_parameters,
+    random_weights,
+    shapes,
+    small_unet,
+    webui_forward,
+)
 from .threads import one_thread  # noqa: F401  (a fixture)
 
 BOUND = 1e-5
@@ -28,7 +38,9 @@ BOUND = 1e-5
 FITTING = {"square": (1, 16, 16, 77), "wide": (3, 8, 32, 154), "tall": (2, 24, 8, 1)}
 ODD = {"square": (1, 15, 15, 77), "wide": (3, 9, 22, 154), "tall": (2, 20, 11, 1)}
 BASES = [name for name in FAMILIES if not name.endswith(("-inpainting", "-edit"))]
-VARIANTS = [name for name in FAMILIES if name not in BASES]  # only the first convolution differs: fewer shapes will do
+VARIANTS = [
+    name for name in FAMILIES if name not in BASES
+]  # only the first convolution differs: fewer shapes will do
 FITTING_CASES = [(f, s) for f in BASES for s in FITTING] + [(f, "wide") for f in VARIANTS]
 ODD_CASES = [(f, s) for f in BASES for s in ODD] + [(f, "wide") for f in VARIANTS]
 
@@ -73,12 +85,17 @@ def test_odd_sizes_equal_the_webui_wiring(family: str, shape: str) -> None:
 @pytest.mark.parametrize("family", BASES)
 def test_the_two_references_agree_on_fitting_sizes(family: str) -> None:
     i = make_inputs(family, FITTING["square"])
-    assert error(webui_forward(small_unet(family), i), diffusers_forward(small_unet(family), i)) <= BOUND
+    assert (
+        error(webui_forward(small_unet(family), i), diffusers_forward(small_unet(family), i))
+        <= BOUND
+    )
 
 
 def test_the_two_references_differ_on_odd_sizes() -> None:
     i = make_inputs("sd1", ODD["square"])
-    assert error(webui_forward(small_unet("sd1"), i), diffusers_forward(small_unet("sd1"), i)) > 1e-2
+    assert (
+        error(webui_forward(small_unet("sd1"), i), diffusers_forward(small_unet("sd1"), i)) > 1e-2
+    )
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -101,7 +118,9 @@ def original_family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.filterwarnings("ignore:.*sdp_kernel.* is deprecated:FutureWarning")  # sgm's attention calls it
+@pytest.mark.filterwarnings(
+    "ignore:.*sdp_kernel.* is deprecated:FutureWarning"
+)  # sgm's attention calls it
 @pytest.mark.parametrize("shape", [*FITTING.values(), *ODD.values()], ids=str)
 def test_equals_the_original(original_family: str, shape: tuple[int, int, int, int]) -> None:
     theirs = original_unet(original_family)
@@ -118,7 +137,9 @@ def test_the_original_has_the_described_names(original_family: str) -> None:
     theirs = original_unet(original_family)
     architecture = Architecture.from_module(theirs)
     assert architecture == ours(original_family).architecture
-    assert {n for n, _ in theirs.named_parameters()} == {n for n, _ in UNet(architecture).named_parameters()}
+    assert {n for n, _ in theirs.named_parameters()} == {
+        n for n, _ in UNet(architecture).named_parameters()
+    }
 
 
 @functools.cache
@@ -141,7 +162,9 @@ def test_adopt_shares_storage(donor: nn.Module) -> None:
     adopted = dict(unet.named_parameters())
     assert adopted.keys() == theirs.keys()
     assert all(adopted[n].data_ptr() == p.data_ptr() for n, p in theirs.items())
-    new = {t.untyped_storage().data_ptr() for t in unet.state_dict().values()} - {p.untyped_storage().data_ptr() for p in theirs.values()}
+    new = {t.untyped_storage().data_ptr() for t in unet.state_dict().values()} - {
+        p.untyped_storage().data_ptr() for p in theirs.values()
+    }
     assert not new
     assert not list(unet.buffers())
 
@@ -171,9 +194,15 @@ def test_adopt_sees_another_dtype(donor: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "shape", "expected"), [("out.2.weight", [4, 32, 1, 1], [4, 32, 3, 3]), ("middle_block.0.in_layers.0.bias", [64], [128])]
+    ("key", "shape", "expected"),
+    [
+        ("out.2.weight", [4, 32, 1, 1], [4, 32, 3, 3]),
+        ("middle_block.0.in_layers.0.bias", [64], [128]),
+    ],
 )
-def test_adopt_refuses_another_shape(donor: nn.Module, key: str, shape: list[int], expected: list[int]) -> None:
+def test_adopt_refuses_another_shape(
+    donor: nn.Module, key: str, shape: list[int], expected: list[int]
+) -> None:
     parameters = dict(donor.named_parameters())
     parameters[key] = nn.Parameter(torch.zeros(shape))
     with pytest.raises(BadWeights) as e:
@@ -186,5 +215,7 @@ def test_adopt_refuses_another_shape(donor: nn.Module, key: str, shape: list[int
 def test_adopt_refuses_a_missing_weight(donor: nn.Module) -> None:
     parameters = dict(donor.named_parameters())
     del parameters["time_embed.2.bias"]
-    with pytest.raises(BadWeights, match=r"time_embed\.2\.bias: got nothing, expected the shape \[128\]"):
+    with pytest.raises(
+        BadWeights, match=r"time_embed\.2\.bias: got nothing, expected the shape \[128\]"
+    ):
         UNet(ours("sd1").architecture).adopt(parameters)

@@ -28,7 +28,11 @@ def test_a_device_without_autocast_has_none_to_switch_off():
 
 def _tf32() -> list[object]:
     """In the old names and the new ones; reading an old one raises once the new one was set."""
-    owners = (torch.backends.cuda.matmul, torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None))
+    owners = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn,
+        getattr(torch.backends.cudnn, "conv", None),
+    )
     found: list[object] = []
     for owner in owners:
         for name in ("allow_tf32", "fp32_precision"):
@@ -39,7 +43,9 @@ def _tf32() -> list[object]:
     return found
 
 
-@pytest.mark.parametrize(("name", "on", "off"), [("allow_tf32", True, False), ("fp32_precision", "tf32", "ieee")])
+@pytest.mark.parametrize(
+    ("name", "on", "off"), [("allow_tf32", True, False), ("fp32_precision", "tf32", "ieee")]
+)
 def test_tf32_is_off_inside_and_as_it_was_afterwards(name: str, on: object, off: object):
     """Whichever way somebody has switched it on: with the old names or, from torch 2.9 on, the new."""
     matmul: Any = torch.backends.cuda.matmul
@@ -59,5 +65,9 @@ def test_tf32_is_off_inside_and_as_it_was_afterwards(name: str, on: object, off:
 
 def test_wider():
     cpu, apple = torch.device("cpu"), torch.device("mps")
-    assert [wider(d, cpu) for d in (torch.float16, torch.bfloat16, torch.float32)] == [torch.float32, torch.float32, torch.float64]
+    assert [wider(d, cpu) for d in (torch.float16, torch.bfloat16, torch.float32)] == [
+        torch.float32,
+        torch.float32,
+        torch.float64,
+    ]
     assert wider(torch.float32, apple) == torch.float32

@@ -37,24 +37,40 @@ def test_presets_are_the_real_unets(family: str) -> None:
 def test_presets_of_any_width_are_described_as_they_are(name: str, width: int) -> None:
     architecture = PRESETS[name](width)
     assert Architecture.from_module(UNet(architecture)) == architecture
-    assert Architecture.from_shapes({n: p.shape for n, p in UNet(architecture).named_parameters()}) == architecture
+    assert (
+        Architecture.from_shapes({n: p.shape for n, p in UNet(architecture).named_parameters()})
+        == architecture
+    )
 
 
 @pytest.mark.parametrize("make", [sd1, sdxl, sdxl_refiner])
 def test_32_channels_where_no_head_of_64_is_needed_there(make: Callable[..., Architecture]) -> None:
     architecture = make(32, context_dim=16)
-    assert Architecture.from_shapes({n: p.shape for n, p in UNet(architecture).named_parameters()}) == architecture
+    assert (
+        Architecture.from_shapes({n: p.shape for n, p in UNet(architecture).named_parameters()})
+        == architecture
+    )
 
 
 def test_other_arguments() -> None:
     architecture = sdxl(64, in_channels=9, context_dim=48, adm_channels=40)
-    assert (architecture.in_channels, architecture.context_dim, architecture.adm_channels) == (9, 48, 40)
+    assert (architecture.in_channels, architecture.context_dim, architecture.adm_channels) == (
+        9,
+        48,
+        40,
+    )
 
 
-@pytest.mark.parametrize(("make", "width", "multiple"), [(sd2, 32, 64), (sd1, 48, 32), (sd1, 0, 32), (sdxl, 16, 32), (sd2, -64, 64)])
-def test_refuses_a_width_that_does_not_fit(make: Callable[..., Architecture], width: int, multiple: int) -> None:
+@pytest.mark.parametrize(
+    ("make", "width", "multiple"),
+    [(sd2, 32, 64), (sd1, 48, 32), (sd1, 0, 32), (sdxl, 16, 32), (sd2, -64, 64)],
+)
+def test_refuses_a_width_that_does_not_fit(
+    make: Callable[..., Architecture], width: int, multiple: int
+) -> None:
     with pytest.raises(
-        UnsupportedArchitecture, match=rf"{width} model channels .* expected a multiple of {multiple}\. Use a multiple of 64"
+        UnsupportedArchitecture,
+        match=rf"{width} model channels .* expected a multiple of {multiple}\. Use a multiple of 64",
     ):
         make(width)
 

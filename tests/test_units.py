@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from lib_accel.compile.units import UnitFn, UnitModule, example_inputs, input_widths, side_input, unit_key, units_of, widest
+from lib_accel.compile.units import (
+    UnitFn,
+    UnitModule,
+    example_inputs,
+    input_widths,
+    side_input,
+    unit_key,
+    units_of,
+    widest,
+)
 from lib_accel.compile.verify import CHECK_SIZES, check_unit
 from lib_accel.errors import BadWeights
 from lib_accel.model.architecture import Layer, ResBlock
@@ -66,7 +75,9 @@ def test_a_unit_is_the_layer(unit: Layer):
     for layer in layers:
         assert module.names == [name for name, _ in layer.named_parameters()]
         side = activations[-1]
-        assert torch.equal(module(activations, list(layer.parameters())), layer(activations[0], side, side))
+        assert torch.equal(
+            module(activations, list(layer.parameters())), layer(activations[0], side, side)
+        )
     assert layers
 
 
@@ -120,7 +131,10 @@ def test_code_that_is_wrong_at_one_size_is_refused_with_that_size(at: int):
 
 
 def test_nan_is_refused():
-    found = verdict(UNITS[3], lambda inputs: plain(UNITS[3])(inputs) * (1 if inputs[0].shape[0] != 3 else float("nan")))
+    found = verdict(
+        UNITS[3],
+        lambda inputs: plain(UNITS[3])(inputs) * (1 if inputs[0].shape[0] != 3 else float("nan")),
+    )
     assert not found.passed
     assert str(CHECK_SIZES[2]) in str(found)
 
@@ -133,16 +147,27 @@ def test_another_shape_is_refused():
 
 @pytest.mark.parametrize("layer", UNITS, ids=unit_key)
 def test_no_activation_is_wider_than_said(layer: Layer):
-    size = (16, 8, 6, 7)  # more values than any weight has, and than the scores of attention, which torch keeps there
+    size = (
+        16,
+        8,
+        6,
+        7,
+    )  # more values than any weight has, and than the scores of attention, which torch keeps there
     most = [0]
 
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             out = func(*args, **(kwargs or {}))
-            most[0] = max(most[0], *(t.numel() for t in tree_flatten(out)[0] if isinstance(t, Tensor)), 0)
+            most[0] = max(
+                most[0], *(t.numel() for t in tree_flatten(out)[0] if isinstance(t, Tensor)), 0
+            )
             return out
 
-    inputs = [[t.to("meta") for t in given] for given in example_inputs(layer, size, torch.float32, CPU)]  # not the CPU's own way
+    inputs = [
+        [t.to("meta") for t in given] for given in example_inputs(layer, size, torch.float32, CPU)
+    ]  # not the CPU's own way
     with torch.no_grad(), Watch():
         UnitModule(layer)(*inputs)
     assert most[0] == widest(layer) * 16 * 8 * 6
@@ -177,10 +202,14 @@ def linear(m: nn.Module) -> nn.Linear:
 
 
 MOVES = {
-    "another Parameter": lambda m: setattr(linear(m), "weight", nn.Parameter(linear(m).weight.data)),
+    "another Parameter": lambda m: setattr(
+        linear(m), "weight", nn.Parameter(linear(m).weight.data)
+    ),
     "another address": lambda m: setattr(linear(m).weight, "data", linear(m).weight.data.clone()),
     "another dtype": lambda m: m.bfloat16(),
-    "another dtype at the same address": lambda m: setattr(linear(m).weight, "data", linear(m).weight.data.view(torch.int32)),
+    "another dtype at the same address": lambda m: setattr(
+        linear(m).weight, "data", linear(m).weight.data.view(torch.int32)
+    ),
     "another dtype of a vector": lambda m: setattr(m[0].bias, "data", m[0].bias.data.half()),
     "a part of it": lambda m: setattr(linear(m).weight, "data", linear(m).weight.data[:2]),
     "another length": lambda m: setattr(m[0].bias, "data", m[0].bias.data[:3]),
@@ -217,14 +246,19 @@ def test_unloaded_weights_are_refused():
 def test_mixed_dtypes_are_refused():
     m = small()
     m[1].half()  # type: ignore[index]
-    with pytest.raises(BadWeights, match=r"1\.weight is torch\.float16 on cpu but 0\.weight is torch\.float32 on cpu"):
+    with pytest.raises(
+        BadWeights,
+        match=r"1\.weight is torch\.float16 on cpu but 0\.weight is torch\.float32 on cpu",
+    ):
         Weights(m).accept()
 
 
 def test_weights_nothing_computes_in_are_refused():
     m = small()
     m[1].to(torch.float8_e4m3fn)  # type: ignore[index]  some layers, as the WebUI does
-    with pytest.raises(BadWeights, match=r"1\.weight is stored as float8_e4m3fn, which nothing computes in; keep"):
+    with pytest.raises(
+        BadWeights, match=r"1\.weight is stored as float8_e4m3fn, which nothing computes in; keep"
+    ):
         Weights(m).accept()
 
 
@@ -263,4 +297,6 @@ def test_layout_is_made_plain_where_it_is_not():
     addresses = [p.data_ptr() for p in m.parameters()]
     Weights(m).set_layout(compiled=True)
     Weights(m).set_layout(compiled=False)
-    assert addresses == [p.data_ptr() for p in m.parameters()], "what is right already is not copied"
+    assert addresses == [p.data_ptr() for p in m.parameters()], (
+        "what is right already is not copied"
+    )

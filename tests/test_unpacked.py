@@ -78,9 +78,15 @@ def temp(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def process(root: Path, temp: Path, code: str, *arguments: Path) -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "PYTHONPATH": str(root), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp)),
+    }
     command = [sys.executable, "-c", HEAD + code, *map(str, arguments)]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
         try:
             yield child
         finally:
@@ -119,18 +125,24 @@ def test_the_dead_are_swept_and_the_living_stay(root: Path, tiny_store: Path, te
             computes(ended, "end at once")  # it has swept the killed one's
             assert ended.wait(PATIENCE_S) == 0
         (left,) = folders(temp) - {mine}
-        assert all(len([*folder.rglob("*.so")]) == 4 for folder in (mine, left)), "they would have left nothing anyway"
+        assert all(len([*folder.rglob("*.so")]) == 4 for folder in (mine, left)), (
+            "they would have left nothing anyway"
+        )
         with process(root, temp, SERVE, tiny_store) as last:
             computes(last)
             assert left not in folders(temp)
             assert mine in folders(temp)
             computes(last)
             last.communicate(timeout=PATIENCE_S)
-        assert (folders(temp), locks(temp)) == ({mine}, {mine.name}), "a process that ends in peace takes its own with it"
+        assert (folders(temp), locks(temp)) == ({mine}, {mine.name}), (
+            "a process that ends in peace takes its own with it"
+        )
         computes(living)
     said(root, temp, THREADS, tiny_store)
     assert mine not in folders(temp)
-    assert [path.name for path in temp.iterdir()] == [mine.parent.name], "torch's own folders would stay for good"
+    assert [path.name for path in temp.iterdir()] == [mine.parent.name], (
+        "torch's own folders would stay for good"
+    )
 
 
 def test_nobody_else_can_write_it(root: Path, tiny_store: Path, temp: Path):
@@ -180,13 +192,20 @@ def test_temporary_files_that_were_cleaned(root: Path, own_store: Path, temp: Pa
     assert said(root, temp, again, own_store) == "ready None\n"
 
 
-def test_a_package_that_does_not_load_leaves_nothing_elsewhere(root: Path, tiny_store: Path, temp: Path, tmp_path: Path):
+def test_a_package_that_does_not_load_leaves_nothing_elsewhere(
+    root: Path, tiny_store: Path, temp: Path, tmp_path: Path
+):
     artifact = ArtifactStore(tiny_store).get(tiny.target().key)
     assert artifact is not None
     broken = tmp_path / "broken.pt2"
-    with zipfile.ZipFile(artifact.file(artifact.files[0])) as old, zipfile.ZipFile(broken, "w") as new:
+    with (
+        zipfile.ZipFile(artifact.file(artifact.files[0])) as old,
+        zipfile.ZipFile(broken, "w") as new,
+    ):
         for entry in old.infolist():
-            new.writestr(entry.filename, b"no library" if entry.filename.endswith(".so") else old.read(entry))
+            new.writestr(
+                entry.filename, b"no library" if entry.filename.endswith(".so") else old.read(entry)
+            )
     assert "wrapper.so" in said(root, temp, NO_LIBRARY, tiny_store, broken)
     (folder,) = folders(temp)
     assert [path.name for path in temp.iterdir()] == [folder.parent.name]

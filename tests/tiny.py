@@ -43,15 +43,23 @@ WITH_Y = family(adm_channels=12)  # the same units
 RELATIVE = family(context_dim=24)  # another transformer, the other three units are the same
 
 
-def donor(architecture: Architecture = TINY, seed: int = 0, dtype: torch.dtype = torch.float32) -> UNet:
+def donor(
+    architecture: Architecture = TINY, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> UNet:
     """Stands for the host's UNet: its own parameters under the checkpoint's names."""
     return UNet(architecture).adopt(random_weights(architecture, dtype, seed))
 
 
-def engine(store: Path, architecture: Architecture = TINY, unet: nn.Module | None = None, **options: Any) -> Engine:
+def engine(
+    store: Path, architecture: Architecture = TINY, unet: nn.Module | None = None, **options: Any
+) -> Engine:
     """With `machine=`, on a machine that differs from this one by those fields."""
     changes = options.pop("machine", {})
-    return Engine(unet or donor(architecture), Config(store=store, **options), machine=lambda device: replace(probe(device), **changes))
+    return Engine(
+        unet or donor(architecture),
+        Config(store=store, **options),
+        machine=lambda device: replace(probe(device), **changes),
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,9 @@ def build(store: Path) -> Built:
     return Built(store, e.status, fractions)
 
 
-def target(units: Iterable[Layer] = units_of(TINY), dtype: torch.dtype = torch.float32, **machine: Any) -> Target:
+def target(
+    units: Iterable[Layer] = units_of(TINY), dtype: torch.dtype = torch.float32, **machine: Any
+) -> Target:
     """For jobs without an engine."""
     cpu = torch.device("cpu")
     return Target(tuple(units), dtype, cpu, replace(probe(cpu), **machine))
@@ -89,22 +99,38 @@ def target(units: Iterable[Layer] = units_of(TINY), dtype: torch.dtype = torch.f
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
-def inputs(architecture: Architecture = TINY, batch: int = 2, height: int = 16, width: int = 16, length: int = 77, seed: int = 1) -> Inputs:
+def inputs(
+    architecture: Architecture = TINY,
+    batch: int = 2,
+    height: int = 16,
+    width: int = 16,
+    length: int = 77,
+    seed: int = 1,
+) -> Inputs:
     """`x, timesteps, context, y` of a call."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, architecture.in_channels, height, width, generator=g)
     timesteps = torch.rand(batch, generator=g) * 999
     context = torch.randn(batch, length, architecture.context_dim, generator=g)
-    y = torch.randn(batch, architecture.adm_channels, generator=g) if architecture.adm_channels else None
+    y = (
+        torch.randn(batch, architecture.adm_channels, generator=g)
+        if architecture.adm_channels
+        else None
+    )
     return x, timesteps, context, y
 
 
 @torch.no_grad()
 def exact(module: nn.Module, architecture: Architecture, given: Inputs) -> Tensor:
     """The same call in float64, from copies of the module's weights as they are now."""
-    weights = {name: nn.Parameter(p.detach().double(), requires_grad=False) for name, p in module.named_parameters()}
+    weights = {
+        name: nn.Parameter(p.detach().double(), requires_grad=False)
+        for name, p in module.named_parameters()
+    }
     x, timesteps, context, y = given
-    return UNet(architecture).adopt(weights)(x.double(), timesteps, context.double(), None if y is None else y.double())
+    return UNet(architecture).adopt(weights)(
+        x.double(), timesteps, context.double(), None if y is None else y.double()
+    )
 
 
 @torch.no_grad()

@@ -33,7 +33,9 @@ def get(name: str) -> Backend:
     return _ALL[name]
 
 
-def choose(target: Target, store: ArtifactStore, config: Config, skip: dict[str, str] | None = None) -> Choice:
+def choose(
+    target: Target, store: ArtifactStore, config: Config, skip: dict[str, str] | None = None
+) -> Choice:
     """The best backend that works here; eager always does. `skip` holds backends that failed already, with the reason."""
     order = AUTO_ORDER if config.backend == "auto" else (config.backend, "eager")
     refused = []

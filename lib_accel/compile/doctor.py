@@ -59,15 +59,22 @@ def _device(device: torch.device, machine: Machine, dtype: torch.dtype) -> Findi
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Finding(
-            "ok", f"{machine.device_name}, capability {machine.capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {dtype}"
+            "ok",
+            f"{machine.device_name}, capability {machine.capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {dtype}",
         )
-    return Finding("ok", f"{machine.device_name}, {machine.capability or 'no vector units known'}, {dtype}")
+    return Finding(
+        "ok", f"{machine.device_name}, {machine.capability or 'no vector units known'}, {dtype}"
+    )
 
 
 def _compiler(machine: Machine) -> Finding:
     if machine.cxx:
         return Finding("ok", f"C++ compiler: {machine.cxx}")
-    return Finding("note", "no C++ compiler was found", f"{cxx_advice()}, or import artifacts made on a machine like this")
+    return Finding(
+        "note",
+        "no C++ compiler was found",
+        f"{cxx_advice()}, or import artifacts made on a machine like this",
+    )
 
 
 def _triton(machine: Machine) -> Finding:
@@ -85,9 +92,15 @@ def _headers(machine: Machine) -> Finding | None:
             if sys.platform == "win32"
             else f"install them (Debian, Ubuntu: apt install python{version}-dev)"
         )
-        return Finding("note", f"the headers of Python {version} (Python.h) are missing, which Triton needs", how)
+        return Finding(
+            "note",
+            f"the headers of Python {version} (Python.h) are missing, which Triton needs",
+            how,
+        )
     if machine.gpu_headers is None:
-        return Finding("note", "CUDA's headers were not found, which aoti needs to compile", cuda_advice())
+        return Finding(
+            "note", "CUDA's headers were not found, which aoti needs to compile", cuda_advice()
+        )
     return None
 
 
@@ -99,7 +112,11 @@ def _store(store: ArtifactStore) -> Finding:
         return Finding("problem", "the artifact store cannot be used", str(e))
     damaged = [e for e in entries if e.problem]
     if damaged:
-        return Finding("note", f"{len(damaged)} damaged artifacts in {store.root}: {damaged[0].problem}", "they are made again when needed")
+        return Finding(
+            "note",
+            f"{len(damaged)} damaged artifacts in {store.root}: {damaged[0].problem}",
+            "they are made again when needed",
+        )
     return Finding(
         "ok",
         f"store {store.root}: {len(entries)} artifacts, {sum(e.bytes for e in entries) / 1e6:.1f} MB of {store.max_bytes / 1e6:.0f} MB",
@@ -110,20 +127,34 @@ def _temporary() -> Finding:
     folder = Path(tempfile.gettempdir())
     free = shutil.disk_usage(folder).free
     if free < 2**30:
-        return Finding("problem", f"only {free / 2**20:.0f} MiB are free in {folder}", "compiling needs about 1 GiB of temporary files")
+        return Finding(
+            "problem",
+            f"only {free / 2**20:.0f} MiB are free in {folder}",
+            "compiling needs about 1 GiB of temporary files",
+        )
     return Finding("ok", f"{free / 2**30:.0f} GiB free for temporary files in {folder}")
 
 
 def _backends(target: Target, store: ArtifactStore) -> list[Finding]:
     config = Config(store=store.root)
     choice = choose(target, store, config)
-    findings = [Finding("note", f"backend {name} does not work here", why) for name, why in choice.refused]
+    findings = [
+        Finding("note", f"backend {name} does not work here", why) for name, why in choice.refused
+    ]
     name = choice.backend.name
     if name == AUTO_ORDER[-1] and target.machine.device_type != "cuda":
         findings.append(
-            Finding("problem", "nothing can be compiled here: images are made at the plain speed of torch", "see the notes above")
+            Finding(
+                "problem",
+                "nothing can be compiled here: images are made at the plain speed of torch",
+                "see the notes above",
+            )
         )
     else:
-        graphs = target.machine.device_type == "cuda" and (name != "aoti" or target.machine.recordable)
-        findings.append(Finding("ok", f"automatic choice: {name}" + (" with CUDA graphs" if graphs else "")))
+        graphs = target.machine.device_type == "cuda" and (
+            name != "aoti" or target.machine.recordable
+        )
+        findings.append(
+            Finding("ok", f"automatic choice: {name}" + (" with CUDA graphs" if graphs else ""))
+        )
     return findings

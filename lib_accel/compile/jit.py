@@ -84,10 +84,16 @@ class JitJob(Job):
                     fn = jit_unit(layer, dtype, device)
                     verdict = check_unit(layer, fn, dtype, device, alone=False)
             except RuntimeError as e:  # torch's compiler errors all derive from it
-                what = " ".join(str(e).strip().partition("\n\n")[0].split())  # the rest is advice on torch's own logs
-                raise CompileFailed(f"{describe(layer)} does not compile: {type(e).__name__}: {what}") from e
+                what = " ".join(
+                    str(e).strip().partition("\n\n")[0].split()
+                )  # the rest is advice on torch's own logs
+                raise CompileFailed(
+                    f"{describe(layer)} does not compile: {type(e).__name__}: {what}"
+                ) from e
             if not verdict.passed:
-                raise ArtifactRejected(f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded")
+                raise ArtifactRejected(
+                    f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded"
+                )
             _made[layer, dtype, device] = fn
             self.compiled += 1
         return _at_hand(self.target)
@@ -117,11 +123,15 @@ def jit_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device) -> Uni
     activations, weights = example_inputs(layer, TRACED, dtype, device)
     count = len(activations)
     with torch.no_grad():
-        graph = make_fx(lambda *t: module(list(t[:count]), list(t[count:])), tracing_mode="symbolic")(*activations, *weights)
+        graph = make_fx(
+            lambda *t: module(list(t[:count]), list(t[count:])), tracing_mode="symbolic"
+        )(*activations, *weights)
     compiled = torch.compile(graph, dynamic=True, fullgraph=True)
 
     def call(inputs: list[torch.Tensor]) -> torch.Tensor:
-        inputs = [t.detach() for t in inputs]  # whether a weight wants a gradient would be one more reason to compile again
+        inputs = [
+            t.detach() for t in inputs
+        ]  # whether a weight wants a gradient would be one more reason to compile again
         for weight in inputs[count:]:
             torch._dynamo.mark_static(weight)
         with torch.no_grad():
@@ -133,5 +143,7 @@ def jit_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device) -> Uni
                     raise
                 return graph(*inputs)
 
-    call([*activations, *weights])  # first: what is compiled for a square, say, would be compiled again for the general case
+    call(
+        [*activations, *weights]
+    )  # first: what is compiled for a square, say, would be compiled again for the general case
     return call

@@ -27,7 +27,11 @@ class Progress:
     remaining_s: float | None  # an estimate from the pace so far
 
     def to_dict(self) -> dict[str, object]:
-        return {"stage": self.stage, "elapsed_s": round(self.elapsed_s, 1), "fraction": self.fraction}
+        return {
+            "stage": self.stage,
+            "elapsed_s": round(self.elapsed_s, 1),
+            "fraction": self.fraction,
+        }
 
 
 EXIT_WAIT_S = 30.0
@@ -120,7 +124,10 @@ class Job(ABC):
         except AccelError as e:
             self._stage, self._error = "failed", e
         except Exception as e:  # noqa: BLE001  a thread has nobody to raise to: `result` does
-            self._stage, self._error = "failed", CompileFailed(f"unexpected {type(e).__name__}: {e}")
+            self._stage, self._error = (
+                "failed",
+                CompileFailed(f"unexpected {type(e).__name__}: {e}"),
+            )
             self._error.__cause__ = e
         finally:
             self._ended = time.monotonic()

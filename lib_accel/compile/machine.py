@@ -36,7 +36,9 @@ class Machine:
     capability: str  # "9.0" on CUDA, "AVX512" on CPU
     platform: str  # "linux-x86_64"
     cxx: str | None  # path of a C++ compiler
-    gpu_headers: str | None  # the folder whose `include` has CUDA's headers; "" where torch finds them by itself (a toolkit, ROCm)
+    gpu_headers: (
+        str | None
+    )  # the folder whose `include` has CUDA's headers; "" where torch finds them by itself (a toolkit, ROCm)
     packaging: bool  # torch can make and load AOTInductor packages with dynamic shapes
     recordable: bool  # code from packages runs without locks and event waits inside: a CUDA graph can record it (torch 2.7)
     compile: bool  # torch.compile is there and knows this system; whether it knows this Python shows when it is used
@@ -81,7 +83,9 @@ def cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
-    first = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    first = dict(
+        reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line])
+    )
     # in a virtual machine one model name can stand for several instruction sets
     features = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]
     return f"{first.get('model name', platform.machine())} {features}"
@@ -92,7 +96,10 @@ def _triton_version() -> str | None:
         return None
     try:
         import triton  # type: ignore[import-not-found]  # only where CUDA is
-    except (ImportError, OSError):  # there, but made for another Python, or without the libraries it needs
+    except (
+        ImportError,
+        OSError,
+    ):  # there, but made for another Python, or without the libraries it needs
         return None
     return getattr(triton, "__version__", "unknown")
 
@@ -110,7 +117,9 @@ def _torch_before(major: int, minor: int) -> bool:
 
 def _runs_single_threaded() -> bool:
     """Its loader can be told so: by a third argument, of which only pybind11's words tell."""
-    return "arg2: bool" in (getattr(getattr(_package_loader(), "__init__", None), "__doc__", None) or "")
+    return "arg2: bool" in (
+        getattr(getattr(_package_loader(), "__init__", None), "__doc__", None) or ""
+    )
 
 
 def _package_loader() -> Any:
@@ -119,7 +128,11 @@ def _package_loader() -> Any:
 
 def find_cxx() -> str | None:
     """The C++ compiler Inductor would call."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else (["cl", "clang-cl"] if sys.platform == "win32" else ["g++", "clang++", "c++"])
+    names = (
+        [os.environ["CXX"]]
+        if os.environ.get("CXX")
+        else (["cl", "clang-cl"] if sys.platform == "win32" else ["g++", "clang++", "c++"])
+    )
     return next((path for path in map(shutil.which, names) if path), None)
 
 
@@ -132,7 +145,11 @@ def cxx_advice() -> str:
     return "install g++ (Debian, Ubuntu: apt install g++)"
 
 
-TOOLKIT = Path("C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA" if sys.platform == "win32" else "/usr/local/cuda")
+TOOLKIT = Path(
+    "C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA"
+    if sys.platform == "win32"
+    else "/usr/local/cuda"
+)
 
 
 def triton_advice() -> str:
@@ -148,8 +165,14 @@ def find_gpu_headers() -> str | None:
     if torch.version.hip or named or TOOLKIT.exists():
         return ""
     spec = importlib.util.find_spec("triton")
-    folders = [Path(root, "backends", "nvidia") for root in (spec and spec.submodule_search_locations) or ()]
-    return next((str(folder) for folder in folders if (folder / "include" / "cuda_runtime.h").is_file()), None)
+    folders = [
+        Path(root, "backends", "nvidia")
+        for root in (spec and spec.submodule_search_locations) or ()
+    ]
+    return next(
+        (str(folder) for folder in folders if (folder / "include" / "cuda_runtime.h").is_file()),
+        None,
+    )
 
 
 def cuda_advice() -> str:
@@ -158,7 +181,11 @@ def cuda_advice() -> str:
 
 def spaced_folder() -> Path | None:
     """One with a space in its name that Inductor would hand to g++ without quotes."""
-    folders = [] if sys.platform == "win32" else [Path(torch.__file__).parent, Path(tempfile.gettempdir())]
+    folders = (
+        []
+        if sys.platform == "win32"
+        else [Path(torch.__file__).parent, Path(tempfile.gettempdir())]
+    )
     return next((folder for folder in folders if " " in str(folder)), None)
 
 
@@ -196,6 +223,15 @@ class Target:
             "dtype": recipe.get("dtype"),
             "options": recipe.get("options"),
         }
-        mine = {**ours["machine"], "engine": ours["engine"], "dtype": ours["dtype"], "options": ours["options"]}
-        differ = [f"{name} {theirs.get(name)!r}, here {value!r}" for name, value in mine.items() if theirs.get(name) != value]
+        mine = {
+            **ours["machine"],
+            "engine": ours["engine"],
+            "dtype": ours["dtype"],
+            "options": ours["options"],
+        }
+        differ = [
+            f"{name} {theirs.get(name)!r}, here {value!r}"
+            for name, value in mine.items()
+            if theirs.get(name) != value
+        ]
         return "; ".join(differ) or None

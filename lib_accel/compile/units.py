@@ -39,7 +39,11 @@ def input_widths(layer: arch.Layer) -> tuple[int, ...]:
     """Channels of h and, where the unit takes one, of the second activation."""
     if isinstance(layer, arch.SpatialTransformer):
         return layer.channels, layer.context_dim
-    return (layer.in_channels, layer.emb_channels) if isinstance(layer, arch.ResBlock) else (layer.in_channels,)
+    return (
+        (layer.in_channels, layer.emb_channels)
+        if isinstance(layer, arch.ResBlock)
+        else (layer.in_channels,)
+    )
 
 
 def widest(layer: arch.Layer) -> int:
@@ -80,7 +84,11 @@ class UnitModule(nn.Module):
 
 
 def example_inputs(
-    layer: arch.Layer, size: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, seed: int = 0
+    layer: arch.Layer,
+    size: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int = 0,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Random activations and weights for `size = (B, H, W, L)`; the weights are scaled so that activations stay near 1."""
     g = torch.Generator().manual_seed(seed)

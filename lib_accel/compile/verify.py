@@ -47,7 +47,14 @@ class Verdict:
         return cls(tuple(data["compiled"]), tuple(data["eager"]))
 
 
-def check_unit(layer: arch.Layer, fn: UnitFn, dtype: torch.dtype, device: torch.device, alone: bool, seed: int = 1) -> Verdict:
+def check_unit(
+    layer: arch.Layer,
+    fn: UnitFn,
+    dtype: torch.dtype,
+    device: torch.device,
+    alone: bool,
+    seed: int = 1,
+) -> Verdict:
     """Run `fn` at every size of CHECK_SIZES that torch can run against a float64 reference (float32 where the dtype is narrower).
 
     `alone`: nothing else computes in this process, so that TF32 may be off while the reference is computed.
@@ -61,7 +68,9 @@ def check_unit(layer: arch.Layer, fn: UnitFn, dtype: torch.dtype, device: torch.
                 continue
             activations, weights = example_inputs(layer, size, dtype, device, seed + i)
             with exact_products(device) if alone else contextlib.nullcontext():
-                reference = module([a.to(precise) for a in activations], weights)  # each widened where it is used: no copy of all
+                reference = module(
+                    [a.to(precise) for a in activations], weights
+                )  # each widened where it is used: no copy of all
             eager.append(relative_error(module(activations, weights), reference))
             compiled.append(relative_error(fn([*activations, *weights]), reference))
     return Verdict(tuple(compiled), tuple(eager))
@@ -69,5 +78,9 @@ def check_unit(layer: arch.Layer, fn: UnitFn, dtype: torch.dtype, device: torch.
 
 def _single_values(layer: arch.Layer) -> bool:
     """One channel a group: at one pixel there is nothing to normalise, and torch refuses."""
-    widths = (layer.channels,) if isinstance(layer, arch.SpatialTransformer) else (layer.in_channels, layer.out_channels)
+    widths = (
+        (layer.channels,)
+        if isinstance(layer, arch.SpatialTransformer)
+        else (layer.in_channels, layer.out_channels)
+    )
     return arch.NORM_GROUPS in widths

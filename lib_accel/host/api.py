@@ -39,7 +39,11 @@ def _guard(request: Request, given: HTTPBasicCredentials | None = _with_credenti
         token = cookies.get("access-token") or cookies.get("access-token-unsecure")
         if token and token in getattr(request.app, "tokens", {}):
             return
-    raise HTTPException(401, "Incorrect username or password", headers={"WWW-Authenticate": "Basic"} if pairs else None)
+    raise HTTPException(
+        401,
+        "Incorrect username or password",
+        headers={"WWW-Authenticate": "Basic"} if pairs else None,
+    )
 
 
 def _status() -> dict[str, Any]:

@@ -21,7 +21,9 @@ from .inspection import Inspector, networks_behind, own_forward, summary
 from .layers import HostLayer, Layers
 from .lora import Loras
 
-_KEY = "_accel_attachment"  # on the network, so that what we did lives and dies with the model object
+_KEY = (
+    "_accel_attachment"  # on the network, so that what we did lives and dies with the model object
+)
 
 
 @dataclass
@@ -51,12 +53,18 @@ class Attachment:
         self.engine = Engine(unet, config, device=webui.device())
         names = [name for name, _ in self.engine.architecture.layers()]
         self._inspector = Inspector(unet, names)
-        self._host_layers: dict[str, LayerFn] = {name: HostLayer(unet.get_submodule(name)) for name in names}
-        compiled = [name for name, spec in self.engine.architecture.layers() if spec in self.engine.units]
+        self._host_layers: dict[str, LayerFn] = {
+            name: HostLayer(unet.get_submodule(name)) for name in names
+        }
+        compiled = [
+            name for name, spec in self.engine.architecture.layers() if spec in self.engine.units
+        ]
         self._layers = Layers(unet, compiled, self.engine, self._begin)
         self._loras = Loras(unet)
         self._driver: object = None  # somebody else's forward, where one stands on the UNet
-        self._controls: WeakSet[nn.Module] = WeakSet()  # networks that drive the UNet, taken over as well
+        self._controls: WeakSet[nn.Module] = (
+            WeakSet()
+        )  # networks that drive the UNet, taken over as well
         self.counts = Counts(self.engine.counters)
         self.reason: str | None = None  # why the last call, or a part of it, was not accelerated
         self._said: set[str] = set()
@@ -68,7 +76,11 @@ class Attachment:
         setattr(self.unet, _KEY, self)
         self.unet._apply = self._apply
         there = vars(self.unet).get("forward")
-        if there is None or isinstance(getattr(there, "__self__", None), Attachment) or own_forward(self.unet, "forward"):
+        if (
+            there is None
+            or isinstance(getattr(there, "__self__", None), Attachment)
+            or own_forward(self.unet, "forward")
+        ):
             self.unet.forward = self._forward
         self._layers.install()
 
@@ -96,7 +108,9 @@ class Attachment:
         type(self.unet)._apply(self.unet, *args, **named)
         if next(self.unet.parameters()).is_meta:
             self._loras.forget()
-            self.remove(keep_compiling=True)  # base and refiner take turns: each would end the other's compiler for ever
+            self.remove(
+                keep_compiling=True
+            )  # base and refiner take turns: each would end the other's compiler for ever
         return self.unet
 
     def take_up(self) -> None:
@@ -106,25 +120,44 @@ class Attachment:
 
     # -- computing
 
-    def _forward(self, x: Tensor, timesteps: Any = None, context: Any = None, *rest: Any, **named: Any) -> Tensor:
+    def _forward(
+        self, x: Tensor, timesteps: Any = None, context: Any = None, *rest: Any, **named: Any
+    ) -> Tensor:
         """Stands in for `UNetModel.forward`; shapes as there."""
-        if of(self.unet) is not self:  # removed while somebody else kept our forward, who has put it back since
+        if (
+            of(self.unet) is not self
+        ):  # removed while somebody else kept our forward, who has put it back since
             self._remove_forward()
             return self._host_forward(x, timesteps, context, *rest, **named)
         y = rest[0] if rest else named.get("y")
-        more = [*(type(value).__name__ for value in rest[1:]), *(name for name in named if name != "y")]
+        more = [
+            *(type(value).__name__ for value in rest[1:]),
+            *(name for name in named if name != "y"),
+        ]
         reason = self._why_not_call(context, more) or self.why_not(x)
-        if reason is None and torch.is_grad_enabled() and (x.requires_grad or context.requires_grad):
+        if (
+            reason is None
+            and torch.is_grad_enabled()
+            and (x.requires_grad or context.requires_grad)
+        ):
             reason = "this call is differentiated"
         replaced, around = self._inspector.look() if reason is None else ({}, None)
         if around:
-            return self._host_forward(x, timesteps, context, *rest, **named)  # which calls `_begin`, and our layers
+            return self._host_forward(
+                x, timesteps, context, *rest, **named
+            )  # which calls `_begin`, and our layers
         with self._layers_aside():
             if reason is None:
                 self._merge()
                 self._explain(summary(replaced) if replaced else None)
                 try:
-                    return self._compute(x, timesteps, context, y, {name: self._host_layers[name] for name in replaced})
+                    return self._compute(
+                        x,
+                        timesteps,
+                        context,
+                        y,
+                        {name: self._host_layers[name] for name in replaced},
+                    )
                 except AccelError as e:
                     reason = str(e)
             self._explain(reason)
@@ -157,7 +190,14 @@ class Attachment:
                 self._take_over_controls()
                 driven = around or "another extension drives the UNet"
                 if compiled:
-                    self._explain("; ".join([f"{driven}: compiled layer by layer", *([summary(replaced)] if replaced else [])]))
+                    self._explain(
+                        "; ".join(
+                            [
+                                f"{driven}: compiled layer by layer",
+                                *([summary(replaced)] if replaced else []),
+                            ]
+                        )
+                    )
                     self.engine.counters.accelerated_calls += 1
                     return {name: layer for name, layer in compiled.items() if name not in replaced}
                 reason = f"{driven}: without compiled code its layers run the WebUI's way"
@@ -191,7 +231,11 @@ class Attachment:
             return f"the weights are on {weight.device} and the image on {x.device} (--lowvram moves them piece by piece)"
         if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"the weights are stored as {weight.dtype}"
-        return "compiling; images are made without acceleration until then" if self.engine.job is not None else None
+        return (
+            "compiling; images are made without acceleration until then"
+            if self.engine.job is not None
+            else None
+        )
 
     def _why_not_call(self, context: Any, more: list[str]) -> str | None:
         if more or not isinstance(context, torch.Tensor):

@@ -44,14 +44,18 @@ class Clock:
         """Waits for the GPU only where it has finished anyway: the image is decoded by now."""
         marks, self._marks = self._marks, []
         if marks:
-            self.timings.append(Timing(statistics.median(_milliseconds(*m) for m in marks), len(marks), accelerated))
+            self.timings.append(
+                Timing(statistics.median(_milliseconds(*m) for m in marks), len(marks), accelerated)
+            )
 
 
 def _now(device: torch.device) -> Any:
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))  # which need not be torch's current device (`--device-id`)
+    event.record(
+        torch.cuda.current_stream(device)
+    )  # which need not be torch's current device (`--device-id`)
     return event
 
 

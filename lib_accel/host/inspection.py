@@ -105,7 +105,10 @@ class _Watched:
     def __init__(self, modules: Iterable[nn.Module]):
         self.modules = list(modules)
         self.classes = {type(m) for m in self.modules}
-        self._seen = [(m, type(m), vars(m), m._modules, tuple(m._modules.values()), _padding(m)) for m in self.modules]
+        self._seen = [
+            (m, type(m), vars(m), m._modules, tuple(m._modules.values()), _padding(m))
+            for m in self.modules
+        ]
 
     def changed(self, foreign: set[type]) -> str | None:
         for module, cls, own, children, seen, padding in self._seen:
@@ -133,7 +136,9 @@ def own_forward(module: nn.Module, name: str) -> bool:
     there = vars(module)[name]
     if _package(type(there)) == "lib_accel":
         return True
-    return getattr(there, "__self__", None) is module and there.__func__ is getattr(type(module), name, None)
+    return getattr(there, "__self__", None) is module and there.__func__ is getattr(
+        type(module), name, None
+    )
 
 
 def networks_behind(function: object, but: nn.Module) -> list[nn.Module]:
@@ -148,13 +153,20 @@ def networks_behind(function: object, but: nn.Module) -> list[nn.Module]:
                 continue
             seen.add(id(thing))
             if isinstance(thing, nn.Module):
-                found += [m for m in thing.modules() if isinstance(vars(m)["_modules"].get("input_blocks"), nn.ModuleList)]
+                found += [
+                    m
+                    for m in thing.modules()
+                    if isinstance(vars(m)["_modules"].get("input_blocks"), nn.ModuleList)
+                ]
             following += _held_by(thing)
         level = following
     return [m for m in dict.fromkeys(found) if m is not but]
 
 
-_REACH, _MOST = 6, 20_000  # steps from the function, and objects looked at: its own state is near, the WebUI's is large
+_REACH, _MOST = (
+    6,
+    20_000,
+)  # steps from the function, and objects looked at: its own state is near, the WebUI's is large
 
 
 def _held_by(thing: object) -> Iterable[object]:
@@ -169,7 +181,9 @@ def _held_by(thing: object) -> Iterable[object]:
     if isinstance(thing, (type, types.ModuleType, str, bytes, torch.Tensor)):
         return ()
     own = getattr(thing, "__dict__", {})
-    if isinstance(thing, nn.Module):  # its parts have been looked at; torch's own tables are thousands of objects
+    if isinstance(
+        thing, nn.Module
+    ):  # its parts have been looked at; torch's own tables are thousands of objects
         return [value for name, value in own.items() if not name.startswith("_")]
     return own.values()
 

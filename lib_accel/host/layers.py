@@ -22,7 +22,13 @@ class HostLayer:
     def __init__(self, module: nn.Module):
         names = {c.__name__ for c in type(module).__mro__}
         self._module = module
-        self._extra = "emb" if "TimestepBlock" in names else "context" if "SpatialTransformer" in names else None
+        self._extra = (
+            "emb"
+            if "TimestepBlock" in names
+            else "context"
+            if "SpatialTransformer" in names
+            else None
+        )
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         with webui.autocast():
@@ -34,9 +40,17 @@ class HostLayer:
 class Layers:
     """Takes over layers of `network` by name. `begin` is asked before the first of each pass which of them to compute compiled."""
 
-    def __init__(self, network: nn.Module, names: list[str], engine: Engine, begin: Callable[[Tensor], Mapping[str, CompiledLayer]]):
+    def __init__(
+        self,
+        network: nn.Module,
+        names: list[str],
+        engine: Engine,
+        begin: Callable[[Tensor], Mapping[str, CompiledLayer]],
+    ):
         self._engine, self._begin = engine, begin
-        self._taken = [_TakenLayer(self, name, network.get_submodule(name), i) for i, name in enumerate(names)]
+        self._taken = [
+            _TakenLayer(self, name, network.get_submodule(name), i) for i, name in enumerate(names)
+        ]
         self._at = len(names)
         self._compiled: Mapping[str, CompiledLayer] = {}
         self.aside = False  # while true, every layer runs the WebUI's way

@@ -21,7 +21,9 @@ from ..runtime.lora_merge import ORDINARY, PINNED, LowRank, Term, keep, merge, p
 from . import webui
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
-_UNFINISHED = ("acceleration: merging was interrupted here",)  # as a mark: unlike any set, so whoever comes next begins at the base
+_UNFINISHED = (
+    "acceleration: merging was interrupted here",
+)  # as a mark: unlike any set, so whoever comes next begins at the base
 
 
 class Loras:
@@ -65,9 +67,15 @@ class Loras:
 
     def park(self) -> bool:
         """Move bases out of video memory; True when some were there."""
-        there = [layer for layer in self._layers if (base := vars(layer).get("network_weights_backup")) is not None and base.is_cuda]
+        there = [
+            layer
+            for layer in self._layers
+            if (base := vars(layer).get("network_weights_backup")) is not None and base.is_cuda
+        ]
         for layer in there:
-            layer.network_weights_backup = keep(layer.network_weights_backup, layer.network_weights_backup.device, PINNED, webui.say)
+            layer.network_weights_backup = keep(
+                layer.network_weights_backup, layer.network_weights_backup.device, PINNED, webui.say
+            )
         if there:
             torch.cuda.empty_cache()
         return bool(there)
@@ -95,11 +103,16 @@ def _set(layer: Any, parts: list[Any], mark: tuple[object, ...]) -> None:
     except torch.cuda.OutOfMemoryError:
         more = merge(weight, base.cpu(), terms, torch.device("cpu"))
     with torch.no_grad():
-        total = base_bias if more is None else more if base_bias is None else base_bias.to(more) + more
+        total = (
+            base_bias if more is None else more if base_bias is None else base_bias.to(more) + more
+        )
         if total is None:
             layer.bias = None
         elif bias is None:
-            layer.bias, layer._accel_grown = nn.Parameter(total.to(weight), requires_grad=False), True
+            layer.bias, layer._accel_grown = (
+                nn.Parameter(total.to(weight), requires_grad=False),
+                True,
+            )
         else:
             bias.copy_(total)
     layer.network_current_names = mark
@@ -116,11 +129,22 @@ def _base(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
     base: Tensor | None = getattr(layer, "network_weights_backup", None)
     if base is None:
         if getattr(layer, "network_current_names", ()):
-            raise RuntimeError(f"{layer.network_layer_name}: networks are merged but its base was not kept; load the checkpoint again")
-        base = layer.network_weights_backup = keep(weight.detach(), weight.device, _wish(), webui.say)
+            raise RuntimeError(
+                f"{layer.network_layer_name}: networks are merged but its base was not kept; load the checkpoint again"
+            )
+        base = layer.network_weights_backup = keep(
+            weight.detach(), weight.device, _wish(), webui.say
+        )
         layer.network_bias_backup = None if bias is None else bias.detach().clone()
-    elif weight.is_cuda and not base.is_cuda and not base.is_pinned() and place(base, weight.device, _wish()) != ORDINARY:
-        base = layer.network_weights_backup = keep(base, weight.device, _wish(), webui.say)  # it was the Lora extension's own copy
+    elif (
+        weight.is_cuda
+        and not base.is_cuda
+        and not base.is_pinned()
+        and place(base, weight.device, _wish()) != ORDINARY
+    ):
+        base = layer.network_weights_backup = keep(
+            base, weight.device, _wish(), webui.say
+        )  # it was the Lora extension's own copy
     return base
 
 
@@ -138,12 +162,20 @@ def _term(part: Any, weight: Tensor) -> Term:
 def _factors(part: Any, weight: Tensor) -> LowRank | None:
     """The network module as factors, where it is a plain LoRA that fits and nobody has changed how it computes."""
     kind = type(part)
-    if kind.calc_updown.__module__ != "network_lora" or kind.finalize_updown.__module__ != "network" or "calc_updown" in vars(part):
+    if (
+        kind.calc_updown.__module__ != "network_lora"
+        or kind.finalize_updown.__module__ != "network"
+        or "calc_updown" in vars(part)
+    ):
         return None
     if part.mid_model is not None or part.dora_scale is not None or part.bias is not None:
         return None
     up, down = part.up_model.weight.flatten(1), part.down_model.weight.flatten(1)
-    fits = (up.shape[0], up.shape[1], down.shape[1]) == (weight.shape[0], down.shape[0], weight[0].numel())
+    fits = (up.shape[0], up.shape[1], down.shape[1]) == (
+        weight.shape[0],
+        down.shape[0],
+        weight[0].numel(),
+    )
     if not fits or _inpainting_input(weight):
         return None
     rank = part.network.dyn_dim
@@ -158,7 +190,9 @@ def _rewrite(part: Any, weight: Tensor) -> tuple[Tensor, Tensor | None]:
     try:
         delta, more = _in_float32(part, weight.device).calc_updown(weight)
         if _inpainting_input(weight):
-            delta = F.pad(delta, (0, 0, 0, 0, 0, 5))  # for the 4 latent channels of 9, whatever it was made for
+            delta = F.pad(
+                delta, (0, 0, 0, 0, 0, 5)
+            )  # for the 4 latent channels of 9, whatever it was made for
         return delta.expand_as(weight), more
     except torch.cuda.OutOfMemoryError:
         raise

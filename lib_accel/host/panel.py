@@ -60,9 +60,15 @@ def status_line() -> str:
     if s["state"] == "compiling":
         parts.append(_progress(s))
     elif s["state"] in ("ready", "eager"):
-        parts += [_plain(s[name]) for name in ("backend", "architecture", "dtype") if s[name] and (name, s[name]) != ("backend", "eager")]
+        parts += [
+            _plain(s[name])
+            for name in ("backend", "architecture", "dtype")
+            if s[name] and (name, s[name]) != ("backend", "eager")
+        ]
     reason = s["reason"]
-    if s["state"] == "compiling" or (reason or "").startswith("compiling;"):  # of an image before the code was there
+    if s["state"] == "compiling" or (reason or "").startswith(
+        "compiling;"
+    ):  # of an image before the code was there
         reason = None
     if reason:
         parts.append(_text(reason, "small"))
@@ -72,7 +78,11 @@ def status_line() -> str:
 
 def _progress(s: dict[str, Any]) -> str:
     fraction = (s["progress"] or {}).get("fraction")
-    until = "images wait for it" if webui.config().blocking else "images are made without acceleration until then"
+    until = (
+        "images wait for it"
+        if webui.config().blocking
+        else "images are made without acceleration until then"
+    )
     shown = [f"<b class='accel-plain'>{fraction:.0%}</b>"] if fraction is not None else []
     return " ".join([*shown, _plain(s["architecture"]), f"<small>{_fixed(until)}</small>"])
 
@@ -97,7 +107,10 @@ def _details() -> str:
     if s["progress"]:
         rows["At work on"] = s["progress"]["stage"]
         rows["Seconds so far"] = f"{s['progress']['elapsed_s']:.0f}"
-    cells = "".join(f"<tr><th>{_fixed(k)}</th><td>{_text(v) if k == 'At work on' else _plain(v)}</td></tr>" for k, v in rows.items())
+    cells = "".join(
+        f"<tr><th>{_fixed(k)}</th><td>{_text(v) if k == 'At work on' else _plain(v)}</td></tr>"
+        for k, v in rows.items()
+    )
     return f"<table class='accel-table'>{cells}</table>"
 
 
@@ -108,14 +121,22 @@ def _artifacts() -> str:
         return f"<h4>Compiled code</h4><p>{_fixed('None yet. It is made when a model is loaded, or with the button above.')}</p>"
     head = "".join(f"<th>{_fixed(h)}</th>" for h in ("Key", "MB", "Last used", "Made for", ""))
     rows = "".join(_artifact(e) for e in entries)
-    return f"<h4>Compiled code</h4><table class='accel-table accel-wide'><tr>{head}</tr>{rows}</table>"
+    return (
+        f"<h4>Compiled code</h4><table class='accel-table accel-wide'><tr>{head}</tr>{rows}</table>"
+    )
 
 
 def _artifact(e: Entry) -> str:
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.last_used))
     key, size = html.escape(e.key), f"{e.bytes / 1e6:.1f}"
     button = f"<button type='button' class='accel-button' onclick=\"accelDelete('{key}', '{size}')\">Delete</button>"
-    cells = [f"<code title='{key}'>{key[:12]}</code>", _plain(size), _plain(used), _text(_about(e)), button]
+    cells = [
+        f"<code title='{key}'>{key[:12]}</code>",
+        _plain(size),
+        _plain(used),
+        _text(_about(e)),
+        button,
+    ]
     return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
 
 
@@ -147,15 +168,25 @@ def _plot() -> str:
         return title + f"<p>{_fixed('No image has been made yet.')}</p>"
     top = max(t.milliseconds for t in timings)
     step = min(28.0, (_WIDTH - _LEFT) / len(timings))
-    bars = "".join(_bar(_LEFT + i * step, step, t.milliseconds / top, t.milliseconds, t.accelerated) for i, t in enumerate(timings))
+    bars = "".join(
+        _bar(_LEFT + i * step, step, t.milliseconds / top, t.milliseconds, t.accelerated)
+        for i, t in enumerate(timings)
+    )
     base = f"<line class='accel-axis' x1='{_LEFT}' x2='{_WIDTH}' y1='{_HEIGHT}' y2='{_HEIGHT}'/>"
-    scale = _tick(_TOP, _number(top)) + _tick((_TOP + _HEIGHT) / 2, _number(top / 2)) + _tick(_HEIGHT, "0")
+    scale = (
+        _tick(_TOP, _number(top))
+        + _tick((_TOP + _HEIGHT) / 2, _number(top / 2))
+        + _tick(_HEIGHT, "0")
+    )
     picture = f"<svg class='accel-plot' viewBox='0 0 {_WIDTH} {_HEIGHT + 6}' role='img'>{scale}{bars}{base}</svg>"
     axes = f"<p><small>{_fixed('milliseconds a UNet call (median of an image), oldest to newest')}</small></p>"
     return (
         title
         + picture
-        + _legend([t.milliseconds for t in timings if not t.accelerated], [t.milliseconds for t in timings if t.accelerated])
+        + _legend(
+            [t.milliseconds for t in timings if not t.accelerated],
+            [t.milliseconds for t in timings if t.accelerated],
+        )
         + axes
     )
 
@@ -214,7 +245,9 @@ def _build() -> tuple[str, ...]:
         "compiling": "The compiler is at work; the status line says how far it is.",
         "ready": "This model has its compiled code; there is nothing to build.",
     }
-    return _everything(f"<div class='accel-message'>{_fixed(words[state])}</div>" if state in words else "")
+    return _everything(
+        f"<div class='accel-message'>{_fixed(words[state])}</div>" if state in words else ""
+    )
 
 
 def _delete(key: str) -> tuple[str, ...]:
@@ -222,7 +255,11 @@ def _delete(key: str) -> tuple[str, ...]:
         removed = bool(key) and service.delete(key)
     except _PROBLEMS as e:
         return _everything(_problem(e))
-    words = "Deleted. A model that was using it keeps it until the WebUI ends." if removed else "There is no such compiled code any more."
+    words = (
+        "Deleted. A model that was using it keeps it until the WebUI ends."
+        if removed
+        else "There is no such compiled code any more."
+    )
     return _everything(f"<div class='accel-message'>{_fixed(words)}</div>")
 
 
@@ -247,9 +284,18 @@ def tab() -> list[tuple[gr.Blocks, str, str]]:
         # pressed by javascript: `_js` gives the key of the artifact to delete, `accel_status` is fetched for the status lines
         key = gr.Textbox(visible=False)
         delete = gr.Button(visible=False, elem_id="accel_delete")
-        delete.click(_delete, _js="accelChosen", inputs=[key], outputs=everything, queue=False, show_progress=False)
+        delete.click(
+            _delete,
+            _js="accelChosen",
+            inputs=[key],
+            outputs=everything,
+            queue=False,
+            show_progress=False,
+        )
         line = gr.HTML(visible=False)
         poll = gr.Button(visible=False)
-        poll.click(status_line, outputs=[line], queue=False, show_progress=False, api_name="accel_status")
+        poll.click(
+            status_line, outputs=[line], queue=False, show_progress=False, api_name="accel_status"
+        )
         key.do_not_save_to_config = delete.do_not_save_to_config = poll.do_not_save_to_config = True
     return [(blocks, "Acceleration", "accel")]

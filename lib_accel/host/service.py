@@ -28,7 +28,9 @@ class Service:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # every UNet that was loaded, attached or not
+        self._seen: weakref.WeakSet[nn.Module] = (
+            weakref.WeakSet()
+        )  # every UNet that was loaded, attached or not
         self._refused: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self.clock = Clock(webui.device)
         self._counts: list[Counts] = []  # of all attachments there ever were
@@ -66,7 +68,11 @@ class Service:
                 before = here.engine.config if here else None
                 if before == wanted:
                     continue  # "Apply settings" calls once for each option, changed or not
-                same = before and wanted and (before.backend, before.store) == (wanted.backend, wanted.store)
+                same = (
+                    before
+                    and wanted
+                    and (before.backend, before.store) == (wanted.backend, wanted.store)
+                )
                 self._detach(unet, keep_compiling=bool(same))
                 if wanted:
                     self._attach(unet)
@@ -100,7 +106,10 @@ class Service:
         self.clock.stop()
         if params.sampling_step + 2 >= params.total_sampling_steps:
             here, (height, width) = self.current(), params.x.shape[-2:]
-            if here is not None and webui.free_memory() - here.engine.graph_bytes < 64 * height * width * VAE_BYTES:
+            if (
+                here is not None
+                and webui.free_memory() - here.engine.graph_bytes < 64 * height * width * VAE_BYTES
+            ):
                 here.release_memory()
 
     def shutdown(self) -> None:
@@ -127,7 +136,10 @@ class Service:
             webui.say(f"this model is not accelerated: {e}")
             return
         s = here.engine.status
-        webui.say(f"{s.architecture}, {s.dtype} on {s.device}: backend {s.backend}, {s.state}" + (f" ({s.reason})" if s.reason else ""))
+        webui.say(
+            f"{s.architecture}, {s.dtype} on {s.device}: backend {s.backend}, {s.state}"
+            + (f" ({s.reason})" if s.reason else "")
+        )
 
     def _detach(self, unet: nn.Module, keep_compiling: bool = False) -> None:
         here = attachment.of(unet)
@@ -168,7 +180,11 @@ class Service:
         return True
 
     def findings(self) -> list[Finding]:
-        return examine(webui.device(), torch.float32 if webui.device().type == "cpu" else torch.float16, self._store())
+        return examine(
+            webui.device(),
+            torch.float32 if webui.device().type == "cpu" else torch.float16,
+            self._store(),
+        )
 
     def _store(self) -> ArtifactStore:
         config = webui.config()
@@ -215,7 +231,11 @@ class Service:
         if not webui.enabled():
             return out
         if here is None:
-            reason = self._refused.get(unet, "the model is being loaded") if unet is not None else "no model is loaded yet"
+            reason = (
+                self._refused.get(unet, "the model is being loaded")
+                if unet is not None
+                else "no model is loaded yet"
+            )
             return {**out, "state": "fallback", "reason": reason}
         self._take_up_if_idle(here)
         s = here.engine.status

@@ -26,20 +26,31 @@ def register(changed: Callable[[], None]) -> None:
             "auto takes the best that works on this machine and says why a better one does not"
         ),
         "accel_while_compiling": info(
-            webui.CONTINUE, "While the compiler works (once per architecture)", gr.Radio, {"choices": [webui.CONTINUE, webui.WAIT]}
+            webui.CONTINUE,
+            "While the compiler works (once per architecture)",
+            gr.Radio,
+            {"choices": [webui.CONTINUE, webui.WAIT]},
         ),
         "accel_store_mib": info(
-            2048, "Largest size of the folder of compiled code, MiB", gr.Slider, {"minimum": 64, "maximum": 16384, "step": 64}
+            2048,
+            "Largest size of the folder of compiled code, MiB",
+            gr.Slider,
+            {"minimum": 64, "maximum": 16384, "step": 64},
         ),
-        "accel_graphs_mib": info(1024, "Video memory for CUDA graphs, MiB", gr.Slider, {"minimum": 0, "maximum": 8192, "step": 64}).info(
-            "0 switches them off"
-        ),
+        "accel_graphs_mib": info(
+            1024,
+            "Video memory for CUDA graphs, MiB",
+            gr.Slider,
+            {"minimum": 0, "maximum": 8192, "step": 64},
+        ).info("0 switches them off"),
         "accel_lora_base": info(
             AUTOMATIC,
             "Weights without LoRA are kept in",
             gr.Radio,
             {"choices": [AUTOMATIC, ORDINARY, PINNED, VIDEO]},
-        ).info("a copy of the layers LoRAs have touched; the faster that memory, the sooner LoRAs change. For layers touched later"),
+        ).info(
+            "a copy of the layers LoRAs have touched; the faster that memory, the sooner LoRAs change. For layers touched later"
+        ),
     }
     for option in options.values():
         option.onchange = changed
@@ -56,4 +67,6 @@ def _ignore_stored_folder() -> None:
     """
     folder = shared.opts.data.pop("accel_store", None)
     if folder:
-        webui.say(f"the stored setting accel_store ({folder}) is ignored; start the WebUI with --accel-store or set ACCEL_STORE")
+        webui.say(
+            f"the stored setting accel_store ({folder}) is ignored; start the WebUI with --accel-store or set ACCEL_STORE"
+        )

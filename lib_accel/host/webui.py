@@ -33,7 +33,9 @@ def enabled() -> bool:
 
 def config() -> Config:
     """The options as a Config; command-line flags go first. Raises ValueError for a value out of range."""
-    folder = flag("accel_store")  # not an option: whoever can set options could name a folder of planted native code
+    folder = flag(
+        "accel_store"
+    )  # not an option: whoever can set options could name a folder of planted native code
     return Config(
         backend=flag("accel_backend") or option("accel_backend"),
         store=Path(folder) if folder else default_store(),
@@ -48,8 +50,14 @@ def config() -> Config:
 
 def device() -> torch.device:
     """Where images are computed, with its number: `cuda` alone names another device after torch.cuda.set_device."""
-    d = torch.device(devices.get_optimal_device_name() if devices.device is None else devices.device)
-    return torch.device("cuda", torch.cuda.current_device()) if d.type == "cuda" and d.index is None else d
+    d = torch.device(
+        devices.get_optimal_device_name() if devices.device is None else devices.device
+    )
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if d.type == "cuda" and d.index is None
+        else d
+    )
 
 
 def free_memory() -> float:
@@ -57,7 +65,11 @@ def free_memory() -> float:
     where = device()
     if where.type != "cuda":
         return math.inf
-    return torch.cuda.mem_get_info(where)[0] + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+    return (
+        torch.cuda.mem_get_info(where)[0]
+        + torch.cuda.memory_reserved(where)
+        - torch.cuda.memory_allocated(where)
+    )
 
 
 def unet_of(sd_model: Any) -> nn.Module | None:
@@ -111,7 +123,9 @@ def why_not_now(unet: nn.Module) -> str | None:
         return "the WebUI computes attention in float32 (Settings, Stable Diffusion: upcast cross attention layer)"
     if torch.is_grad_enabled() and any(p.requires_grad for p in unet.parameters()):
         return "the UNet is being trained"
-    if torch.jit.is_tracing() or getattr(torch.compiler, "is_compiling", bool)():  # torch 2.1 cannot tell the second
+    if (
+        torch.jit.is_tracing() or getattr(torch.compiler, "is_compiling", bool)()
+    ):  # torch 2.1 cannot tell the second
         return "the UNet is being exported"  # a trace would take what compiled code answers for a constant
     return None
 
@@ -131,7 +145,13 @@ def networks() -> Any:
 def lora_wanted() -> tuple[tuple[object, ...], ...]:
     """The set of networks the Lora extension wants applied, in the form in which it marks each layer."""
     module = networks()
-    return tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in module.loaded_networks) if module else ()
+    return (
+        tuple(
+            (n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in module.loaded_networks
+        )
+        if module
+        else ()
+    )
 
 
 def merges_as_known(networks: Any) -> bool:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-TRANSFORMERS = {"joint_blocks.": "a diffusion transformer (SD3)", "double_blocks.": "a diffusion transformer (Flux)"}  # by their names
+TRANSFORMERS = {
+    "joint_blocks.": "a diffusion transformer (SD3)",
+    "double_blocks.": "a diffusion transformer (Flux)",
+}  # by their names
 NORM_GROUPS = 32  # every GroupNorm of the family; the LDM code has no option for it
 SD1_HEADS = 8
 CHANNELS_PER_HEAD = 64
@@ -84,7 +87,9 @@ class Output:
 
 Layer = Conv | Downsample | Upsample | ResBlock | SpatialTransformer | Output
 Block = tuple[Layer, ...]
-_LAYERS: dict[str, type] = {c.__name__: c for c in (Conv, Downsample, Upsample, ResBlock, SpatialTransformer, Output)}
+_LAYERS: dict[str, type] = {
+    c.__name__: c for c in (Conv, Downsample, Upsample, ResBlock, SpatialTransformer, Output)
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,9 @@ class Architecture:
     output_blocks: tuple[Block, ...]
 
     @classmethod
-    def from_shapes(cls, shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> Architecture:
+    def from_shapes(
+        cls, shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None
+    ) -> Architecture:
         """Describe the UNet whose parameters have these names and shapes (no prefix: `input_blocks.0.0.weight`).
 
         `heads` maps transformer names (`input_blocks.1.1`) to their number of attention heads where it is known.
@@ -141,10 +148,20 @@ class Architecture:
         }.get(widths)
         if family is None:
             family = f"UNet {self.model_channels}/{self.context_dim}"
-        deepest = max((layer.depth for b in self.input_blocks for layer in b if isinstance(layer, SpatialTransformer)), default=0)
+        deepest = max(
+            (
+                layer.depth
+                for b in self.input_blocks
+                for layer in b
+                if isinstance(layer, SpatialTransformer)
+            ),
+            default=0,
+        )
         if family == "SDXL" and deepest != 10:
             family = "SDXL (reduced)"
-        variant = {4: "", 8: " edit", 9: " inpainting"}.get(self.in_channels, f" {self.in_channels} channels")
+        variant = {4: "", 8: " edit", 9: " inpainting"}.get(
+            self.in_channels, f" {self.in_channels} channels"
+        )
         return family + variant
 
 
@@ -199,7 +216,10 @@ def layer_from_dict(data: Mapping[str, Any]) -> Layer:
 
 def kind_of(names: Collection[str], kinds: Mapping[str, str]) -> str | None:
     """What `kinds` (by how names start) calls a model with these names."""
-    return next((what for start, what in kinds.items() if any(name.startswith(start) for name in names)), None)
+    return next(
+        (what for start, what in kinds.items() if any(name.startswith(start) for name in names)),
+        None,
+    )
 
 
 class _Reader:
@@ -246,16 +266,28 @@ class _Reader:
         self.norm("out.0", channels)
         self.conv("out.2", channels, out_channels)
         if channels != model:
-            raise UnsupportedArchitecture(f"out.2.weight takes {channels} channels; expected the model's {model}")
+            raise UnsupportedArchitecture(
+                f"out.2.weight takes {channels} channels; expected the model's {model}"
+            )
         if self.left:
             raise UnsupportedArchitecture(
                 f"the parameter {min(self.left)} {list(self.shapes[min(self.left)])} has no place in this family of UNets"
             )
         self.check_levels(inputs, outputs)
         if self.context_dim is None:
-            raise UnsupportedArchitecture("the UNet has no cross-attention (no transformer_blocks.*.attn2.to_k); expected at least one")
+            raise UnsupportedArchitecture(
+                "the UNet has no cross-attention (no transformer_blocks.*.attn2.to_k); expected at least one"
+            )
         return Architecture(
-            in_channels, out_channels, model, self.emb_channels, adm, self.context_dim, tuple(inputs), middle, tuple(outputs)
+            in_channels,
+            out_channels,
+            model,
+            self.emb_channels,
+            adm,
+            self.context_dim,
+            tuple(inputs),
+            middle,
+            tuple(outputs),
         )
 
     def check_levels(self, inputs: list[Block], outputs: list[Block]) -> None:
@@ -263,19 +295,25 @@ class _Reader:
         down = sum(isinstance(layer, Downsample) for b in inputs for layer in b)
         up = sum(isinstance(layer, Upsample) for b in outputs for layer in b)
         if down != up or not down:
-            raise UnsupportedArchitecture(f"{down} downsampling and {up} upsampling layers; expected equal numbers, at least one")
+            raise UnsupportedArchitecture(
+                f"{down} downsampling and {up} upsampling layers; expected equal numbers, at least one"
+            )
 
     def count(self, group: str) -> int:
         found = {int(m[1]) for k in self.shapes if (m := re.match(rf"{group}\.(\d+)\.", k))}
         if found != set(range(len(found))) or not found:
-            raise UnsupportedArchitecture(f"{group} has the numbers {sorted(found)}; expected 0, 1, 2, ... without gaps")
+            raise UnsupportedArchitecture(
+                f"{group} has the numbers {sorted(found)}; expected 0, 1, 2, ... without gaps"
+            )
         return len(found)
 
     def block(self, name: str, channels: int) -> tuple[Block, int]:
         layers: list[Layer] = []
         for i in range(self.count(name)):
             layer = self.layer(f"{name}.{i}", channels)
-            channels = layer.channels if isinstance(layer, SpatialTransformer) else layer.out_channels
+            channels = (
+                layer.channels if isinstance(layer, SpatialTransformer) else layer.out_channels
+            )
             layers.append(layer)
         return tuple(layers), channels
 
@@ -319,14 +357,18 @@ class _Reader:
             self.transformer_block(f"{name}.transformer_blocks.{i}", channels)
         heads = self.heads.get(name, channels // CHANNELS_PER_HEAD if linear else SD1_HEADS)
         if heads < 1 or channels % heads:
-            raise UnsupportedArchitecture(f"{name} has {channels} channels, which {heads} attention heads do not divide")
+            raise UnsupportedArchitecture(
+                f"{name} has {channels} channels, which {heads} attention heads do not divide"
+            )
         assert self.context_dim is not None
         return SpatialTransformer(channels, self.context_dim, heads, depth, linear)
 
     def transformer_block(self, name: str, channels: int) -> None:
         context = self.any_shape(f"{name}.attn2.to_k.weight", 2)[1]
         if self.context_dim not in (None, context):
-            raise UnsupportedArchitecture(f"{name}.attn2.to_k.weight takes a context of {context}; other layers take {self.context_dim}")
+            raise UnsupportedArchitecture(
+                f"{name}.attn2.to_k.weight takes a context of {context}; other layers take {self.context_dim}"
+            )
         self.context_dim = context
         for attn, source in (("attn1", channels), ("attn2", context)):
             self.linear(f"{name}.{attn}.to_q", channels, channels, bias=False)
@@ -341,7 +383,9 @@ class _Reader:
 
     def norm(self, name: str, channels: int) -> None:
         if channels % NORM_GROUPS:
-            raise UnsupportedArchitecture(f"{name} normalises {channels} channels, which {NORM_GROUPS} groups do not divide")
+            raise UnsupportedArchitecture(
+                f"{name} normalises {channels} channels, which {NORM_GROUPS} groups do not divide"
+            )
         self.take(f"{name}.weight", (channels,))
         self.take(f"{name}.bias", (channels,))
 
@@ -365,10 +409,14 @@ class _Reader:
             what = f"this is {kind}, not a UNet" if kind else "this is not a UNet in the LDM layout"
             raise UnsupportedArchitecture(f"the parameter {key} is missing; {what}")
         if ndim is not None and len(shape) != ndim:
-            raise UnsupportedArchitecture(f"{key} has the shape {list(shape)}; expected {ndim} dimensions")
+            raise UnsupportedArchitecture(
+                f"{key} has the shape {list(shape)}; expected {ndim} dimensions"
+            )
         return shape
 
     def take(self, key: str, expected: Shape) -> None:
         if self.any_shape(key) != expected:
-            raise UnsupportedArchitecture(f"{key} has the shape {list(self.shapes[key])}; expected {list(expected)}")
+            raise UnsupportedArchitecture(
+                f"{key} has the shape {list(self.shapes[key])}; expected {list(expected)}"
+            )
         self.left.discard(key)

@@ -33,7 +33,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -
     return torch.ops.accel.conv2d(x, weight, bias, stride, padding)
 
 
-def feed_forward(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor) -> Tensor:
+def feed_forward(
+    x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor
+) -> Tensor:
     """GEGLU and the projection back: `x: [B, N, C]`, `weight_in: [8C, C]`, `weight_out: [C, 4C]` -> `[B, N, C]`."""
     return torch.ops.accel.feed_forward(x, weight_in, bias_in, weight_out, bias_out)
 
@@ -68,7 +70,11 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 def _sizes(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int]:
     kernel = weight.shape[2]
-    return x.shape[0], (x.shape[2] + 2 * padding - kernel) // stride + 1, (x.shape[3] + 2 * padding - kernel) // stride + 1
+    return (
+        x.shape[0],
+        (x.shape[2] + 2 * padding - kernel) // stride + 1,
+        (x.shape[3] + 2 * padding - kernel) // stride + 1,
+    )
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
@@ -79,8 +85,14 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) 
     elif batch * height * width > outputs:
         out = F.conv2d(x, weight, bias, stride, padding)
     else:
-        patches = F.pad(x.contiguous(), (padding,) * 4).unfold(2, kernel, stride).unfold(3, kernel, stride)  # [B, I, H', W', k, k]
-        columns = patches.permute(1, 4, 5, 0, 2, 3).flatten(3).flatten(0, 2)  # [I*k*k, B*H'*W']: the order of the weight's own memory
+        patches = (
+            F.pad(x.contiguous(), (padding,) * 4)
+            .unfold(2, kernel, stride)
+            .unfold(3, kernel, stride)
+        )  # [B, I, H', W', k, k]
+        columns = (
+            patches.permute(1, 4, 5, 0, 2, 3).flatten(3).flatten(0, 2)
+        )  # [I*k*k, B*H'*W']: the order of the weight's own memory
         rows = torch.addmm(bias, columns.t(), weight.flatten(1).t())
         out = rows.view(batch, height, width, outputs).permute(0, 3, 1, 2)
     return out.contiguous(memory_format=torch.channels_last)
@@ -88,10 +100,17 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) 
 
 def _conv2d_shape(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     batch, height, width = _sizes(x, weight, stride, padding)
-    return torch.empty((batch, weight.shape[0], height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return torch.empty(
+        (batch, weight.shape[0], height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
 
 
-def _feed_forward(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor) -> Tensor:
+def _feed_forward(
+    x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor
+) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     out = torch.empty_like(rows)
     for start in range(0, rows.shape[0], ROWS):
@@ -100,13 +119,19 @@ def _feed_forward(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Ten
     return out.view(x.shape)
 
 
-def _feed_forward_shape(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor) -> Tensor:
+def _feed_forward_shape(
+    x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor
+) -> Tensor:
     return x.new_empty(x.shape)
 
 
 _operators = torch.library.Library("accel", "DEF")  # not custom_op: that needs torch 2.4
 for _schema, _compute, _shape in (
-    ("conv2d(Tensor x, Tensor weight, Tensor bias, int stride, int padding) -> Tensor", _conv2d, _conv2d_shape),
+    (
+        "conv2d(Tensor x, Tensor weight, Tensor bias, int stride, int padding) -> Tensor",
+        _conv2d,
+        _conv2d_shape,
+    ),
     (
         "feed_forward(Tensor x, Tensor weight_in, Tensor bias_in, Tensor weight_out, Tensor bias_out) -> Tensor",
         _feed_forward,

@@ -12,7 +12,12 @@ def layer_aliases(a: Architecture) -> Iterator[tuple[str, tuple[str, ...]]]:
     for name, block in diffusers_names(a):
         inner = dict(a.layers())[name]
         if isinstance(inner, ResBlock):
-            pairs = {"in_layers.2": "conv1", "out_layers.3": "conv2", "emb_layers.1": "time_emb_proj", "skip_connection": "conv_shortcut"}
+            pairs = {
+                "in_layers.2": "conv1",
+                "out_layers.3": "conv2",
+                "emb_layers.1": "time_emb_proj",
+                "skip_connection": "conv_shortcut",
+            }
         elif isinstance(inner, Downsample):
             pairs = {"op": "conv"}
         elif isinstance(inner, Upsample):
@@ -21,7 +26,11 @@ def layer_aliases(a: Architecture) -> Iterator[tuple[str, tuple[str, ...]]]:
             layers = ["proj_in", "proj_out"]
             for i in range(inner.depth):
                 at = f"transformer_blocks.{i}"
-                layers += [f"{at}.attn{n}.{p}" for n in (1, 2) for p in ("to_q", "to_k", "to_v", "to_out.0")]
+                layers += [
+                    f"{at}.attn{n}.{p}"
+                    for n in (1, 2)
+                    for p in ("to_q", "to_k", "to_v", "to_out.0")
+                ]
                 layers += [f"{at}.ff.net.0.proj", f"{at}.ff.net.2"]
             pairs = dict(zip(layers, layers, strict=True))
         else:

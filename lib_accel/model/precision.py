@@ -13,7 +13,11 @@ from torch import Tensor
 
 def wider(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What values of `dtype` are summed in and compared in: float64 for float32 where the device has it, else float32."""
-    return torch.float64 if dtype in (torch.float32, torch.float64) and device.type in ("cpu", "cuda") else torch.float32
+    return (
+        torch.float64
+        if dtype in (torch.float32, torch.float64) and device.type in ("cpu", "cuda")
+        else torch.float32
+    )
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -32,7 +36,11 @@ def exact_products(device: torch.device) -> Iterator[None]:
         return
     switches = [_tf32(torch.backends.cuda.matmul, torch.backends.cuda.matmul)]
     switches += [_tf32(torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None))]
-    on = [(owner, name, off, value) for owner, name, off in switches if (value := getattr(owner, name)) != off]
+    on = [
+        (owner, name, off, value)
+        for owner, name, off in switches
+        if (value := getattr(owner, name)) != off
+    ]
     try:
         for owner, name, off, _ in on:
             setattr(owner, name, off)

@@ -46,7 +46,9 @@ class Structure:
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.channel_mult):
-            raise UnsupportedArchitecture(f"{len(self.depths)} depths for {len(self.channel_mult)} levels; expected one for each")
+            raise UnsupportedArchitecture(
+                f"{len(self.depths)} depths for {len(self.channel_mult)} levels; expected one for each"
+            )
         for mult, depth in zip(self.channel_mult, self.depths, strict=True):
             divisor = CHANNELS_PER_HEAD if self.linear and depth else NORM_GROUPS
             if self.model_channels < 1 or self.model_channels * mult % divisor:
@@ -67,11 +69,16 @@ class Structure:
             if level < last:
                 inputs.append((Downsample(channels, channels),))
                 skips.append(channels)
-        middle = (*self.residual(channels, channels, self.middle_depth), ResBlock(channels, channels, 4 * width))
+        middle = (
+            *self.residual(channels, channels, self.middle_depth),
+            ResBlock(channels, channels, 4 * width),
+        )
         outputs: list[Block] = []
         for level in range(last, -1, -1):
             for i in range(self.res_blocks + 1):
-                layers = self.residual(channels + skips.pop(), self.channel_mult[level] * width, self.depths[level])
+                layers = self.residual(
+                    channels + skips.pop(), self.channel_mult[level] * width, self.depths[level]
+                )
                 channels = self.channel_mult[level] * width
                 if level and i == self.res_blocks:
                     layers.append(Upsample(channels, channels))
@@ -98,26 +105,71 @@ class Structure:
 
 def sd1(model_channels: int = 320, in_channels: int = 4, context_dim: int = 768) -> Architecture:
     """Stable Diffusion 1.x; 9 input channels for inpainting, 8 for InstructPix2Pix."""
-    return Structure(model_channels, (1, 2, 4, 4), (1, 1, 1, 0), 1, context_dim, linear=False, in_channels=in_channels).build()
+    return Structure(
+        model_channels,
+        (1, 2, 4, 4),
+        (1, 1, 1, 0),
+        1,
+        context_dim,
+        linear=False,
+        in_channels=in_channels,
+    ).build()
 
 
 def sd2(model_channels: int = 320, in_channels: int = 4, context_dim: int = 1024) -> Architecture:
     """Stable Diffusion 2.x; the width is a multiple of 64."""
-    return Structure(model_channels, (1, 2, 4, 4), (1, 1, 1, 0), 1, context_dim, linear=True, in_channels=in_channels).build()
+    return Structure(
+        model_channels,
+        (1, 2, 4, 4),
+        (1, 1, 1, 0),
+        1,
+        context_dim,
+        linear=True,
+        in_channels=in_channels,
+    ).build()
 
 
-def sdxl(model_channels: int = 320, in_channels: int = 4, context_dim: int = 2048, adm_channels: int = 2816) -> Architecture:
+def sdxl(
+    model_channels: int = 320,
+    in_channels: int = 4,
+    context_dim: int = 2048,
+    adm_channels: int = 2816,
+) -> Architecture:
     """Stable Diffusion XL base."""
     return Structure(
-        model_channels, (1, 2, 4), (0, 2, 10), 10, context_dim, linear=True, adm_channels=adm_channels, in_channels=in_channels
+        model_channels,
+        (1, 2, 4),
+        (0, 2, 10),
+        10,
+        context_dim,
+        linear=True,
+        adm_channels=adm_channels,
+        in_channels=in_channels,
     ).build()
 
 
-def sdxl_refiner(model_channels: int = 384, in_channels: int = 4, context_dim: int = 1280, adm_channels: int = 2560) -> Architecture:
+def sdxl_refiner(
+    model_channels: int = 384,
+    in_channels: int = 4,
+    context_dim: int = 1280,
+    adm_channels: int = 2560,
+) -> Architecture:
     """Stable Diffusion XL refiner."""
     return Structure(
-        model_channels, (1, 2, 4, 4), (0, 4, 4, 0), 4, context_dim, linear=True, adm_channels=adm_channels, in_channels=in_channels
+        model_channels,
+        (1, 2, 4, 4),
+        (0, 4, 4, 0),
+        4,
+        context_dim,
+        linear=True,
+        adm_channels=adm_channels,
+        in_channels=in_channels,
     ).build()
 
 
-PRESETS: dict[str, Callable[..., Architecture]] = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sdxl-refiner": sdxl_refiner}
+PRESETS: dict[str, Callable[..., Architecture]] = {
+    "sd1": sd1,
+    "sd2": sd2,
+    "sdxl": sdxl,
+    "sdxl-refiner": sdxl_refiner,
+}

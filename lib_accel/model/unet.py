@@ -57,7 +57,9 @@ class Conv2d(nn.Module):
     def forward(self, x: Tensor, *_: Tensor) -> Tensor:
         """Ignores `emb` and `context`, which every layer of a block is given."""
         if cpu_operators.applies(x):
-            return cpu_operators.conv2d(x, _like(self.weight, x), _like(self.bias, x), self.stride, self.padding)
+            return cpu_operators.conv2d(
+                x, _like(self.weight, x), _like(self.bias, x), self.stride, self.padding
+            )
         return F.conv2d(x, _like(self.weight, x), _like(self.bias, x), self.stride, self.padding)
 
 
@@ -69,7 +71,9 @@ class GroupNorm(nn.Module):
         self.weight, self.bias, self.eps = _empty(channels), _empty(channels), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, arch.NORM_GROUPS, _like(self.weight, x), _like(self.bias, x), self.eps)
+        return F.group_norm(
+            x, arch.NORM_GROUPS, _like(self.weight, x), _like(self.bias, x), self.eps
+        )
 
 
 class LayerNorm(nn.Module):
@@ -110,7 +114,10 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleDict({"0": Linear(channels, channels)})
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
         out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, C/heads]
         return self.to_out["0"](out.transpose(1, 2).flatten(2))
 
@@ -132,7 +139,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if cpu_operators.applies(x):
-            return cpu_operators.feed_forward(x, *(p.to(x.dtype) for p in self.parameters()))  # in name order: in, its bias, out, its bias
+            return cpu_operators.feed_forward(
+                x, *(p.to(x.dtype) for p in self.parameters())
+            )  # in name order: in, its bias, out, its bias
         return self.net["2"](self.net["0"](x))
 
 
@@ -157,12 +166,16 @@ class SpatialTransformer(nn.Module):
         c = spec.channels
         self.norm = GroupNorm(c, eps=1e-6)
         self.proj_in = Linear(c, c, conv=not spec.linear)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(c, spec.context_dim, spec.heads) for _ in range(spec.depth))
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(c, spec.context_dim, spec.heads) for _ in range(spec.depth)
+        )
         self.proj_out = Linear(c, c, conv=not spec.linear)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        t = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, H*W, C]: a view of channels-last memory
+        t = (
+            self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
+        )  # [B, H*W, C]: a view of channels-last memory
         t = self.proj_in(t)
         for block in self.transformer_blocks:
             t = block(t, context)
@@ -190,7 +203,9 @@ class Upsample(nn.Module):
 
 class Output(nn.ModuleDict):
     def __init__(self, spec: arch.Output):
-        super().__init__({"0": GroupNorm(spec.in_channels), "2": Conv2d(spec.in_channels, spec.out_channels)})
+        super().__init__(
+            {"0": GroupNorm(spec.in_channels), "2": Conv2d(spec.in_channels, spec.out_channels)}
+        )
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         return self["2"](F.silu(self["0"](x)))
@@ -238,14 +253,20 @@ class UNet(nn.Module):
         emb = a.emb_channels
         self.time_embed = nn.ModuleDict({"0": Linear(a.model_channels, emb), "2": Linear(emb, emb)})
         if a.adm_channels is not None:
-            self.label_emb = nn.ModuleList([nn.ModuleDict({"0": Linear(a.adm_channels, emb), "2": Linear(emb, emb)})])
+            self.label_emb = nn.ModuleList(
+                [nn.ModuleDict({"0": Linear(a.adm_channels, emb), "2": Linear(emb, emb)})]
+            )
         self.input_blocks = nn.ModuleList(_build_block(b) for b in a.input_blocks)
         self.middle_block = _build_block(a.middle_block)
         self.output_blocks = nn.ModuleList(_build_block(b) for b in a.output_blocks)
         self.out = Output(a.output)
         self.layers: dict[str, LayerFn] = {name: self.get_submodule(name) for name, _ in a.layers()}
-        self._shapes = {name: p.shape for name, p in self.named_parameters()}  # what adopted ones become later does not count
-        self.grown: set[str] = set()  # parameters that this architecture does not have, and that were adopted all the same
+        self._shapes = {
+            name: p.shape for name, p in self.named_parameters()
+        }  # what adopted ones become later does not count
+        self.grown: set[str] = (
+            set()
+        )  # parameters that this architecture does not have, and that were adopted all the same
 
     def adopt(self, parameters: Parameters) -> UNet:
         """Take these Parameter objects as our own: no copy, and whatever happens to them happens here.
@@ -254,8 +275,12 @@ class UNet(nn.Module):
         Raises BadWeights where a name is missing or unknown, or a shape differs.
         """
         extra = parameters.keys() - self._shapes.keys()
-        if unknown := sorted(name for name in extra if not self._may_be_given(name, parameters[name].shape)):
-            raise BadWeights(f"{unknown[0]}: this UNet has no such parameter; expected those of {self.architecture.name} alone")
+        if unknown := sorted(
+            name for name in extra if not self._may_be_given(name, parameters[name].shape)
+        ):
+            raise BadWeights(
+                f"{unknown[0]}: this UNet has no such parameter; expected those of {self.architecture.name} alone"
+            )
         for name in self.grown - extra:
             set_parameter(self, name, None)
         for name in extra:
@@ -272,7 +297,12 @@ class UNet(nn.Module):
     def _may_be_given(self, name: str, shape: torch.Size) -> bool:
         home, _, own = name.rpartition(".")
         weight = self._shapes.get(f"{home}.weight")
-        return own == "bias" and weight is not None and isinstance(self.get_submodule(home), Linear) and shape == weight[:1]
+        return (
+            own == "bias"
+            and weight is not None
+            and isinstance(self.get_submodule(home), Linear)
+            and shape == weight[:1]
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -285,12 +315,21 @@ class UNet(nn.Module):
         emb = self.time_embed["2"](F.silu(self.time_embed["0"](t)))
         if self.architecture.adm_channels is not None:
             if y is None:
-                raise ValueError(f"this UNet needs y: [B, {self.architecture.adm_channels}]; got none")
+                raise ValueError(
+                    f"this UNet needs y: [B, {self.architecture.adm_channels}]; got none"
+                )
             label = self.get_submodule("label_emb.0")
             emb = emb + label.get_submodule("2")(F.silu(label.get_submodule("0")(y.to(self.dtype))))
         return emb
 
-    def run_block(self, name: str, h: Tensor, emb: Tensor, context: Tensor, layers: Mapping[str, LayerFn] | None = None) -> Tensor:
+    def run_block(
+        self,
+        name: str,
+        h: Tensor,
+        emb: Tensor,
+        context: Tensor,
+        layers: Mapping[str, LayerFn] | None = None,
+    ) -> Tensor:
         """One input, middle or output block; `layers` replaces some or all of our own layers by name."""
         run = self.layers if layers is None else layers
         for i in range(len(self.get_submodule(name))):  # type: ignore[arg-type]
@@ -298,7 +337,12 @@ class UNet(nn.Module):
         return h
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None, layers: Mapping[str, LayerFn] | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        layers: Mapping[str, LayerFn] | None = None,
     ) -> Tensor:
         """-> `[B, out_channels, H, W]` in x's dtype. `layers` is how compiled layers come in (all names, ours or others')."""
         emb, context = self.embed(timesteps, y), context.to(self.dtype)
@@ -328,6 +372,8 @@ def join(h: Tensor, skip: Tensor) -> Tensor:
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     """`timesteps: [B]` -> `[B, channels]` float32: cosines, then sines, at frequencies from 1 to 1/10,000 radians a timestep."""
     half = channels // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=timesteps.device))
+    frequencies = torch.exp(
+        -math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    )
     angles = timesteps.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

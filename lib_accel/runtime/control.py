@@ -21,7 +21,9 @@ class Companion:
     def __init__(self, donor: nn.Module):
         self.specs = layers_in(donor)
         if not self.specs:
-            raise UnsupportedArchitecture(f"a {type(donor).__name__} holds no residual block and no transformer of a UNet")
+            raise UnsupportedArchitecture(
+                f"a {type(donor).__name__} holds no residual block and no transformer of a UNet"
+            )
         self._weights = Weights(donor)
         self._code: Code | None = None
         self._layers: dict[str, CompiledLayer] = {}
@@ -30,14 +32,20 @@ class Companion:
         """By name, those for which `engine` has code; none while the weights lie elsewhere or are of another dtype than the UNet's."""
         if engine.code is not self._code or self._weights.moved():
             self._code, self._layers = engine.code, {}
-            with contextlib.suppress(BadWeights):  # mixed or unloaded: its own code computes it, or says what is wrong
+            with contextlib.suppress(
+                BadWeights
+            ):  # mixed or unloaded: its own code computes it, or says what is wrong
                 self._bind(engine)
         return self._layers
 
     def _bind(self, engine: Engine) -> None:
         named = self._weights.accept()
         first = next(iter(named.values()))
-        if not engine.code or first.device != engine.device or first.dtype != next(engine.donor.parameters()).dtype:
+        if (
+            not engine.code
+            or first.device != engine.device
+            or first.dtype != next(engine.donor.parameters()).dtype
+        ):
             return
         self._weights.set_layout(compiled=True)
         self._weights.accept()
@@ -46,7 +54,9 @@ class Companion:
                 layer = build_layer(spec)
                 for own, _ in list(layer.named_parameters()):
                     set_parameter(layer, own, named[f"{name}.{own}"])
-                self._layers[name] = CompiledLayer(engine.code[spec], layer, spec, engine.unet.dtype)
+                self._layers[name] = CompiledLayer(
+                    engine.code[spec], layer, spec, engine.unet.dtype
+                )
 
     def close(self) -> None:
         self._layers, self._code = {}, None

@@ -75,15 +75,23 @@ class CompiledLayer:
     def __init__(self, fn: UnitFn, module: nn.Module, spec: Layer, dtype: torch.dtype):
         self._fn, self.module, self._side, self.dtype = fn, module, side_input(spec), dtype
         self._parameters: list[Tensor] = list(module.parameters())
-        self._widen = any(p.dtype != dtype for p in self._parameters)  # asked once: 686 times `to` take 0.7 ms to do nothing
+        self._widen = any(
+            p.dtype != dtype for p in self._parameters
+        )  # asked once: 686 times `to` take 0.7 ms to do nothing
         self._widths, self._widest = input_widths(spec), widest(spec)
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         inputs = [h] if self._side is None else [h, emb if self._side == "emb" else context]
         if not self._fits(inputs):
             return self.module(h, emb, context)
-        inputs = [h.contiguous(memory_format=torch.channels_last), *(side.contiguous() for side in inputs[1:])]
-        return self._fn(inputs + ([p.to(self.dtype) for p in self._parameters] if self._widen else self._parameters))
+        inputs = [
+            h.contiguous(memory_format=torch.channels_last),
+            *(side.contiguous() for side in inputs[1:]),
+        ]
+        return self._fn(
+            inputs
+            + ([p.to(self.dtype) for p in self._parameters] if self._widen else self._parameters)
+        )
 
     @property
     def takes_emb(self) -> bool:
@@ -92,11 +100,21 @@ class CompiledLayer:
 
     def _fits(self, inputs: list[Tensor]) -> bool:
         h, weight = inputs[0], self._parameters[0]
-        if h.ndim != 4 or h.shape[1] != self._widths[0] or inputs[-1].shape[-1] != (self._widths[1] if self._side else h.shape[-1]):
+        if (
+            h.ndim != 4
+            or h.shape[1] != self._widths[0]
+            or inputs[-1].shape[-1] != (self._widths[1] if self._side else h.shape[-1])
+        ):
             return False
         if h.device.type != "cpu" and h.numel() // h.shape[1] * self._widest >= INT32_LIMIT:
             return False
-        return all(t.shape[0] == h.shape[0] and t.numel() and t.dtype == self.dtype and t.device == weight.device for t in inputs)
+        return all(
+            t.shape[0] == h.shape[0]
+            and t.numel()
+            and t.dtype == self.dtype
+            and t.device == weight.device
+            for t in inputs
+        )
 
 
 def out_of_memory_errors(device: torch.device) -> int:
@@ -115,7 +133,9 @@ class Engine:
     config: Config = field(default_factory=Config)
     counters: Counters = field(default_factory=Counters)
     machine: Callable[[torch.device], Machine] = probe
-    device: torch.device | None = None  # where images are computed; by default where the weights are now
+    device: torch.device | None = (
+        None  # where images are computed; by default where the weights are now
+    )
 
     def __post_init__(self) -> None:
         self.architecture = Architecture.from_module(self.donor)
@@ -123,13 +143,17 @@ class Engine:
         self.unet = UNet(self.architecture)
         self.weights = Weights(self.donor)
         self.device = self.device or next(self.donor.parameters()).device
-        self.store = ArtifactStore(self.config.store, self.config.store_bytes, self.config.store_readonly)
+        self.store = ArtifactStore(
+            self.config.store, self.config.store_bytes, self.config.store_readonly
+        )
         self.job: Job | None = None
         self._code: Code = {}
         self._code_dtype: torch.dtype | None = None  # which weights the code is for
         self._artifact: dict[str, Any] | None = None  # of the store, where the code came from one
         self._choice: Choice | None = None
-        self._failed: dict[str, str] = {}  # backends that failed while loading or computing, with the reason
+        self._failed: dict[
+            str, str
+        ] = {}  # backends that failed while loading or computing, with the reason
         self._discarded: str | None = None  # why the artifact that was at hand is not used
         self._graphs: GraphCache | None = None
         self._ooms = out_of_memory_errors(self.device)
@@ -152,8 +176,12 @@ class Engine:
             self.job = None
         if self.job is not None:
             return  # under way already
-        with contextlib.suppress(AccelError):  # a store that cannot be used is the backend's to report
-            if self._not_made and self.store.contains(target.key):  # made elsewhere and imported since
+        with contextlib.suppress(
+            AccelError
+        ):  # a store that cannot be used is the backend's to report
+            if self._not_made and self.store.contains(
+                target.key
+            ):  # made elsewhere and imported since
                 self._not_made.clear()
         while True:
             self._choice = choose(target, self.store, self.config, self._all_failed)
@@ -214,7 +242,12 @@ class Engine:
     def _reject(self, target: Target, error: AccelError) -> None:
         """A damaged artifact is removed once, so that a good one can be made; if that fails too, the backend is out."""
         assert self._choice is not None
-        if isinstance(error, ArtifactRejected) and self._discarded is None and not self.store.readonly and self.store.contains(target.key):
+        if (
+            isinstance(error, ArtifactRejected)
+            and self._discarded is None
+            and not self.store.readonly
+            and self.store.contains(target.key)
+        ):
             try:
                 self.store.discard(target.key, str(error))
                 self._discarded = str(error)
@@ -236,7 +269,9 @@ class Engine:
         self._code, self._code_dtype = code, self.unet.dtype
         self._discarded = None if code else self._discarded
         entry = None
-        with contextlib.suppress(StoreError):  # only told of: code that was just made serves without the store too
+        with contextlib.suppress(
+            StoreError
+        ):  # only told of: code that was just made serves without the store too
             entry = self.store.entry(self.target.key) if code else None
         self._artifact = {"key": entry.key, "bytes": entry.bytes} if entry else None
         self._bind()
@@ -261,8 +296,12 @@ class Engine:
         if self._code and next(self.unet.parameters()).device == self.device:
             self.weights.set_layout(compiled=True)
             for name, spec in self.architecture.layers():
-                if spec in self._code and not any(p.startswith(f"{name}.") for p in self.unet.grown):
-                    self._compiled[name] = CompiledLayer(self._code[spec], self.unet.get_submodule(name), spec, self._dtype)
+                if spec in self._code and not any(
+                    p.startswith(f"{name}.") for p in self.unet.grown
+                ):
+                    self._compiled[name] = CompiledLayer(
+                        self._code[spec], self.unet.get_submodule(name), spec, self._dtype
+                    )
             self.weights.accept()  # the layout may have moved some
         self.layers: dict[str, LayerFn] = {**self.unet.layers, **self._compiled}
         self._drop_graphs()
@@ -298,7 +337,12 @@ class Engine:
     # -- computing
 
     def __call__(
-        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None, replaced: Mapping[str, LayerFn] | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        replaced: Mapping[str, LayerFn] | None = None,
     ) -> Tensor:
         """`x: [B, in_channels, H, W]`, `timesteps: [B]`, `context: [B, L, context_dim]`, `y: [B, adm]` -> `[B, out_channels, H, W]`.
 
@@ -307,7 +351,11 @@ class Engine:
         """
         self._follow()
         with torch.no_grad(), without_autocast(x.device):
-            out = self._guarded(lambda layers: self._run(layers, replaced, x, timesteps, context, y), self.layers, self.unet.layers)
+            out = self._guarded(
+                lambda layers: self._run(layers, replaced, x, timesteps, context, y),
+                self.layers,
+                self.unet.layers,
+            )
         if self._code:
             self.counters.accelerated_calls += 1
         return out
@@ -328,7 +376,11 @@ class Engine:
         self._follow()
         with torch.no_grad(), without_autocast(h.device):
             x, emb, context = (t.to(self.unet.dtype) for t in (h, emb, context))
-            out = self._guarded(lambda layers: self.unet.run_block(name, x, emb, context, layers), self.layers, self.unet.layers)
+            out = self._guarded(
+                lambda layers: self.unet.run_block(name, x, emb, context, layers),
+                self.layers,
+                self.unet.layers,
+            )
             return out.to(h.dtype)
 
     def _guarded(self, run: Callable[[T], Tensor], compiled: T, clean: T) -> Tensor:
@@ -337,7 +389,9 @@ class Engine:
             return run(compiled)
         except RuntimeError as e:
             failure = e.with_traceback(None)  # its frames hold the activations of the whole call
-        out_of_memory = isinstance(failure, torch.cuda.OutOfMemoryError) or self._ran_out_of_memory()
+        out_of_memory = (
+            isinstance(failure, torch.cuda.OutOfMemoryError) or self._ran_out_of_memory()
+        )
         if out_of_memory and self.release_graphs():
             return self._guarded(run, compiled, clean)
         if isinstance(failure, torch.cuda.OutOfMemoryError):
@@ -346,7 +400,9 @@ class Engine:
             finally:
                 del failure  # it refers to this frame
         out = run(clean)
-        if self._code and not (out_of_memory or self._ran_out_of_memory()):  # without code: dropped in this pass, or never there
+        if self._code and not (
+            out_of_memory or self._ran_out_of_memory()
+        ):  # without code: dropped in this pass, or never there
             self._fail(failure)
         return out
 
@@ -356,15 +412,26 @@ class Engine:
         before, self._ooms = self._ooms, out_of_memory_errors(self.device)
         return self._ooms > before
 
-    def _run(self, layers: Mapping[str, LayerFn], replaced: Mapping[str, LayerFn] | None, *inputs: Any) -> Tensor:
+    def _run(
+        self, layers: Mapping[str, LayerFn], replaced: Mapping[str, LayerFn] | None, *inputs: Any
+    ) -> Tensor:
         if replaced:  # unknown code: it may do what a graph cannot record
             return self.unet(*inputs, {**layers, **replaced})
         if inputs[0].device.type != "cuda" or not self.config.graphs or layers is not self.layers:
             return self.unet(*inputs, layers)
         if self._graphs is None:
-            self._graphs = GraphCache(lambda *i: self.unet(*i, self.layers), self.config.graph_bytes)
-        if self._code and self._choice and self._choice.backend.name == "aoti" and not self.target.machine.recordable:
-            self._graphs.refuse(f"torch {torch.__version__} waits inside compiled code; that needs torch 2.7 or later")
+            self._graphs = GraphCache(
+                lambda *i: self.unet(*i, self.layers), self.config.graph_bytes
+            )
+        if (
+            self._code
+            and self._choice
+            and self._choice.backend.name == "aoti"
+            and not self.target.machine.recordable
+        ):
+            self._graphs.refuse(
+                f"torch {torch.__version__} waits inside compiled code; that needs torch 2.7 or later"
+            )
         return self._graphs(*inputs)
 
     def _fail(self, error: RuntimeError) -> None:
@@ -403,7 +470,16 @@ class Engine:
             state = "fallback" if self._all_failed else "eager"
         return Status(
             state=state,
-            reason="; ".join(filter(None, (self._discarded, self._choice and self._choice.reason, self._graphs and self._graphs.refused)))
+            reason="; ".join(
+                filter(
+                    None,
+                    (
+                        self._discarded,
+                        self._choice and self._choice.reason,
+                        self._graphs and self._graphs.refused,
+                    ),
+                )
+            )
             or None,
             backend=backend if self._code or compiling else "eager",
             architecture=self.architecture.name,

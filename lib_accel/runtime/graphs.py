@@ -55,7 +55,9 @@ class GraphCache:
         self._pool: Any = None
         self.captures = 0
         self._too_large: set[Hashable] = set()
-        self.refused: str | None = None  # why none is recorded: any more, or of the shape that was last too large
+        self.refused: str | None = (
+            None  # why none is recorded: any more, or of the shape that was last too large
+        )
         self._off = False
 
     @property
@@ -83,9 +85,15 @@ class GraphCache:
 
     def _record(self, key: Hashable, inputs: Inputs, device: torch.device) -> Tensor:
         """Record this shape, and return what the plain call gives."""
-        plain = self._fn(*inputs)  # before: beside a recording it would take its memory a second time
+        plain = self._fn(
+            *inputs
+        )  # before: beside a recording it would take its memory a second time
         made = self._recorded(inputs, device)
-        if isinstance(made, _Recorded) and self._graphs and self.bytes + made.bytes > self._max_bytes:
+        if (
+            isinstance(made, _Recorded)
+            and self._graphs
+            and self.bytes + made.bytes > self._max_bytes
+        ):
             made = None
             self.clear()  # their pool goes as a whole; alone, this shape may be small enough
             made = self._recorded(inputs, device)
@@ -102,7 +110,9 @@ class GraphCache:
             self.captures += 1
         else:  # or NaN
             made = None
-            self.refuse(f"a replay differs from the plain call by {difference:.1e}, allowed {DIFFERENCE:.0e}")
+            self.refuse(
+                f"a replay differs from the plain call by {difference:.1e}, allowed {DIFFERENCE:.0e}"
+            )
         return plain
 
     @staticmethod
@@ -121,14 +131,21 @@ class GraphCache:
             before = torch.cuda.memory_reserved()
             try:
                 # thread_local: another thread of the host (previews, a second tab) may allocate meanwhile
-                with torch.cuda.graph(graph, pool=self._pool, stream=_stream(device), capture_error_mode="thread_local"):
+                with torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=_stream(device),
+                    capture_error_mode="thread_local",
+                ):
                     output = self._fn(*static)
             except RuntimeError:
                 _mend(self._pool, stream, device)
                 raise
         except RuntimeError as e:  # out of memory, or an operation that cannot be recorded: the plain call still works
             return f"recording failed: {(str(e).strip() or type(e).__name__).splitlines()[0]}"
-        return _Recorded(graph, static, output, max(0, torch.cuda.memory_reserved() - before) + output.nbytes)
+        return _Recorded(
+            graph, static, output, max(0, torch.cuda.memory_reserved() - before) + output.nbytes
+        )
 
     def refuse(self, why: str) -> None:
         """Call plainly from now on."""
@@ -147,7 +164,10 @@ def _mend(pool: Any, stream: torch.cuda.Stream, device: torch.device) -> None:
     torch.cuda.set_stream(stream)
     if _end_allocation(pool, device):
         torch._C._cuda_releasePool(device.index, pool)  # else the graph gives it back, when it goes
-    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device)):
+    with (
+        contextlib.suppress(RuntimeError),
+        torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device)),
+    ):
         torch.zeros(1, device=device)  # a recording that succeeds takes the generator back
 
 

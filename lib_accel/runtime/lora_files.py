@@ -33,8 +33,14 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as e:
-        raise BadCheckpoint(f"{path} cannot be read as safetensors: {e}; expected a LoRA file") from e
-    names = {"lora_unet_" + alias.replace(".", "_"): layer for layer, aliases in layer_aliases(architecture) for alias in aliases}
+        raise BadCheckpoint(
+            f"{path} cannot be read as safetensors: {e}; expected a LoRA file"
+        ) from e
+    names = {
+        "lora_unet_" + alias.replace(".", "_"): layer
+        for layer, aliases in layer_aliases(architecture)
+        for alias in aliases
+    }
     shapes = {name: p.shape for name, p in UNet(architecture).named_parameters()}
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -58,9 +64,13 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
                 f"{path}: {group} is for a weight of {made_for}, here it is {list(weight)}; the LoRA is for another architecture"
             )
         alpha = parts.get("alpha")
-        deltas[names[group] + ".weight"] = LowRank(up, down, float(alpha) / down.shape[0] if alpha is not None else 1.0)
+        deltas[names[group] + ".weight"] = LowRank(
+            up, down, float(alpha) / down.shape[0] if alpha is not None else 1.0
+        )
     if not deltas:
-        raise BadCheckpoint(f"{path} holds no UNet layers; expected keys such as lora_unet_..._to_q.lora_up.weight")
+        raise BadCheckpoint(
+            f"{path} holds no UNet layers; expected keys such as lora_unet_..._to_q.lora_up.weight"
+        )
     return deltas
 
 
@@ -99,11 +109,15 @@ def parse_tag(text: str) -> tuple[Path, float]:
     return Path(match[1]), float(match[2]) if match[2] else 1.0
 
 
-def random_deltas(architecture: Architecture, rank: int, seed: int, scale: float = 0.3) -> dict[str, LowRank]:
+def random_deltas(
+    architecture: Architecture, rank: int, seed: int, scale: float = 0.3
+) -> dict[str, LowRank]:
     """A LoRA of random weights over every transformer's layers: for demonstrations and benchmarks."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: p.shape for name, p in UNet(architecture).named_parameters()}
-    transformers = tuple(f"{name}." for name, layer in architecture.layers() if isinstance(layer, SpatialTransformer))
+    transformers = tuple(
+        f"{name}." for name, layer in architecture.layers() if isinstance(layer, SpatialTransformer)
+    )
     out = {}
     for layer, _ in layer_aliases(architecture):
         if layer.startswith(transformers):

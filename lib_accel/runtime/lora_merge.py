@@ -35,11 +35,15 @@ Rewrite = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 Term = LowRank | Rewrite
 
 
-ELEMENTS = 2**18  # of a weight at a time on a CPU: 2 MB in float64, so that all between base and weight stays in the cache
+ELEMENTS = (
+    2**18
+)  # of a weight at a time on a CPU: 2 MB in float64, so that all between base and weight stays in the cache
 
 
 @torch.no_grad()
-def merge(weight: Tensor, base: Tensor, terms: Sequence[Term], device: torch.device | None = None) -> Tensor | None:
+def merge(
+    weight: Tensor, base: Tensor, terms: Sequence[Term], device: torch.device | None = None
+) -> Tensor | None:
     """Write `base` with `terms` done to it, in order, into `weight: [O, ...]`. Returns what to add to the bias (float32), or None.
 
     `base` has the shape of `weight`, and may lie on another device. Computed on `device`, by default the weight's own. When a
@@ -51,7 +55,11 @@ def merge(weight: Tensor, base: Tensor, terms: Sequence[Term], device: torch.dev
         for low_rank, group in itertools.groupby(terms, lambda t: isinstance(t, LowRank)):
             run: list[Any] = list(group)
             if low_rank:
-                into = weight if run[-1] is terms[-1] else torch.empty_like(base, dtype=wider(weight.dtype, device), device=device)
+                into = (
+                    weight
+                    if run[-1] is terms[-1]
+                    else torch.empty_like(base, dtype=wider(weight.dtype, device), device=device)
+                )
                 _add(into, total, run, device)
                 total = into
                 continue
@@ -68,23 +76,41 @@ def merge(weight: Tensor, base: Tensor, terms: Sequence[Term], device: torch.dev
 def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.device) -> None:
     """Write base + the terms into `into`, some rows at a time, each row in the order in which `into` lies in memory."""
     wide, (outputs, *kernel) = wider(into.dtype, device), base.shape
-    channels_last = into.ndim == 4 and not into.is_contiguous() and into.is_contiguous(memory_format=torch.channels_last)
+    channels_last = (
+        into.ndim == 4
+        and not into.is_contiguous()
+        and into.is_contiguous(memory_format=torch.channels_last)
+    )
 
     def rows(t: Tensor) -> Tensor:
         return (t.permute(0, 2, 3, 1) if channels_last else t).flatten(1)
 
     for t in terms:
-        if (t.up.shape[0], t.up[0].numel(), t.down[0].numel()) != (outputs, t.down.shape[0], base[0].numel()):
-            raise RuntimeError(f"factors of {list(t.up.shape)} and {list(t.down.shape)} do not fit a weight of {list(base.shape)}")
+        if (t.up.shape[0], t.up[0].numel(), t.down[0].numel()) != (
+            outputs,
+            t.down.shape[0],
+            base[0].numel(),
+        ):
+            raise RuntimeError(
+                f"factors of {list(t.up.shape)} and {list(t.down.shape)} do not fit a weight of {list(base.shape)}"
+            )
     ups = [_moved(t.up, device, wide).flatten(1) for t in terms]  # [O, r]
     downs = [rows(_moved(t.down, device, wide).reshape(-1, *kernel)) for t in terms]  # [r, I*k*k]
     if len(terms) == 1:
         up, down, scale = ups[0], downs[0], terms[0].scale
     else:  # [O, sum of r] @ [sum of r, I*k*k]: one product costs less than several
-        up, down, scale = torch.cat([u * t.scale for u, t in zip(ups, terms, strict=True)], 1), torch.cat(downs), 1.0
+        up, down, scale = (
+            torch.cat([u * t.scale for u, t in zip(ups, terms, strict=True)], 1),
+            torch.cat(downs),
+            1.0,
+        )
     count = max(1, ELEMENTS // down.shape[1]) if device.type == "cpu" else outputs
     for some in (slice(i, i + count) for i in range(0, outputs, count)):
-        part = rows(base[some].to(device, non_blocking=True)).to(wide, copy=True).addmm_(up[some], down, alpha=scale)
+        part = (
+            rows(base[some].to(device, non_blocking=True))
+            .to(wide, copy=True)
+            .addmm_(up[some], down, alpha=scale)
+        )
         shape = base[some].permute(0, 2, 3, 1).shape if channels_last else base[some].shape
         merged = part.view(shape)
         into[some].copy_(merged.permute(0, 3, 1, 2) if channels_last else merged)
@@ -102,7 +128,9 @@ ORDINARY, PINNED, VIDEO = "ordinary memory, as the WebUI does", "pinned memory",
 AUTOMATIC = "video memory while 8 GiB of it are free, else pinned memory"
 FREE = 8 * 2**30  # bytes: images and the VAE need what is left
 
-_ran_out: set[str] = set()  # kinds of memory: asked for again for each layer, it would be said for each layer
+_ran_out: set[str] = (
+    set()
+)  # kinds of memory: asked for again for each layer, it would be said for each layer
 
 
 def place(base: Tensor, device: torch.device, wish: str) -> str:
@@ -127,5 +155,7 @@ def keep(base: Tensor, device: torch.device, wish: str, say: Callable[[str], obj
             return torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)
         except RuntimeError as e:
             _ran_out.add(PINNED)
-            say(f"no more pinned memory for the weights without LoRA ({e}); ordinary memory serves, and LoRAs change a little slower")
+            say(
+                f"no more pinned memory for the weights without LoRA ({e}); ordinary memory serves, and LoRAs change a little slower"
+            )
     return base.to("cpu", copy=True)

@@ -27,7 +27,9 @@ class Weights:
         slots = [(m._parameters, name) for m in module.modules() for name in m._parameters]
         self._homes, self._names = [home for home, _ in slots], [name for _, name in slots]
         self._module = module
-        self._channels_last = {name for name, p in module.named_parameters() if p.ndim == 4 and not p.is_contiguous()}  # the host's wish
+        self._channels_last = {
+            name for name, p in module.named_parameters() if p.ndim == 4 and not p.is_contiguous()
+        }  # the host's wish
         self._seen: list[nn.Parameter | None] | None = None
         self._all: list[nn.Parameter] = []
         self._matrices: list[nn.Parameter] = []
@@ -39,7 +41,9 @@ class Weights:
 
     def moved(self) -> bool:
         """Under 0.2 ms for the 686 parameters of SD1, called before every use: so no Python loop."""
-        if self._seen is None or not all(map(operator.is_, map(dict.get, self._homes, self._names), self._seen)):
+        if self._seen is None or not all(
+            map(operator.is_, map(dict.get, self._homes, self._names), self._seen)
+        ):
             return True
         return self._state != self._look()
 
@@ -52,7 +56,9 @@ class Weights:
         stored = next((name for name, p in named.items() if p.dtype not in COMPUTE_DTYPES), None)
         if stored is not None:
             kept = str(named[stored].dtype).removeprefix("torch.")
-            raise BadWeights(f"{stored} is stored as {kept}, which nothing computes in; keep weights in 16 bits to accelerate this model")
+            raise BadWeights(
+                f"{stored} is stored as {kept}, which nothing computes in; keep weights in 16 bits to accelerate this model"
+            )
         name, first = next(iter(named.items()))
         for other, p in named.items():
             if p.dtype != first.dtype or p.device != first.device:
@@ -60,7 +66,9 @@ class Weights:
                     f"{other} is {p.dtype} on {p.device} but {name} is {first.dtype} on {first.device}; expected one dtype and one device"
                 )
         if first.device.type == "meta":
-            raise BadWeights(f"{name} is on the meta device: the model has been unloaded; load it again")
+            raise BadWeights(
+                f"{name} is on the meta device: the model has been unloaded; load it again"
+            )
         self._seen = list(map(dict.get, self._homes, self._names))
         self._all = [p for p in self._seen if p is not None]
         self._matrices = [p for p in self._all if p.ndim > 1]
@@ -73,7 +81,11 @@ class Weights:
         Not shapes: as many bytes at the same address are the same numbers to compiled code. And dtypes of
         matrices alone: a conversion of vectors only would have to keep address and size to go unseen.
         """
-        return list(map(Tensor.data_ptr, self._all)), list(map(_bytes, self._all)), list(map(_dtype, self._matrices))
+        return (
+            list(map(Tensor.data_ptr, self._all)),
+            list(map(_bytes, self._all)),
+            list(map(_dtype, self._matrices)),
+        )
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self._module.parameters()
@@ -85,7 +97,9 @@ class Weights:
             if compiled:
                 wanted = in_layout(data)
             else:
-                plain = torch.channels_last if name in self._channels_last else torch.contiguous_format
+                plain = (
+                    torch.channels_last if name in self._channels_last else torch.contiguous_format
+                )
                 wanted = data.contiguous(memory_format=plain)
             if wanted is not data:
                 p.data = wanted

@@ -32,7 +32,14 @@ from . import seal
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
-_FIELDS: dict[str, Any] = {"key": str, "recipe": dict, "files": dict, "verdict": (dict, type(None)), "created": str, "origin": str}
+_FIELDS: dict[str, Any] = {
+    "key": str,
+    "recipe": dict,
+    "files": dict,
+    "verdict": (dict, type(None)),
+    "created": str,
+    "origin": str,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,9 @@ class Artifact:
 
     def file(self, name: str) -> Path:
         if name not in self.manifest["files"]:
-            raise StoreError(f"Artifact {self.key[:12]} has no file {name!r}. It holds: {', '.join(self.files)}. Compile it again.")
+            raise StoreError(
+                f"Artifact {self.key[:12]} has no file {name!r}. It holds: {', '.join(self.files)}. Compile it again."
+            )
         return self.path / name
 
 
@@ -103,7 +112,11 @@ def require_private_root(root: Path) -> None:
     for parent in root.parents:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            unsafe(parent, f"is writable by everyone (mode {stat.S_IMODE(mode):04o}) and holds the store {root}", "+t")
+            unsafe(
+                parent,
+                f"is writable by everyone (mode {stat.S_IMODE(mode):04o}) and holds the store {root}",
+                "+t",
+            )
 
 
 def _encode(manifest: Mapping[str, Any]) -> bytes:
@@ -142,20 +155,32 @@ def read_manifest(path: Path, key: str) -> dict[str, Any]:
     if not whole:
         raise _damaged(path, "its own checksum does not match")
     if manifest.get("format") != FORMAT:
-        raise _damaged(path, f"it has format {manifest.get('format')!r}, this version reads {FORMAT}")
-    if wrong := [name for name, kind in _FIELDS.items() if not isinstance(manifest.get(name), kind)]:
+        raise _damaged(
+            path, f"it has format {manifest.get('format')!r}, this version reads {FORMAT}"
+        )
+    if wrong := [
+        name for name, kind in _FIELDS.items() if not isinstance(manifest.get(name), kind)
+    ]:
         raise _damaged(path, f"these fields are missing or wrong: {', '.join(wrong)}")
     if manifest["key"] != key:
-        raise _damaged(path, f"it belongs to another artifact ({manifest['key'][:12]}, expected {key[:12]})")
+        raise _damaged(
+            path, f"it belongs to another artifact ({manifest['key'][:12]}, expected {key[:12]})"
+        )
     for name, entry in manifest["files"].items():
-        good = isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256")))
+        good = (
+            isinstance(entry, dict)
+            and isinstance(entry.get("bytes"), int)
+            and re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256")))
+        )
         if not good or not seal.FILE_NAME.fullmatch(name) or name.casefold() == MANIFEST:
             raise _damaged(path, f"its entry for {name!r} is wrong")
     return manifest
 
 
 def _damaged(path: Path, why: str) -> ArtifactRejected:
-    return ArtifactRejected(f"{path} is damaged: {why}. Expected it as it was written. Discard this artifact; it will be compiled again.")
+    return ArtifactRejected(
+        f"{path} is damaged: {why}. Expected it as it was written. Discard this artifact; it will be compiled again."
+    )
 
 
 def read_artifact(path: Path, key: str, content: bool = True) -> Artifact:

@@ -69,9 +69,14 @@ def os_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         code = error.errno if error.errno is not None else -1
-        advice = _ADVICE.get(code, "Expected a folder on a working disk that you may read and write. Check it, or choose another folder.")
+        advice = _ADVICE.get(
+            code,
+            "Expected a folder on a working disk that you may read and write. Check it, or choose another folder.",
+        )
         where = f" ({error.filename})" if error.filename else ""
-        raise StoreError(f"Could not {doing}: {error.strerror or error}{where}. {advice}") from error
+        raise StoreError(
+            f"Could not {doing}: {error.strerror or error}{where}. {advice}"
+        ) from error
 
 
 def create(path: Path, mode: int = 0o600) -> BinaryIO:
@@ -113,14 +118,18 @@ def read_key(path: Path) -> bytes:
     """
     with os_errors(f"read the signing key {path}"), path.open("rb") as stream:
         info = os.fstat(stream.fileno())
-        if sys.platform != "win32" and (info.st_mode & 0o077 or info.st_uid not in (0, os.geteuid())):
+        if sys.platform != "win32" and (
+            info.st_mode & 0o077 or info.st_uid not in (0, os.geteuid())
+        ):
             raise StoreError(
                 f"The signing key {path} is open to others (owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}). Expected a file "
                 f"that is yours or root's, with mode 0600. Run: chmod 600 '{path}'; if others could read it, make a new key."
             )
         text = stream.read(1024).strip()
     if not re.fullmatch(rb"[0-9a-fA-F]{%d}" % (KEY_BYTES * 2), text):
-        raise StoreError(f"{path} holds no signing key. Expected {KEY_BYTES * 2} hex digits. Make one with generate_key() and write_key().")
+        raise StoreError(
+            f"{path} holds no signing key. Expected {KEY_BYTES * 2} hex digits. Make one with generate_key() and write_key()."
+        )
     return bytes.fromhex(text.decode())
 
 
@@ -137,7 +146,9 @@ def check(key: bytes, members: Mapping[str, str], signature: str) -> bool:
 
 def _require_key(key: bytes) -> None:
     if len(key) < KEY_BYTES:
-        raise StoreError(f"The signing key has {len(key)} bytes. Expected at least {KEY_BYTES}. Make one with generate_key().")
+        raise StoreError(
+            f"The signing key has {len(key)} bytes. Expected at least {KEY_BYTES}. Make one with generate_key()."
+        )
 
 
 def pack(destination: Path, members: Mapping[str, Path], signing_key: bytes | None) -> None:
@@ -149,9 +160,15 @@ def pack(destination: Path, members: Mapping[str, Path], signing_key: bytes | No
         try:
             with create(draft, 0o644) as stream:
                 with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                    digests = {name: _add(archive, name, path) for name, path in sorted(members.items())}
+                    digests = {
+                        name: _add(archive, name, path) for name, path in sorted(members.items())
+                    }
                     if signing_key is not None:
-                        seal = {"format": 1, "algorithm": "HMAC-SHA256", "signature": sign(signing_key, digests)}
+                        seal = {
+                            "format": 1,
+                            "algorithm": "HMAC-SHA256",
+                            "signature": sign(signing_key, digests),
+                        }
                         archive.writestr(zipfile.ZipInfo(SEAL), json.dumps(seal))
                 flush(stream)
             draft.replace(destination)
@@ -167,7 +184,9 @@ def _add(archive: zipfile.ZipFile, name: str, path: Path) -> str:
         return copy(source, target)[0]
 
 
-def unpack(source: Path, into: Path, signing_key: bytes | None, allow_unsigned: bool, max_bytes: int) -> tuple[list[str], bool]:
+def unpack(
+    source: Path, into: Path, signing_key: bytes | None, allow_unsigned: bool, max_bytes: int
+) -> tuple[list[str], bool]:
     """Unpack into the private folder `into`; return the artifact keys and whether the seal was checked.
 
     Nothing there may be used when this raises. A given key is always checked when there is a seal, `allow_unsigned` or not: a seal that
@@ -183,7 +202,11 @@ def unpack(source: Path, into: Path, signing_key: bytes | None, allow_unsigned: 
         try:
             with zipfile.ZipFile(stream) as archive:
                 infos = _checked_members(source, archive, max_bytes)
-                digests = {info.filename: _extract(archive, info, into) for info in infos if info.filename != SEAL}
+                digests = {
+                    info.filename: _extract(archive, info, into)
+                    for info in infos
+                    if info.filename != SEAL
+                }
                 seal = archive.read(SEAL) if SEAL in archive.namelist() else None
         except _ZIP_ERRORS as error:
             raise _rejected(source, f"it is not a whole zip ({error})") from error
@@ -201,12 +224,17 @@ def _rejected(source: Path, why: str) -> ArtifactRejected:
     )
 
 
-def _checked_members(source: Path, archive: zipfile.ZipFile, max_bytes: int) -> list[zipfile.ZipInfo]:
+def _checked_members(
+    source: Path, archive: zipfile.ZipFile, max_bytes: int
+) -> list[zipfile.ZipInfo]:
     """Every member's name and size, before one byte is written."""
     infos = archive.infolist()
     total = sum(info.file_size for info in infos)
     if len(infos) > MAX_MEMBERS or total > max_bytes:
-        raise _rejected(source, f"it holds {len(infos)} files of {total} bytes; at most {MAX_MEMBERS} files of {max_bytes} bytes fit")
+        raise _rejected(
+            source,
+            f"it holds {len(infos)} files of {total} bytes; at most {MAX_MEMBERS} files of {max_bytes} bytes fit",
+        )
     seen: set[str] = set()
     for info in infos:
         name = info.filename
@@ -215,7 +243,11 @@ def _checked_members(source: Path, archive: zipfile.ZipFile, max_bytes: int) -> 
             raise _rejected(source, f"it holds an unexpected member {info.orig_filename!r}")
         if name.casefold() in seen:
             raise _rejected(source, f"it holds {name!r} twice")
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
+        if (
+            info.compress_type != zipfile.ZIP_STORED
+            or info.file_size != info.compress_size
+            or info.flag_bits & 1
+        ):
             raise _rejected(source, f"its member {name!r} is compressed or encrypted")
         if name == SEAL and info.file_size > MAX_SEAL_BYTES:
             raise _rejected(source, f"its seal has {info.file_size} bytes")
@@ -234,11 +266,19 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, into: Path) -> str
     return digest
 
 
-def _check_seal(source: Path, digests: Mapping[str, str], seal: bytes | None, signing_key: bytes | None, allow_unsigned: bool) -> bool:
+def _check_seal(
+    source: Path,
+    digests: Mapping[str, str],
+    seal: bytes | None,
+    signing_key: bytes | None,
+    allow_unsigned: bool,
+) -> bool:
     if seal is None:
         if allow_unsigned:
             return False
-        raise ArtifactRejected(f"{source} was not imported: it is not signed. Export it with your signing key, or allow unsigned imports.")
+        raise ArtifactRejected(
+            f"{source} was not imported: it is not signed. Export it with your signing key, or allow unsigned imports."
+        )
     if signing_key is None:
         return False
     try:

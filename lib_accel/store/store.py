@@ -54,7 +54,9 @@ class ArtifactStore:
 
     def __init__(self, root: Path, max_bytes: int = 2 * 1024**3, readonly: bool = False) -> None:
         if max_bytes <= 0:
-            raise StoreError(f"The store's size limit is {max_bytes} bytes. Expected more than 0. Raise it in the settings.")
+            raise StoreError(
+                f"The store's size limit is {max_bytes} bytes. Expected more than 0. Raise it in the settings."
+            )
         self.root = Path(os.path.realpath(Path(root).expanduser()))
         self.max_bytes, self.readonly = max_bytes, readonly
 
@@ -91,14 +93,24 @@ class ArtifactStore:
         path = self._path(key)
         for name in files:
             if not seal.FILE_NAME.fullmatch(name) or name.casefold() == MANIFEST:
-                raise StoreError(f"{name!r} cannot be a file of an artifact. Expected letters, digits, '.', '_' and '-', as in 'mid.pt2'.")
+                raise StoreError(
+                    f"{name!r} cannot be a file of an artifact. Expected letters, digits, '.', '_' and '-', as in 'mid.pt2'."
+                )
         if not files or len({name.casefold() for name in files}) != len(files):
             raise StoreError(
                 f"Artifact {key[:12]} has no files, or names that differ only in case: {sorted(files)}. Expected one file for each unit."
             )
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         manifest = plain(
-            {"format": FORMAT, "key": key, "recipe": recipe, "verdict": verdict, "origin": "built here", "created": created, "files": {}}
+            {
+                "format": FORMAT,
+                "key": key,
+                "recipe": recipe,
+                "verdict": verdict,
+                "origin": "built here",
+                "created": created,
+                "files": {},
+            }
         )
         self._prepare(f"store artifact {key[:12]}")
         with os_errors(f"store artifact {key[:12]} in {self.root}"), workspace(self.root) as work:
@@ -152,7 +164,9 @@ class ArtifactStore:
                 failed[entry.key] = error
         freed += self._sweep()
         if failed:
-            raise StoreError(f"{len(failed)} artifacts could not be removed, {freed} bytes were freed. {next(iter(failed.values()))}")
+            raise StoreError(
+                f"{len(failed)} artifacts could not be removed, {freed} bytes were freed. {next(iter(failed.values()))}"
+            )
         return freed
 
     @contextlib.contextmanager
@@ -175,12 +189,18 @@ class ArtifactStore:
                 raise StoreError(
                     f"Artifact {key[:12]} is not in {self.root}. Expected one of its {len(self._scan())} artifacts. Compile it first."
                 )
-            members.update({f"{key}/{name}": artifact.path / name for name in (MANIFEST, *artifact.files)})
+            members.update(
+                {f"{key}/{name}": artifact.path / name for name in (MANIFEST, *artifact.files)}
+            )
         if not members:
-            raise StoreError(f"Nothing to export to {destination}: no artifact was named. Name at least one.")
+            raise StoreError(
+                f"Nothing to export to {destination}: no artifact was named. Name at least one."
+            )
         seal.pack(Path(destination), members, signing_key)
 
-    def import_(self, source: Path, signing_key: bytes | None, allow_unsigned: bool = False) -> builtins.list[Artifact]:
+    def import_(
+        self, source: Path, signing_key: bytes | None, allow_unsigned: bool = False
+    ) -> builtins.list[Artifact]:
         """Take the artifacts of an export. All are checked before any becomes visible; one that is here already is kept."""
         source = Path(source)
         self._prepare(f"import {source}")
@@ -188,8 +208,13 @@ class ArtifactStore:
             keys, checked = seal.unpack(source, work, signing_key, allow_unsigned, self.max_bytes)
             for key in keys:
                 artifact = read_artifact(work / key, key)
-                if extra := {item.name for item in (work / key).iterdir()} - {MANIFEST, *artifact.files}:
-                    raise ArtifactRejected(f"{source} was not imported: {sorted(extra)} is not in its manifest. Export it again.")
+                if extra := {item.name for item in (work / key).iterdir()} - {
+                    MANIFEST,
+                    *artifact.files,
+                }:
+                    raise ArtifactRejected(
+                        f"{source} was not imported: {sorted(extra)} is not in its manifest. Export it again."
+                    )
                 origin = f"imported from {source.name}, {'signature checked' if checked else 'no signature checked'}"
                 write_manifest(work / key, {**artifact.manifest, "origin": origin})
             artifacts = [self._publish(work / key, key) for key in keys]
@@ -198,7 +223,9 @@ class ArtifactStore:
 
     def _path(self, key: str) -> Path:
         if not seal.ARTIFACT_KEY.fullmatch(key):
-            raise StoreError(f"{key[:80]!r} is not an artifact key. Expected 64 lowercase hex digits, the sha256 of a recipe.")
+            raise StoreError(
+                f"{key[:80]!r} is not an artifact key. Expected 64 lowercase hex digits, the sha256 of a recipe."
+            )
         return self.root / key
 
     def _require_writable(self, doing: str) -> None:
@@ -252,7 +279,11 @@ class ArtifactStore:
     def _scan(self) -> builtins.list[Entry]:
         """What lies in the store, unchecked, least recently used first."""
         with os_errors(f"list the store {self.root}"):
-            found = [entry_of(path) for path in self._children() if seal.ARTIFACT_KEY.fullmatch(path.name)]
+            found = [
+                entry_of(path)
+                for path in self._children()
+                if seal.ARTIFACT_KEY.fullmatch(path.name)
+            ]
         entries = [entry for entry in found if entry]
         return sorted(entries, key=lambda entry: (entry.last_used, entry.key))
 
@@ -311,8 +342,14 @@ class ArtifactStore:
                     break
                 if entry.key in keep:
                     continue
-                with contextlib.suppress(LockBusy), os_errors(f"evict artifact {entry.key[:12]}"), hold(self.root, entry.key, 0):
+                with (
+                    contextlib.suppress(LockBusy),
+                    os_errors(f"evict artifact {entry.key[:12]}"),
+                    hold(self.root, entry.key, 0),
+                ):
                     self._drop(entry.path)
                     total -= entry.bytes
         except StoreError as error:  # what was put is in the store all the same
-            _log.warning("The store %s is above its limit of %d bytes: %s", self.root, self.max_bytes, error)
+            _log.warning(
+                "The store %s is above its limit of %d bytes: %s", self.root, self.max_bytes, error
+            )

@@ -81,7 +81,9 @@ class Stamp:
 
     def due(self, lists: dict[str, list[Requirement]], torch_override: str = "") -> list[str]:
         """The steps still to do: "torch", then groups."""
-        steps = [group for group, entries in lists.items() if self.lists.get(group) != digest(entries)]
+        steps = [
+            group for group, entries in lists.items() if self.lists.get(group) != digest(entries)
+        ]
         if any(entry.name == "torch" for entries in lists.values() for entry in entries):
             moved_on = not self.torch_chosen and self.torch != TORCH
             if not self.torch or moved_on or (torch_override and self.torch != torch_override):
@@ -89,7 +91,9 @@ class Stamp:
         return steps
 
 
-def ensure(module: str, arguments: Sequence[str], groups: Sequence[str] = ("run",), root: Path = ROOT) -> None:
+def ensure(
+    module: str, arguments: Sequence[str], groups: Sequence[str] = ("run",), root: Path = ROOT
+) -> None:
     """Return with the requirements of `groups` importable, or run `python -m module arguments` where they are."""
     venv = root / ".venv"
     inside = Path(sys.prefix).resolve() == venv.resolve()
@@ -101,7 +105,11 @@ def ensure(module: str, arguments: Sequence[str], groups: Sequence[str] = ("run"
         if not absent and not interrupted:
             return
         if inside or not ready(venv, stamp, lists):
-            say(f"{sys.executable} lacks {', '.join(entry.text for entry in absent)}." if absent else "The set-up is not complete.")
+            say(
+                f"{sys.executable} lacks {', '.join(entry.text for entry in absent)}."
+                if absent
+                else "The set-up is not complete."
+            )
             with locked(root / ".venv.lock"):
                 prepare(venv, lists, inside)
     except KeyboardInterrupt:
@@ -123,7 +131,9 @@ def is_set_up(groups: Sequence[str] = ("run",), root: Path = ROOT) -> bool:
     """Whether `ensure` would have nothing to install."""
     lists = {group: read_lists(root / "pyproject.toml")[group] for group in groups}
     venv = root / ".venv"
-    return ready(venv, Stamp.read(venv), lists) or not missing(entry for entries in lists.values() for entry in entries)
+    return ready(venv, Stamp.read(venv), lists) or not missing(
+        entry for entries in lists.values() for entry in entries
+    )
 
 
 def say(line: str) -> None:
@@ -141,14 +151,23 @@ def interpreter(venv: Path) -> Path:
 def usable(venv: Path) -> bool:
     """Whether its Python is there, and the one it was made from is too."""
     try:
-        home = re.search(r"^home\s*=\s*(.+?)\s*$", (venv / "pyvenv.cfg").read_text(encoding="utf-8"), re.MULTILINE)
+        home = re.search(
+            r"^home\s*=\s*(.+?)\s*$",
+            (venv / "pyvenv.cfg").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
     except OSError:
         return False
     return home is not None and Path(home.group(1)).is_dir() and interpreter(venv).exists()
 
 
 def ready(venv: Path, stamp: Stamp | None, lists: dict[str, list[Requirement]]) -> bool:
-    return stamp is not None and stamp.step is None and not stamp.due(lists, os.environ.get("ACCEL_TORCH", "")) and usable(venv)
+    return (
+        stamp is not None
+        and stamp.step is None
+        and not stamp.due(lists, os.environ.get("ACCEL_TORCH", ""))
+        and usable(venv)
+    )
 
 
 def prepare(venv: Path, lists: dict[str, list[Requirement]], inside: bool) -> None:
@@ -163,7 +182,9 @@ def prepare(venv: Path, lists: dict[str, list[Requirement]], inside: bool) -> No
         stamp = Stamp(adopted=True)
     elif stamp is None or not usable(venv) or (stamp.step and not stamp.adopted):
         if inside:
-            raise SetupError(f"{venv} is incomplete and in use. Run the command with the Python that made it (deactivate first).")
+            raise SetupError(
+                f"{venv} is incomplete and in use. Run the command with the Python that made it (deactivate first)."
+            )
         stamp = create(venv, stamp)
     stamp.step = None
     for group in stamp.due(lists, os.environ.get("ACCEL_TORCH", "")):
@@ -205,20 +226,34 @@ def create(venv: Path, found: Stamp | None) -> Stamp:
     for old in venv.parent.glob(".venv.old-*"):
         shutil.rmtree(old, ignore_errors=True)
     if found is not None and not found.adopted:
-        say(f"An earlier set-up stopped while {found.step}: starting afresh." if found.step else f"The Python of {venv} is gone.")
+        say(
+            f"An earlier set-up stopped while {found.step}: starting afresh."
+            if found.step
+            else f"The Python of {venv} is gone."
+        )
         shutil.rmtree(venv.rename(venv.with_name(f".venv.old-{os.getpid()}")), ignore_errors=True)
     elif venv.is_dir() and any(venv.iterdir()):
-        raise SetupError(f"{venv} is there, but is no environment that works. Rename or delete it, then try again.")
+        raise SetupError(
+            f"{venv} is there, but is no environment that works. Rename or delete it, then try again."
+        )
     free_gb = shutil.disk_usage(venv.parent).free / 1e9
     if free_gb < 3:
-        say(f"Only {free_gb:.1f} GB are free here; about 3 GB are needed, 10 GB with CUDA. Trying all the same.")
-    say(f"Creating an environment for this project in {venv}; nothing outside it is changed. Once; takes some minutes.")
+        say(
+            f"Only {free_gb:.1f} GB are free here; about 3 GB are needed, 10 GB with CUDA. Trying all the same."
+        )
+    say(
+        f"Creating an environment for this project in {venv}; nothing outside it is changed. Once; takes some minutes."
+    )
     venv.mkdir(exist_ok=True)
     stamp = Stamp()
     with step(stamp, venv, "creating the environment"):
-        done = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True
+        )
         if done.returncode:
-            raise SetupError(f"`{sys.executable} -m venv {venv}` failed.\n{done.stdout}{done.stderr}\n{explain(done.stderr)}")
+            raise SetupError(
+                f"`{sys.executable} -m venv {venv}` failed.\n{done.stdout}{done.stderr}\n{explain(done.stderr)}"
+            )
     return stamp
 
 
@@ -229,7 +264,9 @@ def install_torch(venv: Path, stamp: Stamp) -> None:
         say(f"torch {present} is there; it stays as it is.")
         stamp.torch, stamp.torch_chosen = f"torch=={present}", True
         return
-    listed = subprocess.run([str(interpreter(venv)), "-m", "pip", "config", "list"], capture_output=True, text=True)
+    listed = subprocess.run(
+        [str(interpreter(venv)), "-m", "pip", "config", "list"], capture_output=True, text=True
+    )
     own_source = pip_own_source(parse_pip_settings(listed.stdout))
     attempts = torch_attempts(platform.system(), has_nvidia(), own_source, override)
     for number, attempt in enumerate(attempts):
@@ -247,7 +284,9 @@ def install_torch(venv: Path, stamp: Stamp) -> None:
 def torch_version(venv: Path) -> str:
     """The version of the torch in `venv`, "" for none; torch itself is not loaded."""
     code = "from importlib.metadata import version; print(version('torch'))"
-    return subprocess.run([str(interpreter(venv)), "-c", code], capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [str(interpreter(venv)), "-c", code], capture_output=True, text=True
+    ).stdout.strip()
 
 
 def has_nvidia() -> bool:
@@ -259,18 +298,34 @@ def pip_install(venv: Path, arguments: Sequence[str]) -> None:
 
     Without byte-compiling: for torch that takes three times as long as installing it, and most of it is never imported.
     """
-    command = [str(interpreter(venv)), "-m", "pip", "install", "--no-input", "--no-compile", "--disable-pip-version-check", *arguments]
+    command = [
+        str(interpreter(venv)),
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--no-compile",
+        "--disable-pip-version-check",
+        *arguments,
+    ]
     complaints: list[str] = []
     environment = {**os.environ, "PIP_USER": "0"}
     with subprocess.Popen(
-        command, env=environment, stdout=sys.stderr, stderr=subprocess.PIPE, encoding="utf-8", errors="replace"
+        command,
+        env=environment,
+        stdout=sys.stderr,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
     ) as process:
         for line in process.stderr or ():
             sys.stderr.write(line)
             sys.stderr.flush()
             complaints.append(line)
     if process.returncode:
-        raise SetupError(f"`pip install {' '.join(arguments)}` ended with {process.returncode}. {explain(''.join(complaints))}")
+        raise SetupError(
+            f"`pip install {' '.join(arguments)}` ended with {process.returncode}. {explain(''.join(complaints))}"
+        )
 
 
 @contextlib.contextmanager
@@ -303,7 +358,9 @@ def rerun(venv: Path, module: str, arguments: Sequence[str]) -> NoReturn:
     command = [str(interpreter(venv)), "-m", module, *arguments]
     if os.name != "nt":
         os.execv(command[0], command)
-    with subprocess.Popen(command) as process:  # Windows: exec would give the console back too early
+    with subprocess.Popen(
+        command
+    ) as process:  # Windows: exec would give the console back too early
         while process.returncode is None:
             with contextlib.suppress(KeyboardInterrupt):  # the child has had it too, and decides
                 process.wait()

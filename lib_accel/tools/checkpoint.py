@@ -29,7 +29,12 @@ from ..runtime.weights import COMPUTE_DTYPES
 LDM_PREFIX = "model.diffusion_model."
 PREFIXES = (LDM_PREFIX, "diffusion_model.", "")
 
-_BARE = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.")  # what a UNet without a prefix starts with
+_BARE = (
+    "time_embed.",
+    "input_blocks.",
+    "middle_block.",
+    "output_blocks.",
+)  # what a UNet without a prefix starts with
 _OTHERS = {  # how the names of other files start, and what to call them
     "lora_": "a LoRA",
     "unet.down_blocks.": "a LoRA in the diffusers layout",
@@ -79,9 +84,13 @@ class Checkpoint:
         try:
             return Architecture.from_shapes(self.shapes())
         except UnsupportedArchitecture as e:
-            raise UnsupportedArchitecture(f"{self.path}: {e} (names are those after {self.unet_prefix or 'no prefix'})") from e
+            raise UnsupportedArchitecture(
+                f"{self.path}: {e} (names are those after {self.unet_prefix or 'no prefix'})"
+            ) from e
 
-    def load_unet(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> dict[str, nn.Parameter]:
+    def load_unet(
+        self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> dict[str, nn.Parameter]:
         """The UNet's weights without the prefix, as stored or in `dtype`. On the CPU and as stored they are the mapped file itself,
         privately: changing one does not change the file.
 
@@ -91,12 +100,18 @@ class Checkpoint:
             self._check_dtypes()
         out: dict[str, nn.Parameter] = {}
         bad: list[str] = []
-        for full, tensor in _format(self.path).tensors(self.path, [self.unet_prefix + name for name in self.stored]):
+        for full, tensor in _format(self.path).tensors(
+            self.path, [self.unet_prefix + name for name in self.stored]
+        ):
             loaded = tensor.to(device, dtype)
             if not _finite(loaded):
                 wrong = int((~torch.isfinite(loaded)).sum())
                 converted = _finite(tensor.float())
-                how = f" once converted from {_name(tensor.dtype)} to {_name(loaded.dtype)}" if converted else ""
+                how = (
+                    f" once converted from {_name(tensor.dtype)} to {_name(loaded.dtype)}"
+                    if converted
+                    else ""
+                )
                 bad.append(f"{full} has {wrong} of {loaded.numel()}{how}")
             out[full[len(self.unet_prefix) :]] = nn.Parameter(loaded, requires_grad=False)
         if bad:
@@ -132,15 +147,23 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             return Checkpoint(path, prefix, unet)
     kind = kind_of(stored, _OTHERS) or "of a kind not known here"
     some = ", ".join(sorted(stored)[:3]) or "none"
-    raise BadCheckpoint(f"{path} holds no UNet; it looks like {kind} ({len(stored)} tensors: {some}). {_EXPECTED}. Choose another file")
+    raise BadCheckpoint(
+        f"{path} holds no UNet; it looks like {kind} ({len(stored)} tensors: {some}). {_EXPECTED}. Choose another file"
+    )
 
 
-def save_random_checkpoint(path: str | os.PathLike[str], architecture: Architecture, dtype: torch.dtype, seed: int) -> None:
+def save_random_checkpoint(
+    path: str | os.PathLike[str], architecture: Architecture, dtype: torch.dtype, seed: int
+) -> None:
     """Write a .safetensors file with a UNet of random weights under the real names. The file appears whole or not at all."""
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise BadCheckpoint(f"{path} does not end in .safetensors; expected a name that does. Rename it")
-    weights: dict[str, Tensor] = {LDM_PREFIX + name: p.data for name, p in random_weights(architecture, dtype, seed).items()}
+        raise BadCheckpoint(
+            f"{path} does not end in .safetensors; expected a name that does. Rename it"
+        )
+    weights: dict[str, Tensor] = {
+        LDM_PREFIX + name: p.data for name, p in random_weights(architecture, dtype, seed).items()
+    }
     part: Path | None = None
     try:
         handle, name = tempfile.mkstemp(suffix=".part", dir=path.parent)
@@ -148,7 +171,9 @@ def save_random_checkpoint(path: str | os.PathLike[str], architecture: Architect
         part = Path(name)
         save_file(weights, name)
         part.replace(path)
-    except Exception as e:  # safetensors has its own exception for a full disk, the system has others
+    except (
+        Exception
+    ) as e:  # safetensors has its own exception for a full disk, the system has others
         if part is not None:
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -157,14 +182,18 @@ def save_random_checkpoint(path: str | os.PathLike[str], architecture: Architect
         ) from e
 
 
-def random_weights(architecture: Architecture, dtype: torch.dtype, seed: int) -> dict[str, nn.Parameter]:
+def random_weights(
+    architecture: Architecture, dtype: torch.dtype, seed: int
+) -> dict[str, nn.Parameter]:
     """Weights that keep activations in range at every width and depth. No layer is zero, so each one shows in the output."""
     generator = torch.Generator().manual_seed(seed)
     out: dict[str, nn.Parameter] = {}
     for name, p in UNet(architecture).named_parameters():
         w = torch.empty(p.shape)
         if p.ndim > 1:
-            w.normal_(std=p[0].numel() ** -0.5, generator=generator)  # keeps the variance of what goes through
+            w.normal_(
+                std=p[0].numel() ** -0.5, generator=generator
+            )  # keeps the variance of what goes through
         else:
             w.normal_(*((0.0, 0.02) if name.endswith("bias") else (1.0, 0.05)), generator=generator)
         out[name] = nn.Parameter(w.to(dtype), requires_grad=False)
@@ -198,14 +227,20 @@ def _refuse_integers(path: Path, prefix: str, stored: Mapping[str, Stored]) -> N
 def _format(path: Path) -> Format:
     with _reading(path, "file"):
         if path.is_dir():
-            raise BadCheckpoint(f"{path} is a folder. Expected one checkpoint file. Choose a file in it")
+            raise BadCheckpoint(
+                f"{path} is a folder. Expected one checkpoint file. Choose a file in it"
+            )
         if not path.exists():
-            raise BadCheckpoint(f"{path} does not exist. Expected a checkpoint file. Check the name")
+            raise BadCheckpoint(
+                f"{path} does not exist. Expected a checkpoint file. Check the name"
+            )
         if path.stat().st_size == 0:
             raise BadCheckpoint(f"{path} is empty. {_EXPECTED}. {_AGAIN}")
         path.open("rb").close()  # safetensors says "no such file" where permission is missing
     if path.suffix.lower() not in _FORMATS:
-        raise BadCheckpoint(f"{path} ends in '{path.suffix}'. Expected {', '.join(_FORMATS)}. Choose another file")
+        raise BadCheckpoint(
+            f"{path} ends in '{path.suffix}'. Expected {', '.join(_FORMATS)}. Choose another file"
+        )
     return _FORMATS[path.suffix.lower()]
 
 
@@ -217,7 +252,9 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     except AccelError:
         raise
     except OSError as e:
-        raise BadCheckpoint(f"{path} cannot be read: {e}. Expected a readable file. Check its permissions and the disk") from e
+        raise BadCheckpoint(
+            f"{path} cannot be read: {e}. Expected a readable file. Check its permissions and the disk"
+        ) from e
     except Exception as e:
         text = str(e)
         if forbidden := re.search(r"(?:GLOBAL|class|global:?)\s+([\w.]+\.\w+)", text):
@@ -226,8 +263,12 @@ def _reading(path: Path, what: str) -> Iterator[None]:
                 "If you trust the file, convert it to .safetensors first; otherwise delete it"
             ) from e
         # torch advises to switch the protection off; that is not for the user
-        reason = type(e).__name__ if "weights_only" in text or not text else text.splitlines()[0][:200]
-        raise BadCheckpoint(f"{path} is damaged or is no {what} ({reason}). {_EXPECTED}. {_AGAIN}") from e
+        reason = (
+            type(e).__name__ if "weights_only" in text or not text else text.splitlines()[0][:200]
+        )
+        raise BadCheckpoint(
+            f"{path} is damaged or is no {what} ({reason}). {_EXPECTED}. {_AGAIN}"
+        ) from e
 
 
 def _safetensors_headers(path: Path) -> dict[str, Stored]:
@@ -283,7 +324,9 @@ def _pickle(path: Path, device: str) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping):
-        raise BadCheckpoint(f"{path} holds a {type(loaded).__name__}. Expected a dictionary of tensors. Choose another file")
+        raise BadCheckpoint(
+            f"{path} holds a {type(loaded).__name__}. Expected a dictionary of tensors. Choose another file"
+        )
     return {str(name): t.detach() for name, t in loaded.items() if isinstance(t, Tensor)}
 
 
@@ -295,7 +338,9 @@ def _pickle_tensors(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Ten
     tensors = _pickle(path, "cpu")
     for name in names:
         if name not in tensors:
-            raise BadCheckpoint(f"{path} has lost {name} since it was opened. Expected the same file. Open it again")
+            raise BadCheckpoint(
+                f"{path} has lost {name} since it was opened. Expected the same file. Open it again"
+            )
         yield name, tensors[name]
 
 

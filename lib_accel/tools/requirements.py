@@ -21,14 +21,23 @@ CPU_INDEX = TORCH_INDEX + "cpu"
 
 NETWORK = r"NameResolution|getaddrinfo|name resolution|new connection|Connection refused|Max retries|[Tt]imed out|ProxyError|Retrying"
 HINTS = (  # what pip wrote -> what to do; the first that fits
-    (r"No space left|Errno 28|not enough space", "The disk is full: free some space (about 3 GB, 10 GB with CUDA)."),
-    (r"CERTIFICATE_VERIFY_FAILED|SSLError", "A certificate was refused: set PIP_CERT to your organisation's certificate file."),
+    (
+        r"No space left|Errno 28|not enough space",
+        "The disk is full: free some space (about 3 GB, 10 GB with CUDA).",
+    ),
+    (
+        r"CERTIFICATE_VERIFY_FAILED|SSLError",
+        "A certificate was refused: set PIP_CERT to your organisation's certificate file.",
+    ),
     (
         NETWORK,
         "The package index cannot be reached: check the network; behind a proxy set HTTPS_PROXY; without a network put "
         "the wheels in a folder and set PIP_FIND_LINKS to it.",
     ),
-    (r"Permission denied|Errno 13|Read-only file system|WinError 5", "Files here cannot be written: check the rights of this folder."),
+    (
+        r"Permission denied|Errno 13|Read-only file system|WinError 5",
+        "Files here cannot be written: check the rights of this folder.",
+    ),
     (
         r"No matching distribution|Could not find a version",
         "There is no such package for this Python and machine (or no index was reached). Python 3.10 to 3.13 on 64 bits is "
@@ -37,7 +46,9 @@ HINTS = (  # what pip wrote -> what to do; the first that fits
 )
 
 IMPORT_NAMES = {"pillow": "PIL"}  # where the import name is not the distribution's
-_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(\[[A-Za-z0-9,_-]+\])?(?:(>=|==)([0-9][A-Za-z0-9.+]*))?")
+_LINE = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]*)(\[[A-Za-z0-9,_-]+\])?(?:(>=|==)([0-9][A-Za-z0-9.+]*))?"
+)
 _ARRAY = r'^{key}\s*=\s*(\[(?:"[^"\n]*"|#[^\n]*|[^\]"#])*\])'
 
 
@@ -53,7 +64,9 @@ class Requirement(NamedTuple):
     def parse(cls, text: str) -> Requirement:
         found = _LINE.fullmatch(text.strip())
         if not found:
-            raise ValueError(f"pyproject.toml has the requirement {text!r}; expected NAME[EXTRAS], then at most one of >= or ==")
+            raise ValueError(
+                f"pyproject.toml has the requirement {text!r}; expected NAME[EXTRAS], then at most one of >= or =="
+            )
         name, _, relation, version = found.groups()
         return cls(text.strip(), name.lower(), relation or "", version or "")
 
@@ -69,7 +82,10 @@ class Requirement(NamedTuple):
             version = importlib.metadata.version(self.name)
         except importlib.metadata.PackageNotFoundError:
             # Built from source or packed by hand: there, but nobody says which version.
-            return importlib.util.find_spec(IMPORT_NAMES.get(self.name, self.name.replace("-", "_"))) is not None
+            return (
+                importlib.util.find_spec(IMPORT_NAMES.get(self.name, self.name.replace("-", "_")))
+                is not None
+            )
         return bool(version) and self.admits(version)  # a half-removed distribution answers None
 
 
@@ -92,11 +108,15 @@ def read_lists(pyproject: Path) -> dict[str, list[Requirement]]:
     optional = _section(text, "project.optional-dependencies")
     for key in re.findall(r"^([A-Za-z0-9_-]+)\s*=", optional, re.MULTILINE):
         lists[key] = _array(optional, key)
-    return {group: [Requirement.parse(entry) for entry in entries] for group, entries in lists.items()}
+    return {
+        group: [Requirement.parse(entry) for entry in entries] for group, entries in lists.items()
+    }
 
 
 def _section(text: str, name: str) -> str:
-    found = re.search(rf"^\[{re.escape(name)}\][^\n]*\n(.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^\[{re.escape(name)}\][^\n]*\n(.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL
+    )
     return found.group(1) if found else ""
 
 
@@ -117,34 +137,60 @@ class Attempt(NamedTuple):
     why: str
 
 
-def torch_attempts(system: str, nvidia: bool, own_source: str = "", override: str = "") -> list[Attempt]:
+def torch_attempts(
+    system: str, nvidia: bool, own_source: str = "", override: str = ""
+) -> list[Attempt]:
     """How to install torch on this machine, best first.
 
     system: platform.system(). own_source: the pip setting that names an index or wheel folder, if there is one.
     override: ACCEL_TORCH, the whole of what pip is given.
     """
     if override.strip():
-        return [Attempt(tuple(shlex.split(override, posix=system != "Windows")), "as ACCEL_TORCH says")]
+        return [
+            Attempt(tuple(shlex.split(override, posix=system != "Windows")), "as ACCEL_TORCH says")
+        ]
     if own_source:
-        note = f". For CUDA set ACCEL_TORCH to: {TORCH} --index-url {CUDA_INDEX}" if nvidia and system == "Windows" else ""
+        note = (
+            f". For CUDA set ACCEL_TORCH to: {TORCH} --index-url {CUDA_INDEX}"
+            if nvidia and system == "Windows"
+            else ""
+        )
         return [Attempt((TORCH,), f"from where pip is set to look ({own_source}){note}")]
     plain = Attempt((TORCH,), "from PyPI")
     if system == "Darwin":
         return [plain]
     if nvidia and system != "Windows":
-        return [Attempt((TORCH,), "from PyPI, for the NVIDIA GPU found (a download of some gigabytes)")]
+        return [
+            Attempt((TORCH,), "from PyPI, for the NVIDIA GPU found (a download of some gigabytes)")
+        ]
     if nvidia:
-        first = Attempt((TORCH, "--index-url", CUDA_INDEX), f"from {CUDA_INDEX}, for the NVIDIA GPU found (some gigabytes)")
-        return [first, Attempt((TORCH,), "from PyPI instead, which on Windows has it for the CPU only")]
-    first = Attempt((TORCH, "--index-url", CPU_INDEX), f"from {CPU_INDEX}, for the CPU as no NVIDIA GPU was found")
-    return [first, plain._replace(why="from PyPI instead (on Linux a download of some gigabytes, with CUDA)")]
+        first = Attempt(
+            (TORCH, "--index-url", CUDA_INDEX),
+            f"from {CUDA_INDEX}, for the NVIDIA GPU found (some gigabytes)",
+        )
+        return [
+            first,
+            Attempt((TORCH,), "from PyPI instead, which on Windows has it for the CPU only"),
+        ]
+    first = Attempt(
+        (TORCH, "--index-url", CPU_INDEX),
+        f"from {CPU_INDEX}, for the CPU as no NVIDIA GPU was found",
+    )
+    return [
+        first,
+        plain._replace(why="from PyPI instead (on Linux a download of some gigabytes, with CUDA)"),
+    ]
 
 
 def pip_own_source(settings: Mapping[str, str]) -> str:
     """The setting that says where pip looks, if the user made one; settings as `pip config list` names them."""
     for key, value in settings.items():
         option = key.rsplit(".", 1)[-1]
-        if option in ("index-url", "extra-index-url", "find-links", "no-index") and value not in ("", "0", "false"):
+        if option in ("index-url", "extra-index-url", "find-links", "no-index") and value not in (
+            "",
+            "0",
+            "false",
+        ):
             return f"{option} = {value}"
     return ""
 

@@ -30,11 +30,17 @@ class Noise:
 
     def __init__(self, a: Architecture, height: int, width: int, seed: int, device: torch.device):
         g = torch.Generator().manual_seed(seed)
-        self.latent = torch.randn(1, a.out_channels, height // 8, width // 8, generator=g).to(device)
-        self.context = torch.randn(2, 77, a.context_dim, generator=g).to(device)  # [unconditional, conditional]
+        self.latent = torch.randn(1, a.out_channels, height // 8, width // 8, generator=g).to(
+            device
+        )
+        self.context = torch.randn(2, 77, a.context_dim, generator=g).to(
+            device
+        )  # [unconditional, conditional]
         self.y = torch.randn(2, a.adm_channels, generator=g).to(device) if a.adm_channels else None
         extra = a.in_channels - a.out_channels  # inpainting and edit models: mask and masked image
-        self.extra = torch.zeros(2, extra, height // 8, width // 8, device=device) if extra > 0 else None
+        self.extra = (
+            torch.zeros(2, extra, height // 8, width // 8, device=device) if extra > 0 else None
+        )
 
 
 def sample(unet: Denoiser, noise: Noise, steps: int) -> Iterator[Tensor]:
@@ -48,14 +54,26 @@ def sample(unet: Denoiser, noise: Noise, steps: int) -> Iterator[Tensor]:
             model_in = torch.cat([model_in, noise.extra], dim=1)
         t = timesteps[i].expand(2).to(x.device)
         without, wanted = unet(model_in, t, noise.context, noise.y).float().chunk(2)
-        x = x + (without + GUIDANCE * (wanted - without)) * (sigmas[i + 1].item() - sigma)  # eps is dx/dsigma
+        x = x + (without + GUIDANCE * (wanted - without)) * (
+            sigmas[i + 1].item() - sigma
+        )  # eps is dx/dsigma
         yield x
 
 
 # Linear approximations of the decoders, [4, 3], published at
 # https://discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204 (SD1) and in its SDXL follow-up
-_RGB_SD1 = [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]]
-_RGB_SDXL = [[0.3448, 0.4168, 0.4395], [-0.1953, -0.0290, 0.0250], [0.1074, 0.0886, -0.0163], [-0.3730, -0.2499, -0.2088]]
+_RGB_SD1 = [
+    [0.298, 0.207, 0.208],
+    [0.187, 0.286, 0.173],
+    [-0.158, 0.189, 0.264],
+    [-0.184, -0.271, -0.473],
+]
+_RGB_SDXL = [
+    [0.3448, 0.4168, 0.4395],
+    [-0.1953, -0.0290, 0.0250],
+    [0.1074, 0.0886, -0.0163],
+    [-0.3730, -0.2499, -0.2088],
+]
 
 
 def to_rgb(latent: Tensor, a: Architecture) -> Tensor:

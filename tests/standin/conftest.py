@@ -34,5 +34,7 @@ def host(start: Start) -> Host:
     """With a model loaded and its code in place."""
     host = start()
     host.load()
-    assert (host.status()["state"], host.status()["backend"]) == ("ready", "aoti"), host.status()["reason"]
+    assert (host.status()["state"], host.status()["backend"]) == ("ready", "aoti"), host.status()[
+        "reason"
+    ]
     return host

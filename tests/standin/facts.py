@@ -49,7 +49,13 @@ def options() -> dict[str, Any]:
     section = shared.options_section(("probe", "Probe"), given)
     shared.opts.data_labels["standin_probe"] = info
     out: dict[str, Any] = {
-        "info": [same is info, "more" in info.comment_after, info.default, info.label, info.component_args],
+        "info": [
+            same is info,
+            "more" in info.comment_after,
+            info.default,
+            info.label,
+            info.component_args,
+        ],
         "section": [section is given, list(info.section or ())],
         "default": shared.opts.standin_probe,
         "changes": [shared.opts.set("standin_probe", value) for value in (7, 7, 8)],
@@ -60,12 +66,23 @@ def options() -> dict[str, Any]:
     out["an onchange that fails"] = [shared.opts.set("standin_probe", 9), shared.opts.standin_probe]
     out["directly"] = _directly()
     del shared.opts.data_labels["standin_probe"], shared.opts.data["standin_probe"]
-    out["unknown"] = [_raised(getattr, shared.opts, "standin_probe"), _raised(getattr, shared.cmd_opts, "standin_probe")]
+    out["unknown"] = [
+        _raised(getattr, shared.opts, "standin_probe"),
+        _raised(getattr, shared.cmd_opts, "standin_probe"),
+    ]
     shared.options_templates["standin_probe"] = info
     out["label added to the templates alone"] = "standin_probe" in shared.opts.data_labels
     del shared.options_templates["standin_probe"]
-    out["flags"] = {k: v for k, v in vars(shared.cmd_opts).items() if k == "api_auth" or (k.startswith("accel_") and k != "accel_store")}
-    out["ours"] = {k: [v.section, v.default, callable(v.onchange)] for k, v in shared.opts.data_labels.items() if k.startswith("accel_")}
+    out["flags"] = {
+        k: v
+        for k, v in vars(shared.cmd_opts).items()
+        if k == "api_auth" or (k.startswith("accel_") and k != "accel_store")
+    }
+    out["ours"] = {
+        k: [v.section, v.default, callable(v.onchange)]
+        for k, v in shared.opts.data_labels.items()
+        if k.startswith("accel_")
+    }
     out["theirs"] = [shared.opts.lora_functional, shared.opts.sd_unet, shared.opts.upcast_attn]
     return out
 
@@ -129,7 +146,14 @@ def other_unets() -> dict[str, Any]:
         sd_unet.apply_unet("None")
     sd_unet.unet_options.remove(option)
     label = current.option.label
-    return {"before": before, "label": label, "answer": answer, "named": named, "told": told, "after": sd_unet.current_unet}
+    return {
+        "before": before,
+        "label": label,
+        "answer": answer,
+        "named": named,
+        "told": told,
+        "after": sd_unet.current_unet,
+    }
 
 
 # -- callbacks, scripts and the order of things in a job
@@ -137,7 +161,9 @@ def other_unets() -> dict[str, Any]:
 
 def listen() -> type:
     """Called when scripts are loaded: hears what follows. Returns a script class for the caller's own module."""
-    script_callbacks.on_app_started(lambda *args: heard.append(["app_started", len(args), hasattr(args[1], "add_api_route")]))
+    script_callbacks.on_app_started(
+        lambda *args: heard.append(["app_started", len(args), hasattr(args[1], "add_api_route")])
+    )
     script_callbacks.on_model_loaded(_model_loaded)
     script_callbacks.on_cfg_denoiser(lambda *args: heard.append(["cfg_denoiser", len(args)]))
     script_callbacks.on_cfg_denoised(lambda *args: heard.append(["cfg_denoised", len(args)]))
@@ -188,17 +214,28 @@ def _unet_called(unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def job() -> list[list[Any]]:
     """What was heard in the last job, from its first stage to its last."""
-    begun, ended = (max(i for i, what in enumerate(heard) if what[0] == name) for name in ("before_process", "postprocess_batch"))
+    begun, ended = (
+        max(i for i, what in enumerate(heard) if what[0] == name)
+        for name in ("before_process", "postprocess_batch")
+    )
     return heard[begun : ended + 1]
 
 
 def started() -> list[list[Any]]:
-    return [what for what in heard if what[0] == "app_started"][:1] + [what for what in heard if what[0] == "model_loaded"][:1]
+    return [what for what in heard if what[0] == "app_started"][:1] + [
+        what for what in heard if what[0] == "model_loaded"
+    ][:1]
 
 
 def script_class() -> dict[str, Any]:
     names = ("title", "show", "ui", "before_process", "before_process_batch", "postprocess_batch")
-    return {name: [[p.name, p.kind.name] for p in inspect.signature(getattr(scripts.Script, name)).parameters.values()] for name in names}
+    return {
+        name: [
+            [p.name, p.kind.name]
+            for p in inspect.signature(getattr(scripts.Script, name)).parameters.values()
+        ]
+        for name in names
+    }
 
 
 # -- the UNet
@@ -210,14 +247,39 @@ def unet() -> dict[str, Any]:
 
     whole = sd_models.model_data.sd_model.model.diffusion_model
     block = whole.input_blocks[1]
-    layers = {"ResBlock": block[0], "SpatialTransformer": block[1], "out": whole.out, "time_embed": whole.time_embed}
-    layers |= {"first": whole.input_blocks[0][0], "Downsample": _first(whole, "Downsample"), "Upsample": _first(whole, "Upsample")}
-    forwards = [getattr(type(m), name).__module__ for m in whole.modules() for name in ("forward", "_forward") if hasattr(type(m), name)]
+    layers = {
+        "ResBlock": block[0],
+        "SpatialTransformer": block[1],
+        "out": whole.out,
+        "time_embed": whole.time_embed,
+    }
+    layers |= {
+        "first": whole.input_blocks[0][0],
+        "Downsample": _first(whole, "Downsample"),
+        "Upsample": _first(whole, "Upsample"),
+    }
+    forwards = [
+        getattr(type(m), name).__module__
+        for m in whole.modules()
+        for name in ("forward", "_forward")
+        if hasattr(type(m), name)
+    ]
     return {
-        "classes": {name: [c.__name__ for c in type(layer).__mro__ if c is not object] for name, layer in layers.items()},
+        "classes": {
+            name: [c.__name__ for c in type(layer).__mro__ if c is not object]
+            for name, layer in layers.items()
+        },
         "leaves": {name: _leaves(layer) for name, layer in layers.items()},
         "blocks": [
-            type(b).__name__ for b in (whole, whole.input_blocks, block, whole.middle_block, whole.output_blocks, whole.output_blocks[0])
+            type(b).__name__
+            for b in (
+                whole,
+                whole.input_blocks,
+                block,
+                whole.middle_block,
+                whole.output_blocks,
+                whole.output_blocks[0],
+            )
         ],
         "foreign forwards": sorted({f.partition(".")[0] for f in forwards} - set(HOME)),
         "joining": _joining(whole),
@@ -245,8 +307,15 @@ def _leaves(layer: nn.Module) -> dict[str, list[Any]]:
     for name, module in layer.named_modules():
         own = {k: p.ndim for k, p in module.named_parameters(recurse=False)}
         if own:
-            torchs = next(c.__name__ for c in type(module).__mro__ if c.__module__.startswith("torch."))
-            out[name] = [torchs, own, getattr(module, "eps", None), getattr(module, "padding_mode", None)]
+            torchs = next(
+                c.__name__ for c in type(module).__mro__ if c.__module__.startswith("torch.")
+            )
+            out[name] = [
+                torchs,
+                own,
+                getattr(module, "eps", None),
+                getattr(module, "padding_mode", None),
+            ]
     return out
 
 
@@ -256,7 +325,11 @@ def unet_calls() -> dict[str, Any]:
     whole = sd_models.model_data.sd_model.model.diffusion_model
     block, last = whole.input_blocks[1], whole.output_blocks[-1]
     watched = {"input": block, "middle": whole.middle_block, "output": last, "out": whole.out}
-    watched |= {"ResBlock": block[0], "SpatialTransformer": block[1], "Downsample": _first(whole, "Downsample")}
+    watched |= {
+        "ResBlock": block[0],
+        "SpatialTransformer": block[1],
+        "Downsample": _first(whole, "Downsample"),
+    }
     seen: dict[str, list[Any]] = {}
 
     def see(name: str) -> Callable[..., None]:
@@ -265,9 +338,14 @@ def unet_calls() -> dict[str, Any]:
 
         return hook
 
-    hooks = [m.register_forward_pre_hook(see(name), with_kwargs=True) for name, m in watched.items()]
+    hooks = [
+        m.register_forward_pre_hook(see(name), with_kwargs=True) for name, m in watched.items()
+    ]
     try:
-        shapes = [list(type(whole).forward(whole, torch.zeros(1, 4, *size), *_small(whole)).shape) for size in ((16, 16), (9, 13))]
+        shapes = [
+            list(type(whole).forward(whole, torch.zeros(1, 4, *size), *_small(whole)).shape)
+            for size in ((16, 16), (9, 13))
+        ]
     finally:
         for hook in hooks:
             hook.remove()
@@ -301,4 +379,7 @@ def _wrapper(whole: Any) -> list[Any]:
 
 
 def webui() -> dict[str, Any]:
-    return {f.__name__: f() for f in (options, lock, device, other_unets, started, script_class, unet, unet_calls)}
+    return {
+        f.__name__: f()
+        for f in (options, lock, device, other_unets, started, script_class, unet, unet_calls)
+    }

@@ -17,7 +17,16 @@ from ..tiny import TINY, Inputs, donor, inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = Path(__file__).resolve().parent / "tree"
-NAMES = {"modules", "ldm", "network", "network_lora", "network_full", "networks", "gradio", "fastapi"}
+NAMES = {
+    "modules",
+    "ldm",
+    "network",
+    "network_lora",
+    "network_full",
+    "networks",
+    "gradio",
+    "fastapi",
+}
 HOST_SIDE = "lib_accel.host"
 
 
@@ -61,7 +70,11 @@ class Host:
         shared = self.module("modules.shared")
         _load_file(ROOT / "preload.py").preload(shared.parser)
         shared.parser.parse_args(flags, shared.cmd_opts)
-        self.opts, self.networks, self.pages = shared.opts, self.module("networks"), self.module("gradio")
+        self.opts, self.networks, self.pages = (
+            shared.opts,
+            self.module("networks"),
+            self.module("gradio"),
+        )
         self.module("ldm.unet").th = self.module("modules.sd_hijack_unet").th
         unet = self.module("ldm.unet").UNetModel
         unet.forward = self.module("modules.sd_unet").create_unet_forward(unet.forward)
@@ -144,11 +157,18 @@ class Host:
     def network(self, name: str, layers: dict[str, dict[str, Tensor]]) -> Any:
         """A network in memory: the parts of a file, by the dotted name of the layer each is for."""
         net = self.module("network").Network(name, None)
-        types = (self.module("network_lora").ModuleTypeLora(), self.module("network_full").ModuleTypeFull())
+        types = (
+            self.module("network_lora").ModuleTypeLora(),
+            self.module("network_full").ModuleTypeFull(),
+        )
         for layer, parts in layers.items():
             key = f"diffusion_model_{layer.replace('.', '_')}"
-            weights = self.module("network").NetworkWeights(key, key, parts, self.unet.get_submodule(layer))
-            net.modules[key] = next(m for t in types if (m := t.create_module(net, weights)) is not None)
+            weights = self.module("network").NetworkWeights(
+                key, key, parts, self.unet.get_submodule(layer)
+            )
+            net.modules[key] = next(
+                m for t in types if (m := t.create_module(net, weights)) is not None
+            )
         return net
 
     @torch.no_grad()
@@ -164,12 +184,20 @@ class Host:
 
     def hear(self) -> None:
         """Load the listener too, as one more extension."""
-        self._facts = {name: _load_file(Path(__file__).parent / f"{name}.py") for name in ("facts", "lora_facts", "page_facts")}
+        self._facts = {
+            name: _load_file(Path(__file__).parent / f"{name}.py")
+            for name in ("facts", "lora_facts", "page_facts")
+        }
         self.reload_ui(self._facts["facts"].listen)
 
     def facts(self, which: str) -> Any:
         f = self._facts
-        groups = {"webui": f["facts"].webui, "job": f["facts"].job, "lora": f["lora_facts"].lora, "pages": f["page_facts"].pages}
+        groups = {
+            "webui": f["facts"].webui,
+            "job": f["facts"].job,
+            "lora": f["lora_facts"].lora,
+            "pages": f["page_facts"].pages,
+        }
         return groups[which]()
 
     # -- what we say
@@ -214,5 +242,6 @@ def left_behind(before: dict[str, dict[str, object]], network: nn.Module) -> lis
         f"{name}.{attribute}"
         for name in before
         for attribute in {*before[name], *after[name]}
-        if not attribute.startswith("network_") and before[name].get(attribute, before) is not after[name].get(attribute, after)
+        if not attribute.startswith("network_")
+        and before[name].get(attribute, before) is not after[name].get(attribute, after)
     ]

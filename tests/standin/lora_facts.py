@@ -19,21 +19,32 @@ Wanted = list[tuple[str, dict[str, Tensor]]]
 
 def _layer(bias: bool = True, cls: Any = nn.Linear) -> Any:
     torch.manual_seed(0)
-    layer = {nn.Linear: lambda: nn.Linear(6, 6, bias=bias), nn.Conv2d: lambda: nn.Conv2d(6, 6, 3, padding=1)}.get(cls, lambda: cls(6))()
+    layer = {
+        nn.Linear: lambda: nn.Linear(6, 6, bias=bias),
+        nn.Conv2d: lambda: nn.Conv2d(6, 6, 3, padding=1),
+    }.get(cls, lambda: cls(6))()
     layer.requires_grad_(False).network_layer_name = "standin_probe"
     return layer
 
 
 def _lora() -> dict[str, Tensor]:
     torch.manual_seed(1)
-    return {"lora_up.weight": torch.randn(6, 2), "lora_down.weight": torch.randn(2, 6), "alpha": torch.tensor(1.0)}
+    return {
+        "lora_up.weight": torch.randn(6, 2),
+        "lora_down.weight": torch.randn(2, 6),
+        "alpha": torch.tensor(1.0),
+    }
 
 
 def _network(name: str, layer: nn.Module, parts: dict[str, Tensor]) -> Any:
     net = network.Network(name, None)
-    weights = network.NetworkWeights(network_key="standin_probe", sd_key="standin_probe", w=dict(parts), sd_module=layer)
+    weights = network.NetworkWeights(
+        network_key="standin_probe", sd_key="standin_probe", w=dict(parts), sd_module=layer
+    )
     types = (network_lora.ModuleTypeLora(), network_full.ModuleTypeFull())
-    net.modules["standin_probe"] = next(m for t in types if (m := t.create_module(net, weights)) is not None)
+    net.modules["standin_probe"] = next(
+        m for t in types if (m := t.create_module(net, weights)) is not None
+    )
     return net
 
 
@@ -51,7 +62,10 @@ def _wanted(*nets: Any) -> Iterator[None]:
 
 def _marks(layer: Any) -> list[Any]:
     names = ("network_current_names", "network_weights_backup", "network_bias_backup")
-    return [_numbers(value) if isinstance(value, Tensor) else value for value in (getattr(layer, name, "none") for name in names)]
+    return [
+        _numbers(value) if isinstance(value, Tensor) else value
+        for value in (getattr(layer, name, "none") for name in names)
+    ]
 
 
 def _numbers(t: Tensor | None) -> Any:
@@ -83,8 +97,15 @@ def fields() -> dict[str, Any]:
             str(part.up_model.weight.dtype),
         ],
         "scale": [part.calc_scale(), part.multiplier()],
-        "modules": [kind.calc_updown.__module__, kind.finalize_updown.__module__, networks.network_apply_weights.__module__],
-        "full": [network_full.NetworkModuleFull.calc_updown.__module__, network_full.NetworkModuleFull.finalize_updown.__module__],
+        "modules": [
+            kind.calc_updown.__module__,
+            kind.finalize_updown.__module__,
+            networks.network_apply_weights.__module__,
+        ],
+        "full": [
+            network_full.NetworkModuleFull.calc_updown.__module__,
+            network_full.NetworkModuleFull.finalize_updown.__module__,
+        ],
         "patched": [
             getattr(cls, name).__module__
             for cls in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
@@ -102,7 +123,11 @@ def updown() -> dict[str, Any]:
     torch.manual_seed(2)
     small = {"lora_up.weight": torch.randn(6, 2, 1, 1), "lora_down.weight": torch.randn(2, 6, 3, 3)}
     whole = {"diff": torch.randn(6, 6), "diff_b": torch.randn(6)}
-    for name, module, parts in (("lora", layer, _lora()), ("convolution", conv, small), ("full", layer, whole)):
+    for name, module, parts in (
+        ("lora", layer, _lora()),
+        ("convolution", conv, small),
+        ("full", layer, whole),
+    ):
         net = _network("a", module, parts)
         net.te_multiplier, net.unet_multiplier = 5.0, -0.5
         for rank in (None, 1):
@@ -119,10 +144,19 @@ def merging() -> dict[str, Any]:
     x = torch.linspace(-1, 1, 6)[None]
     for bias in (True, False):
         layer = _layer(bias)
-        steps = out["with a bias" if bias else "without"] = [["base", *_marks(layer), _numbers(layer(x))]]
+        steps = out["with a bias" if bias else "without"] = [
+            ["base", *_marks(layer), _numbers(layer(x))]
+        ]
         a, b = _network("a", layer, _lora()), _network("b", layer, {"diff": torch.eye(6)})
         foreign = network.Network("foreign", None)
-        for name, nets in (("a", (a,)), ("a again", (a,)), ("a and b", (a, b)), ("foreign", (foreign,)), ("nothing", ()), ("b", (b,))):
+        for name, nets in (
+            ("a", (a,)),
+            ("a again", (a,)),
+            ("a and b", (a, b)),
+            ("foreign", (foreign,)),
+            ("nothing", ()),
+            ("b", (b,)),
+        ):
             with _wanted(*nets):
                 steps.append([name, _numbers(layer(x)), *_marks(layer), _numbers(layer.weight)])
         with _wanted():
@@ -210,15 +244,25 @@ def at_run_time() -> list[Any]:
 def classes() -> dict[str, Any]:
     """All four kinds of layer merge in their forward."""
     out = {}
-    given = {nn.Linear: torch.ones(1, 6), nn.Conv2d: torch.ones(1, 6, 4, 4), nn.LayerNorm: torch.ones(1, 6)}
+    given = {
+        nn.Linear: torch.ones(1, 6),
+        nn.Conv2d: torch.ones(1, 6, 4, 4),
+        nn.LayerNorm: torch.ones(1, 6),
+    }
     for cls in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm):
         layer = _layer(cls=cls) if cls is not nn.GroupNorm else nn.GroupNorm(2, 6)
         layer.network_layer_name = "standin_probe"
-        with torch.no_grad(), _wanted(_network("a", layer, {"diff": torch.ones_like(layer.weight)})):
+        with (
+            torch.no_grad(),
+            _wanted(_network("a", layer, {"diff": torch.ones_like(layer.weight)})),
+        ):
             layer(given.get(cls, torch.ones(1, 6, 4, 4)))
             out[cls.__name__] = getattr(layer, "network_current_names", None)
     return out
 
 
 def lora() -> dict[str, Any]:
-    return {f.__name__: f() for f in (fields, updown, merging, a_new_bias, failing, loading, at_run_time, classes)}
+    return {
+        f.__name__: f()
+        for f in (fields, updown, merging, a_new_bias, failing, loading, at_run_time, classes)
+    }

@@ -32,11 +32,21 @@ GIVEN = [
     "Basic !",
     "Basic",
 ]
-COOKIES = ["access-token=good", "access-token-unsecure=good", "access-token=bad", "access-token=", "other=good"]
+COOKIES = [
+    "access-token=good",
+    "access-token-unsecure=good",
+    "access-token=bad",
+    "access-token=",
+    "other=good",
+]
 
 
 def components() -> dict[str, bool]:
-    out = {f"{name}({p})": p in inspect.signature(getattr(gr, name).__init__).parameters for name, ps in ASKED.items() for p in ps}
+    out = {
+        f"{name}({p})": p in inspect.signature(getattr(gr, name).__init__).parameters
+        for name, ps in ASKED.items()
+        for p in ps
+    }
     with gr.Blocks(analytics_enabled=False), gr.Row(), gr.Column():
         button = gr.Button("x")
     out |= {f"click({p})": p in inspect.signature(button.click).parameters for p in CLICK}
@@ -54,7 +64,11 @@ def _ask(app: Any, method: str, path: str, headers: dict[str, str]) -> int:
 def _basic(given: str) -> dict[str, str]:
     if not given:
         return {}
-    encoded = given if given.split(" ")[0] in ("Basic", "Bearer") else "Basic " + base64.b64encode(given.encode()).decode()
+    encoded = (
+        given
+        if given.split(" ")[0] in ("Basic", "Bearer")
+        else "Basic " + base64.b64encode(given.encode()).decode()
+    )
     return {"Authorization": encoded}
 
 
@@ -72,7 +86,9 @@ def guard() -> dict[str, int]:
             shared.cmd_opts.api_auth = pairs
             try:
                 for headers in [*map(_basic, GIVEN), *({"Cookie": c} for c in COOKIES)]:
-                    name = f"{'pairs' if pairs else 'none'}, {'login' if login else 'none'}: {headers}"
+                    name = (
+                        f"{'pairs' if pairs else 'none'}, {'login' if login else 'none'}: {headers}"
+                    )
                     out[name] = _ask(app, "GET", "/accel/v1/status", headers)
             finally:
                 shared.cmd_opts.api_auth = before
@@ -85,7 +101,13 @@ def routes() -> dict[str, int]:
 
     app: Any = fastapi.FastAPI()
     api.add_routes(app)
-    paths = [("GET", "status"), ("GET", "nothing"), ("DELETE", "artifacts/0"), ("DELETE", "artifacts/0/1"), ("DELETE", "artifacts/")]
+    paths = [
+        ("GET", "status"),
+        ("GET", "nothing"),
+        ("DELETE", "artifacts/0"),
+        ("DELETE", "artifacts/0/1"),
+        ("DELETE", "artifacts/"),
+    ]
     return {f"{m} {p}": _ask(app, m, f"/accel/v1/{p}", {}) for m, p in paths}
 
 

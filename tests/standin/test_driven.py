@@ -68,7 +68,9 @@ def test_driven_without_compiled_code(start: Start) -> None:
     with counted(host, accelerated_calls=0, host_calls=1):
         assert torch.equal(host.call(), host.plain())
     reason = host.status()["reason"]
-    assert reason.startswith("another extension drives the UNet: without compiled code its layers run the WebUI's way"), reason
+    assert reason.startswith(
+        "another extension drives the UNet: without compiled code its layers run the WebUI's way"
+    ), reason
 
 
 def test_compiled_code_that_fails_while_driven(host: Host) -> None:
@@ -145,7 +147,11 @@ def test_control_models(host: Host) -> None:
         out = host.call()
     assert torch.allclose(out, expected, atol=1e-5)
     assert not torch.allclose(out, plain, atol=1e-3)
-    assert (_of(seen, a), _of(seen, b), _of(seen, host.unet)) == (CONTROL_LAYERS, CONTROL_LAYERS, UNIT_LAYERS)
+    assert (_of(seen, a), _of(seen, b), _of(seen, host.unet)) == (
+        CONTROL_LAYERS,
+        CONTROL_LAYERS,
+        UNIT_LAYERS,
+    )
     assert host.status()["control_models"] == 2
     leave()
     assert torch.equal(host.call(), plain)
@@ -211,7 +217,10 @@ def test_a_changed_control_model(host: Host) -> None:
 def test_control_model_and_lora(host: Host) -> None:
     """The LoRA is the UNet's alone."""
     name = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
-    lora = host.network("lora", {name: {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}})
+    lora = host.network(
+        "lora",
+        {name: {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}},
+    )
     control = _control(host)
     drive(host.unet, [Unit(control)])
     plain = host.call()
@@ -233,7 +242,9 @@ def test_a_pass_cut_short(host: Host) -> None:
     """Interrupted in the middle of a pass; the next one begins anew, with what is wanted then."""
     plain = host.call()
     leave = drive(host.unet)
-    hook = host.unet.middle_block.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    hook = host.unet.middle_block.register_forward_pre_hook(
+        lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         host.call()
     hook.remove()

@@ -24,7 +24,9 @@ def _forward(unet: nn.Module) -> Undo:
     attention: Any = unet.get_submodule(f"{BLOCK}.attn1")
     original = attention.forward
     attention.forward = lambda x, context=None: original(x, context) * 2
-    return lambda: setattr(attention, "forward", original)  # the bound method of its class: what many leave behind
+    return lambda: setattr(
+        attention, "forward", original
+    )  # the bound method of its class: what many leave behind
 
 
 def _inner_forward(unet: nn.Module) -> Undo:
@@ -43,11 +45,19 @@ def _whole_layer(unet: nn.Module) -> Undo:
 
 
 def _hook(unet: nn.Module) -> Undo:
-    return unet.get_submodule("output_blocks.2.0.out_layers.3").register_forward_hook(lambda *given: given[-1] * 2).remove
+    return (
+        unet.get_submodule("output_blocks.2.0.out_layers.3")
+        .register_forward_hook(lambda *given: given[-1] * 2)
+        .remove
+    )
 
 
 def _hook_before(unet: nn.Module) -> Undo:
-    return unet.get_submodule(f"{BLOCK}.ff").register_forward_pre_hook(lambda _, given: (given[0] * 2,)).remove
+    return (
+        unet.get_submodule(f"{BLOCK}.ff")
+        .register_forward_pre_hook(lambda _, given: (given[0] * 2,))
+        .remove
+    )
 
 
 def _padding(unet: nn.Module) -> Undo:
@@ -83,7 +93,11 @@ def _other_class(unet: nn.Module) -> Undo:
     """As token merging does."""
     block: Any = unet.get_submodule(BLOCK)
     before = type(block)
-    block.__class__ = type("Merging", (before,), {"_forward": lambda self, x, context=None: before._forward(self, x, context) * 2})
+    block.__class__ = type(
+        "Merging",
+        (before,),
+        {"_forward": lambda self, x, context=None: before._forward(self, x, context) * 2},
+    )
     return lambda: setattr(block, "__class__", before)
 
 
@@ -97,13 +111,18 @@ def _class_forward(unet: nn.Module) -> Undo:
 def _class_forward_under_its_name(unet: nn.Module) -> Undo:
     cls: Any = type(unet.get_submodule(BLOCK))
     before = cls._forward
-    cls._forward = functools.wraps(before)(lambda self, x, context=None: before(self, x, context) * 2)
+    cls._forward = functools.wraps(before)(
+        lambda self, x, context=None: before(self, x, context) * 2
+    )
     return lambda: setattr(cls, "_forward", before)
 
 
 CHANGES = [
     (_forward, "1 layers run the WebUI's way: the forward of a CrossAttention was replaced"),
-    (_inner_forward, "1 layers run the WebUI's way: the forward of a BasicTransformerBlock was replaced"),
+    (
+        _inner_forward,
+        "1 layers run the WebUI's way: the forward of a BasicTransformerBlock was replaced",
+    ),
     (_whole_layer, "1 layers run the WebUI's way: the forward of a ResBlock was replaced"),
     (_hook, "1 layers run the WebUI's way: a Conv2d has hooks"),
     (_hook_before, "1 layers run the WebUI's way: a FeedForward has hooks"),
@@ -112,7 +131,10 @@ CHANGES = [
     (_other_part, "1 layers run the WebUI's way: a part of a BasicTransformerBlock was replaced"),
     (_other_class, "1 layers run the WebUI's way: a BasicTransformerBlock became a Merging"),
     (_class_forward, "4 layers run the WebUI's way: the class BasicTransformerBlock was patched"),
-    (_class_forward_under_its_name, "4 layers run the WebUI's way: the class BasicTransformerBlock was patched"),
+    (
+        _class_forward_under_its_name,
+        "4 layers run the WebUI's way: the class BasicTransformerBlock was patched",
+    ),
 ]
 
 
@@ -132,9 +154,13 @@ def _unassisted(host: Host) -> Undo:
     return lambda: delattr(layer, "forward")
 
 
-@pytest.mark.parametrize(("change", "reason"), CHANGES, ids=lambda v: v.__name__.strip("_") if callable(v) else "")
+@pytest.mark.parametrize(
+    ("change", "reason"), CHANGES, ids=lambda v: v.__name__.strip("_") if callable(v) else ""
+)
 @pytest.mark.parametrize("driven", [False, True], ids=["", "driven"])
-def test_a_changed_layer(host: Host, change: Callable[[nn.Module], Undo], reason: str, driven: bool) -> None:
+def test_a_changed_layer(
+    host: Host, change: Callable[[nn.Module], Undo], reason: str, driven: bool
+) -> None:
     expected, plain = _expected(host, change), host.call()
     leave = drive(host.unet) if driven else None
     undo = change(host.unet)
@@ -160,7 +186,11 @@ def _block_forward(unet: nn.Module) -> Undo:
 
 
 def _block_hook(unet: nn.Module) -> Undo:
-    return unet.get_submodule("input_blocks.1").register_forward_hook(lambda *given: given[-1] * 2).remove
+    return (
+        unet.get_submodule("input_blocks.1")
+        .register_forward_hook(lambda *given: given[-1] * 2)
+        .remove
+    )
 
 
 def _block_class(unet: nn.Module) -> Undo:
@@ -203,8 +233,12 @@ FRAMES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "reason"), FRAMES, ids=lambda v: v.__name__.strip("_") if callable(v) else "")
-def test_a_change_around_the_layers(host: Host, change: Callable[[nn.Module], Undo], reason: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"), FRAMES, ids=lambda v: v.__name__.strip("_") if callable(v) else ""
+)
+def test_a_change_around_the_layers(
+    host: Host, change: Callable[[nn.Module], Undo], reason: str
+) -> None:
     """The host's own code leads from layer to layer, and the layers stay compiled."""
     expected, plain = _expected(host, change), host.call()
     undo = change(host.unet)

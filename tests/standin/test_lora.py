@@ -21,12 +21,19 @@ QUERY, CONV, NORM, VALUE = (
 
 def _plain_lora(outputs: int, inputs_: int, *kernel: int) -> dict[str, Tensor]:
     up = torch.randn(outputs, 4, *[1] * len(kernel))
-    return {"lora_up.weight": up, "lora_down.weight": torch.randn(4, inputs_, *kernel) * 0.3, "alpha": torch.tensor(2.0)}
+    return {
+        "lora_up.weight": up,
+        "lora_down.weight": torch.randn(4, inputs_, *kernel) * 0.3,
+        "alpha": torch.tensor(2.0),
+    }
 
 
 @pytest.fixture
 def lora(host: Host) -> Any:
-    return host.network("lora", {QUERY: _plain_lora(64, 64), CONV: _plain_lora(64, 64, 3, 3), VALUE: _plain_lora(64, 16)})
+    return host.network(
+        "lora",
+        {QUERY: _plain_lora(64, 64), CONV: _plain_lora(64, 64, 3, 3), VALUE: _plain_lora(64, 16)},
+    )
 
 
 @pytest.fixture
@@ -41,7 +48,11 @@ def weights(host: Host) -> dict[str, Tensor]:
 
 
 def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
-    return [name for name in {*a, *b} if name not in a or name not in b or not torch.equal(a[name], b[name])]
+    return [
+        name
+        for name in {*a, *b}
+        if name not in a or name not in b or not torch.equal(a[name], b[name])
+    ]
 
 
 def test_merged_as_the_host_merges(host: Host, lora: Any, full: Any) -> None:
@@ -94,7 +105,10 @@ def test_marks_and_backups_are_true(host: Host, lora: Any) -> None:
     base = weights(host)
     host.want(lora)
     host.call()
-    touched, other = host.unet.get_submodule(CONV), host.unet.get_submodule("middle_block.2.in_layers.2")
+    touched, other = (
+        host.unet.get_submodule(CONV),
+        host.unet.get_submodule("middle_block.2.in_layers.2"),
+    )
     assert touched.network_current_names == (("lora", 1.0, 1.0, None),)
     assert torch.equal(touched.network_weights_backup, base[f"{CONV}.weight"])
     assert torch.equal(touched.network_bias_backup, base[f"{CONV}.bias"])
@@ -131,7 +145,13 @@ def test_the_host_takes_over_in_the_middle(host: Host, lora: Any, full: Any) -> 
 def test_a_bias_where_there_was_none(host: Host) -> None:
     """Computed with it, in every call (the Lora extension itself stumbles over its own at the second); afterwards there is none again."""
     base, bare = weights(host), host.call()
-    net = host.network("biased", {QUERY: {"diff": torch.randn(64, 64) * 0.1, "diff_b": torch.randn(64)}, CONV: _plain_lora(64, 64, 3, 3)})
+    net = host.network(
+        "biased",
+        {
+            QUERY: {"diff": torch.randn(64, 64) * 0.1, "diff_b": torch.randn(64)},
+            CONV: _plain_lora(64, 64, 3, 3),
+        },
+    )
     net.unet_multiplier = 0.7
     host.want(net)
     with counted(host, accelerated_calls=2, host_calls=0, lora_merges=1):
@@ -139,7 +159,9 @@ def test_a_bias_where_there_was_none(host: Host) -> None:
         assert torch.equal(host.call(), out)
     assert torch.allclose(out, host.plain(), atol=1e-4)
     assert not torch.allclose(out, bare, atol=1e-2)
-    assert sorted(apart(base, weights(host))) == sorted([f"{CONV}.weight", f"{QUERY}.weight", f"{QUERY}.bias"])
+    assert sorted(apart(base, weights(host))) == sorted(
+        [f"{CONV}.weight", f"{QUERY}.weight", f"{QUERY}.bias"]
+    )
     host.want()
     assert torch.equal(host.call(), bare)
     assert apart(base, weights(host)) == []
@@ -154,14 +176,25 @@ def test_a_bias_where_there_was_none(host: Host) -> None:
 @pytest.mark.parametrize("good_first", [True, False])
 def test_a_broken_network(host: Host, lora: Any, good_first: bool) -> None:
     """Counted for the message under the image, and left out: its layer keeps what the others make of it."""
-    broken = host.network("broken", {CONV: {"diff": torch.zeros(7, 5, 3, 3)}, VALUE: _plain_lora(20, 16), NORM: {"diff": torch.zeros(9)}})
+    broken = host.network(
+        "broken",
+        {
+            CONV: {"diff": torch.zeros(7, 5, 3, 3)},
+            VALUE: _plain_lora(20, 16),
+            NORM: {"diff": torch.zeros(9)},
+        },
+    )
     host.want(*((lora, broken) if good_first else (broken, lora)))
     base = weights(host)
     out = host.call()
     assert host.networks.extra_network_lora.errors == {"broken": 3}
-    assert sorted(apart(base, weights(host))) == sorted(f"{name}.weight" for name in (QUERY, CONV, VALUE))
+    assert sorted(apart(base, weights(host))) == sorted(
+        f"{name}.weight" for name in (QUERY, CONV, VALUE)
+    )
     assert torch.allclose(out, host.plain(), atol=1e-4)
-    assert host.networks.extra_network_lora.errors == {"broken": 6}, "the host's own count, of the same layers"
+    assert host.networks.extra_network_lora.errors == {"broken": 6}, (
+        "the host's own count, of the same layers"
+    )
 
 
 def test_a_merge_that_is_cut_short(host: Host, lora: Any, full: Any) -> None:
@@ -213,7 +246,11 @@ def test_weights_loaded_in_place_under_a_lora(host: Host, lora: Any) -> None:
 
 def test_a_bias_that_a_network_gave_a_layer_goes_with_the_checkpoint(host: Host) -> None:
     """Its weights are loaded over, its bias is not: the checkpoint has none, and the backup that told so is gone."""
-    host.want(host.network("biased", {QUERY: {"diff": torch.randn(64, 64) * 0.1, "diff_b": torch.randn(64)}}))
+    host.want(
+        host.network(
+            "biased", {QUERY: {"diff": torch.randn(64, 64) * 0.1, "diff_b": torch.randn(64)}}
+        )
+    )
     host.call()
     assert host.unet.get_submodule(QUERY).bias is not None
     host.unet.load_state_dict(host.new_unet(seed=5).state_dict(), strict=False)

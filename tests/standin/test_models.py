@@ -29,7 +29,9 @@ def test_compiling_outlives_the_model_it_began_for(start: Start, tmp_path: Path)
     assert attachment.of(second).engine.job is job
     host.opts.set("accel_graphs_mib", 64)
     host.image()
-    assert attachment.of(second).engine.job is job, "a setting that has nothing to do with compiling"
+    assert attachment.of(second).engine.job is job, (
+        "a setting that has nothing to do with compiling"
+    )
     second.to("meta")
     mixed: Any = host.new_unet()
     mixed.out[2].half()
@@ -136,7 +138,9 @@ def test_a_model_nobody_announced_between_batches(host: Host) -> None:
     """One kept in memory is picked up in the middle of a job (another checkpoint for hires fix): taken over for the next batch."""
     models, unet = host.module("modules.sd_models"), host.new_unet(seed=6)
     other = models.LatentDiffusion(unet)
-    host.module("modules.script_callbacks").on_cfg_denoised(lambda _: models.model_data.set_sd_model(other))
+    host.module("modules.script_callbacks").on_cfg_denoised(
+        lambda _: models.model_data.set_sd_model(other)
+    )
     p = host.image(n_iter=2, steps=1)
     assert [t.accelerated for t in host.service.clock.timings] == [True, True]
     assert not torch.allclose(p.made[0], p.made[1], atol=1e-3)
@@ -162,7 +166,11 @@ def test_a_model_goes_with_its_last_user(host: Host) -> None:
 def test_another_backend_and_back(host: Host) -> None:
     first = host.call()
     host.opts.set("accel_backend", "eager")
-    assert (host.status()["state"], host.status()["backend"], host.status()["artifact"]) == ("eager", "eager", None)
+    assert (host.status()["state"], host.status()["backend"], host.status()["artifact"]) == (
+        "eager",
+        "eager",
+        None,
+    )
     with counted(host, accelerated_calls=0, host_calls=0):
         assert torch.allclose(host.call(), first, atol=1e-5)
     host.opts.set("accel_backend", "auto")
@@ -182,7 +190,11 @@ def test_flags_go_before_options(start: Start) -> None:
 
 
 def test_the_folder_of_compiled_code_is_no_option(
-    start: Start, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    start: Start,
+    tiny_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whoever can set options must not be able to name a folder that native code is loaded from."""
     monkeypatch.setenv("ACCEL_STORE", str(tiny_store))
@@ -206,7 +218,9 @@ def test_unloading_the_extension(host: Host) -> None:
     host.module("modules.script_callbacks").script_unloaded_callback()
     assert torch.equal(host.call(), host.plain())
     own = own_attributes(host.unet)
-    assert {n: a.keys() - {"network_layer_name"} for n, a in own.items()} == {n: a.keys() for n, a in before.items()}
+    assert {n: a.keys() - {"network_layer_name"} for n, a in own.items()} == {
+        n: a.keys() for n, a in before.items()
+    }
     assert left_behind(own, host.unet) == []
 
 

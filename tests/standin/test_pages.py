@@ -33,8 +33,12 @@ def _basic(login: str) -> dict[str, str]:
         ({"Cookie": "access-token="}, 401, 401, 401),
     ],
 )
-@pytest.mark.parametrize(("method", "path"), [("GET", "status"), ("POST", "prebuild"), ("DELETE", "artifacts/0")])
-def test_who_may(start: Start, method: str, path: str, headers: dict[str, str], pairs: int, login: int, both: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "status"), ("POST", "prebuild"), ("DELETE", "artifacts/0")]
+)
+def test_who_may(
+    start: Start, method: str, path: str, headers: dict[str, str], pairs: int, login: int, both: int
+) -> None:
     """Under `--api-auth`, under gradio's login, under both, under none: a 401 comes before anything is done."""
     host = start("--accel-disable")
     own = host.app.ask(method, f"/accel/v1/{path}")[0]
@@ -45,7 +49,9 @@ def test_who_may(start: Start, method: str, path: str, headers: dict[str, str], 
         ("me:secret,you:other:word", object(), both),
     ):
         flags.api_auth, host.app.auth, host.app.tokens = api_auth, auth, {"good": "me"}
-        assert host.app.ask(method, f"/accel/v1/{path}", headers)[0] == (own if expected == 200 else expected)
+        assert host.app.ask(method, f"/accel/v1/{path}", headers)[0] == (
+            own if expected == 200 else expected
+        )
     assert own in (200, 409)
 
 

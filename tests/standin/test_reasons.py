@@ -26,7 +26,9 @@ def _upcast(host: Host) -> Callable[[], None]:
     ("begin", "reason"),
     [(_hypernetwork, "a hypernetwork is active"), (_upcast, "the WebUI upcasts this UNet")],
 )
-def test_while_it_lasts(host: Host, begin: Callable[[Host], Callable[[], None]], reason: str) -> None:
+def test_while_it_lasts(
+    host: Host, begin: Callable[[Host], Callable[[], None]], reason: str
+) -> None:
     end = begin(host)
     with counted(host, accelerated_calls=0, host_calls=1):
         out = host.call()
@@ -38,7 +40,10 @@ def test_while_it_lasts(host: Host, begin: Callable[[Host], Callable[[], None]],
     assert host.status()["reason"] is None
 
 
-@pytest.mark.parametrize(("frozen", "reason"), [(False, "the UNet is being trained"), (True, "this call is differentiated")])
+@pytest.mark.parametrize(
+    ("frozen", "reason"),
+    [(False, "the UNet is being trained"), (True, "this call is differentiated")],
+)
 def test_training(host: Host, frozen: bool, reason: str) -> None:
     """With gradients, as textual inversion trains: they reach the input, also through a frozen model."""
     host.unet.requires_grad_(not frozen)
@@ -69,7 +74,11 @@ def test_attention_in_float32(host: Host) -> None:
         host.call()
     host.unet.to(torch.bfloat16)
     x, timesteps, context, _ = inputs()
-    with counted(host, accelerated_calls=0, host_calls=1), torch.no_grad(), pytest.raises(RuntimeError):  # without the WebUI's autocast
+    with (
+        counted(host, accelerated_calls=0, host_calls=1),
+        torch.no_grad(),
+        pytest.raises(RuntimeError),
+    ):  # without the WebUI's autocast
         host.unet(x, timesteps, context=context)
     assert "the WebUI computes attention in float32" in host.status()["reason"]
 
@@ -118,13 +127,22 @@ def test_more_arguments_than_it_knows(host: Host) -> None:
     plain = host.plain()
     calls: list[tuple[Callable[[], torch.Tensor], str]] = [
         (lambda: host.unet(x, timesteps, context=context, control=1), "control"),
-        (lambda: host.unet(x, timesteps, context, None, transformer_options={}), "transformer_options"),
+        (
+            lambda: host.unet(x, timesteps, context, None, transformer_options={}),
+            "transformer_options",
+        ),
     ]
     for call, name in calls:
         with counted(host, accelerated_calls=0, host_calls=1):
             assert torch.equal(call(), plain)
-        assert host.status()["reason"] == f"this call gives the UNet more than compiled code knows: {name}"
-    for call in (lambda: host.unet(x, timesteps, context), lambda: host.unet(x, timesteps=timesteps, context=context, y=None)):
+        assert (
+            host.status()["reason"]
+            == f"this call gives the UNet more than compiled code knows: {name}"
+        )
+    for call in (
+        lambda: host.unet(x, timesteps, context),
+        lambda: host.unet(x, timesteps=timesteps, context=context, y=None),
+    ):
         with counted(host, accelerated_calls=1, host_calls=0):
             assert torch.allclose(call(), plain, atol=1e-5)
 
@@ -143,7 +161,11 @@ def test_weights_of_another_kind(host: Host) -> None:
     """float8 storage computes only under the host's autocast; here it is enough that we leave it to the host."""
     host.unet.to(torch.float64)
     x, timesteps, context, _ = inputs()
-    with counted(host, accelerated_calls=0, host_calls=1), torch.no_grad(), pytest.raises(RuntimeError):
+    with (
+        counted(host, accelerated_calls=0, host_calls=1),
+        torch.no_grad(),
+        pytest.raises(RuntimeError),
+    ):
         host.unet(x, timesteps, context=context)
     assert host.status()["reason"] == "the weights are stored as torch.float64"
     host.unet.to(torch.float32)

@@ -10,10 +10,24 @@ from .conftest import Start
 from .host import Host, counted, left_behind, own_attributes
 
 COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "host_calls"}
-FIELDS = {"enabled", "state", "reason", "backend", "architecture", "dtype", "device", "progress", "artifact", "counters", "control_models"}
+FIELDS = {
+    "enabled",
+    "state",
+    "reason",
+    "backend",
+    "architecture",
+    "dtype",
+    "device",
+    "progress",
+    "artifact",
+    "counters",
+    "control_models",
+}
 
 
-@pytest.mark.parametrize(("batch", "height", "width", "length"), [(2, 16, 16, 77), (1, 16, 24, 154), (3, 9, 13, 77)])
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "length"), [(2, 16, 16, 77), (1, 16, 24, 154), (3, 9, 13, 77)]
+)
 def test_the_same_answer(host: Host, batch: int, height: int, width: int, length: int) -> None:
     given = inputs(batch=batch, height=height, width=width, length=length)
     with counted(host, accelerated_calls=1, host_calls=0, compiles=0):
@@ -48,7 +62,9 @@ def test_graphs_make_room_for_the_vae(host: Host, monkeypatch: pytest.MonkeyPatc
 
     released: list[int] = []
     engine = attachment.of(host.unet).engine
-    monkeypatch.setattr(engine, "release_graphs", lambda: released.append(engine.counters.accelerated_calls))
+    monkeypatch.setattr(
+        engine, "release_graphs", lambda: released.append(engine.counters.accelerated_calls)
+    )
     host.image(steps=4)
     assert released == [], "there is room"
     monkeypatch.setattr(webui, "free_memory", lambda: 1000)
@@ -69,7 +85,11 @@ def test_toggling(host: Host) -> None:
         again = host.image()
     assert torch.equal(again.made[0], on.made[0])
     assert torch.allclose(off.made[0], on.made[0], atol=1e-5)
-    assert [p.extra_generation_params.get("Accel") for p in (on, off, again)] == ["aoti", None, "aoti"]
+    assert [p.extra_generation_params.get("Accel") for p in (on, off, again)] == [
+        "aoti",
+        None,
+        "aoti",
+    ]
 
 
 def test_an_option_changed_in_the_middle_of_an_image(host: Host) -> None:
@@ -119,7 +139,10 @@ def test_status(host: Host) -> None:
 
 def test_no_model(start: Start) -> None:
     host = start()
-    assert (host.status()["state"], host.status()["reason"]) == ("fallback", "no model is loaded yet")
+    assert (host.status()["state"], host.status()["reason"]) == (
+        "fallback",
+        "no model is loaded yet",
+    )
     assert host.app.ask("POST", "/accel/v1/prebuild")[0] == 409
 
 

@@ -13,7 +13,9 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 RECIPE = {"units": ["down", "mid"], "dtype": "float16", "device": "CPU"}
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions, pipes and signals")
-root_only = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root: chown, seteuid or mount")
+root_only = pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="needs root: chown, seteuid or mount"
+)
 
 
 def key_of(text: object) -> str:

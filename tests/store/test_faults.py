@@ -30,7 +30,10 @@ def test_private_whatever_the_umask(store, units):
     finally:
         os.umask(before)
     assert deep.get(key_of("a")) == artifact
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (deep.root, artifact.path, artifact.file("mid.pt2"), store.root)}
+    modes = {
+        path: stat.S_IMODE(path.stat().st_mode)
+        for path in (deep.root, artifact.path, artifact.file("mid.pt2"), store.root)
+    }
     assert list(modes.values()) == [0o700, 0o700, 0o600, 0o755]
 
 
@@ -39,10 +42,18 @@ def test_private_whatever_the_umask(store, units):
 @pytest.mark.parametrize("which", ["root", "artifact", "manifest", "file"])
 def test_writable_by_others(store, units, which, mode):
     artifact = store.put(key_of("a"), RECIPE, units)
-    paths = {"root": store.root, "artifact": artifact.path, "manifest": artifact.path / MANIFEST, "file": artifact.file("mid.pt2")}
+    paths = {
+        "root": store.root,
+        "artifact": artifact.path,
+        "manifest": artifact.path / MANIFEST,
+        "file": artifact.file("mid.pt2"),
+    }
     path = paths[which]
     path.chmod(path.stat().st_mode | mode)
-    with pytest.raises(ArtifactRejected, match=rf"{path} is writable by others \(mode 0\d+\).*Run: chmod go-w '{path}'"):
+    with pytest.raises(
+        ArtifactRejected,
+        match=rf"{path} is writable by others \(mode 0\d+\).*Run: chmod go-w '{path}'",
+    ):
         store.get(key_of("a"))
     if which == "root":
         with pytest.raises(ArtifactRejected, match="is writable by others"):
@@ -54,7 +65,8 @@ def test_parent_writable_by_everyone(store, units, tmp_path):
     store.put(key_of("a"), RECIPE, units)
     tmp_path.chmod(0o777)
     with pytest.raises(
-        ArtifactRejected, match=rf"{tmp_path} is writable by everyone \(mode 0777\) and holds the store .*chmod \+t '{tmp_path}'"
+        ArtifactRejected,
+        match=rf"{tmp_path} is writable by everyone \(mode 0777\) and holds the store .*chmod \+t '{tmp_path}'",
     ):
         store.get(key_of("a"))
     assert "is writable by everyone" in (store.list()[0].problem or "")
@@ -82,7 +94,12 @@ def test_links_are_refused(store, units, tmp_path):
 @pytest.mark.parametrize("which", ["root", "artifact", "manifest", "file"])
 def test_foreign_owner(store, units, which):
     artifact = store.put(key_of("a"), RECIPE, units)
-    paths = {"root": store.root, "artifact": artifact.path, "manifest": artifact.path / MANIFEST, "file": artifact.file("mid.pt2")}
+    paths = {
+        "root": store.root,
+        "artifact": artifact.path,
+        "manifest": artifact.path / MANIFEST,
+        "file": artifact.file("mid.pt2"),
+    }
     os.chown(paths[which], 12345, -1)
     with pytest.raises(ArtifactRejected, match=r"belongs to another user \(id 12345, you are 0\)"):
         store.get(key_of("a"))
@@ -93,7 +110,11 @@ def test_as_another_user(mounted, units):
     """Root's artifacts serve another user; what that user may not write or read is a StoreError."""
     store = ArtifactStore(mounted / "store")
     artifact = store.put(key_of("a"), RECIPE, units)
-    parents = [path for path in mounted.parents if path.stat().st_uid == 0 and not path.stat().st_mode & 0o001]
+    parents = [
+        path
+        for path in mounted.parents
+        if path.stat().st_uid == 0 and not path.stat().st_mode & 0o001
+    ]
     modes = {path: path.stat().st_mode for path in parents}
     for path in (*parents, mounted, store.root, artifact.path):
         path.chmod(0o755)
@@ -107,7 +128,9 @@ def test_as_another_user(mounted, units):
         os.seteuid(0)
         artifact.file("mid.pt2").chmod(0o600)
         os.seteuid(12345)
-        with pytest.raises(StoreError, match=r"Could not read artifact.*Permission denied.*mid.pt2"):
+        with pytest.raises(
+            StoreError, match=r"Could not read artifact.*Permission denied.*mid.pt2"
+        ):
             store.get(key_of("a"))
     finally:
         os.seteuid(0)
@@ -144,7 +167,11 @@ def test_readonly_file_system(mounted, units):
     subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
     assert store.get(key_of("a")) == artifact
     assert store.verify() == [(key_of("a"), None)]
-    actions = [lambda: store.put(key_of("b"), RECIPE, units), lambda: store.discard(key_of("a"), "x"), store.clear]
+    actions = [
+        lambda: store.put(key_of("b"), RECIPE, units),
+        lambda: store.discard(key_of("a"), "x"),
+        store.clear,
+    ]
     for action in [*actions, lambda: store.lock(key_of("b"), 0).__enter__()]:
         with pytest.raises(StoreError, match=r"Read-only file system.*use the store read-only"):
             action()
@@ -156,7 +183,10 @@ def test_full_disk(mounted, units, tmp_path):
     artifact = store.put(key_of("a"), RECIPE, units)
     big = tmp_path / "big"
     big.write_bytes(bytes(2 << 20))
-    with pytest.raises(StoreError, match=r"Could not store artifact.*No space left.*The disk is full.*what was stored before is intact"):
+    with pytest.raises(
+        StoreError,
+        match=r"Could not store artifact.*No space left.*The disk is full.*what was stored before is intact",
+    ):
         store.put(key_of("b"), RECIPE, {**units, "big.pt2": big})
     assert store.verify() == [(key_of("a"), None)]
     assert hidden(store.root) == []
@@ -170,7 +200,10 @@ def test_full_disk(mounted, units, tmp_path):
         roomy.export([key_of("b")], mounted / "out.zip", None)
     assert (mounted / "out.zip").read_bytes() == b"old"
     assert sorted(path.name for path in mounted.iterdir()) == ["out.zip", "store"]
-    with (mounted / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+    with (
+        (mounted / "filler").open("wb", buffering=0) as filler,
+        pytest.raises(OSError, match="No space"),
+    ):
         filler.writelines(bytes(4096) for _ in range(1000))
     assert store.get(key_of("a")) == artifact
     store.discard(key_of("a"), "to make room")  # removing needs no room
@@ -209,14 +242,21 @@ def race(root: Path, number: int, folder: Path, barrier, results) -> None:
     won = []
     for turn in range(ROUNDS):
         barrier.wait(20)
-        won.append(store.put(key_of(turn), {"by": number}, {"a.pt2": source, "b.pt2": source}).manifest["recipe"]["by"])
+        won.append(
+            store.put(key_of(turn), {"by": number}, {"a.pt2": source, "b.pt2": source}).manifest[
+                "recipe"
+            ]["by"]
+        )
     results.put(won)
 
 
 def test_two_processes_put_the_same_key(store, tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
-    workers = [context.Process(target=race, args=(store.root, number, tmp_path, barrier, results)) for number in (1, 2)]
+    workers = [
+        context.Process(target=race, args=(store.root, number, tmp_path, barrier, results))
+        for number in (1, 2)
+    ]
     for worker in workers:
         worker.start()
     answers = [results.get(timeout=30) for _ in workers]
@@ -228,7 +268,10 @@ def test_two_processes_put_the_same_key(store, tmp_path):
     assert all(problem is None for _, problem in store.verify())
     for turn in range(ROUNDS):
         artifact = store.get(key_of(turn))
-        assert artifact.file("a.pt2").read_bytes() == str(artifact.manifest["recipe"]["by"]).encode() * 5000
+        assert (
+            artifact.file("a.pt2").read_bytes()
+            == str(artifact.manifest["recipe"]["by"]).encode() * 5000
+        )
     assert hidden(store.root) == []
 
 
@@ -254,7 +297,9 @@ def test_killed_in_the_middle_of_put(store, units, tmp_path):
     os.mkfifo(pipe)
     code = 'store.put(sys.argv[2], {}, {"a.pt2": pathlib.Path(sys.argv[3]), "b.pt2": pathlib.Path(sys.argv[4])})'
     process = child(code, store.root, key_of("a"), units["mid.pt2"], pipe)
-    with pipe.open("wb") as writer:  # returns when the child reads: its first file is written, the second is not
+    with pipe.open(
+        "wb"
+    ) as writer:  # returns when the child reads: its first file is written, the second is not
         writer.write(bytes(100_000))
         writer.flush()
         assert store.clear() == 0  # a live process keeps its folder
@@ -292,10 +337,15 @@ def test_lock(store):
     key = key_of("a")
     head = "import sys, pathlib\nfrom lib_accel.store.store import ArtifactStore\nstore = ArtifactStore(pathlib.Path(sys.argv[1]))\n"
     command = [sys.executable, "-c", head + code, str(store.root), key]
-    with subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "held\n"
         started = time.monotonic()
-        with pytest.raises(LockBusy, match=r"is locked by another process, after waiting 0.2 s"), store.lock(key, 0.2):
+        with (
+            pytest.raises(LockBusy, match=r"is locked by another process, after waiting 0.2 s"),
+            store.lock(key, 0.2),
+        ):
             pass
         assert 0.2 <= time.monotonic() - started < 5
         with pytest.raises(LockBusy), store.lock(key, 0):

@@ -47,7 +47,11 @@ def test_export_and_import(exported, store):
     other = ArtifactStore(exported / "other")
     taken = other.import_(exported / "signed.zip", SECRET)
     assert [artifact.key for artifact in taken] == sorted([key_of("a"), key_of("b")])
-    assert sorted(other.verify()) == sorted(store.verify()) == [(artifact.key, None) for artifact in taken]
+    assert (
+        sorted(other.verify())
+        == sorted(store.verify())
+        == [(artifact.key, None) for artifact in taken]
+    )
     got, made = other.get(key_of("a")), store.get(key_of("a"))
     assert got.manifest["origin"] == "imported from signed.zip, signature checked"
     assert {name: got.manifest[name] for name in ("recipe", "files", "verdict", "created")} == {
@@ -92,11 +96,15 @@ def drop_one(members: dict[str, bytes]) -> None:
         del members[name]
 
 
-@pytest.mark.parametrize("change", [forge, drop_one, lambda members: members.update({seal.SEAL: b"{}"})])
+@pytest.mark.parametrize(
+    "change", [forge, drop_one, lambda members: members.update({seal.SEAL: b"{}"})]
+)
 def test_a_changed_signed_archive(exported, change):
     bad = rewrite(exported / "signed.zip", exported / "bad.zip", change)
     other = ArtifactStore(exported / "other")
-    with pytest.raises(ArtifactRejected, match=r"its signature does not fit|its seal cannot be read"):
+    with pytest.raises(
+        ArtifactRejected, match=r"its signature does not fit|its seal cannot be read"
+    ):
         other.import_(bad, SECRET)
     assert_untouched(other)
 
@@ -125,10 +133,18 @@ A = key_of("a")
         (lambda members: members.pop(f"{A}/mid.pt2"), "mid.pt2 is missing"),
         (lambda members: members.pop(f"{A}/{MANIFEST}"), "manifest.json is missing"),
         (add(f"{A}/{MANIFEST}", b"{}"), "its own checksum does not match"),
-        (lambda members: members.update({f"{A}/{MANIFEST}": members[f"{key_of('b')}/{MANIFEST}"]}), "belongs to another artifact"),
+        (
+            lambda members: members.update(
+                {f"{A}/{MANIFEST}": members[f"{key_of('b')}/{MANIFEST}"]}
+            ),
+            "belongs to another artifact",
+        ),
         (add(seal.SEAL, b"x" * 5000), "its seal has 5000 bytes"),
         (lambda members: members.clear(), "it holds no artifact"),
-        (lambda members: members.update({f"{A}/{n}.pt2": b"" for n in range(5000)}), "at most 4096 files"),
+        (
+            lambda members: members.update({f"{A}/{n}.pt2": b"" for n in range(5000)}),
+            "at most 4096 files",
+        ),
         (add(f"{A}/huge.pt2", bytes(1_100_000)), "at most 4096 files of 1000000 bytes"),
     ],
 )
@@ -151,14 +167,18 @@ def test_bombs_and_broken_zips(exported, units):
         other.import_(exported / "bomb.zip", None, allow_unsigned=True)
     with (exported / "sparse.zip").open("wb") as stream:
         stream.truncate(1 << 40)
-    with pytest.raises(ArtifactRejected, match="it has 1099511627776 bytes, and the store holds 1000000"):
+    with pytest.raises(
+        ArtifactRejected, match="it has 1099511627776 bytes, and the store holds 1000000"
+    ):
         other.import_(exported / "sparse.zip", None, allow_unsigned=True)
     whole = (exported / "signed.zip").read_bytes()
     for cut in [0, 1, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1]:
         (exported / "cut.zip").write_bytes(whole[:cut])
         with pytest.raises(ArtifactRejected, match="it is not a whole zip"):
             other.import_(exported / "cut.zip", SECRET)
-    (exported / "far.zip").write_bytes(whole[:-10] + b"\xff\xff\xff\x7f" + whole[-6:])  # a directory larger than the file
+    (exported / "far.zip").write_bytes(
+        whole[:-10] + b"\xff\xff\xff\x7f" + whole[-6:]
+    )  # a directory larger than the file
     with pytest.raises(ArtifactRejected, match="it is not a whole zip"):
         other.import_(exported / "far.zip", SECRET)
     with pytest.raises(StoreError, match=r"Could not import.*No such file"):
@@ -215,7 +235,12 @@ def test_keys(tmp_path):
     members = {"a/x": "1" * 64, "a/y": "2" * 64}
     signature = seal.sign(key, members)
     assert seal.check(key, dict(reversed(members.items())), signature)
-    for other in ({"a/x": "2" * 64, "a/y": "1" * 64}, {"a/x": "1" * 64}, {**members, "a/z": "3" * 64}, {"a/x2": "1" * 64, "a/y": "2" * 64}):
+    for other in (
+        {"a/x": "2" * 64, "a/y": "1" * 64},
+        {"a/x": "1" * 64},
+        {**members, "a/z": "3" * 64},
+        {"a/x2": "1" * 64, "a/y": "2" * 64},
+    ):
         assert not seal.check(key, other, signature)
     assert not seal.check(bytes(32), members, signature)
     assert not seal.check(key, members, "\udcff\u00e9")
@@ -232,7 +257,9 @@ def test_key_open_to_others(tmp_path, mode):
     path = tmp_path / "key"
     seal.write_key(path, SECRET)
     path.chmod(mode)
-    with pytest.raises(StoreError, match=rf"is open to others \(owner \d+, mode {mode:04o}\).*chmod 600"):
+    with pytest.raises(
+        StoreError, match=rf"is open to others \(owner \d+, mode {mode:04o}\).*chmod 600"
+    ):
         seal.read_key(path)
 
 

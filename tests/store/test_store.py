@@ -25,7 +25,9 @@ def test_round_trip(store, units):
     assert got == put
     assert got.files == ("down.pt2", "mid.pt2")
     assert got.bytes == 2001
-    assert [got.file(name).read_bytes() for name in units] == [path.read_bytes() for path in units.values()]
+    assert [got.file(name).read_bytes() for name in units] == [
+        path.read_bytes() for path in units.values()
+    ]
     assert got.manifest["recipe"] == RECIPE
     assert got.manifest["origin"] == "built here"
     assert got.manifest["verdict"] == {"rel_error": 1e-3, "psnr": float("inf")}
@@ -51,7 +53,21 @@ def test_bad_keys(store, key):
         store.get(key)
 
 
-@pytest.mark.parametrize("name", ["../x.pt2", "a/b.pt2", "a\\b.pt2", MANIFEST, "Manifest.JSON", ".hidden", "nul.pt2", "CON", "x.", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.pt2",
+        "a/b.pt2",
+        "a\\b.pt2",
+        MANIFEST,
+        "Manifest.JSON",
+        ".hidden",
+        "nul.pt2",
+        "CON",
+        "x.",
+        "",
+    ],
+)
 def test_bad_file_names(store, units, name):
     with pytest.raises(StoreError, match="cannot be a file of an artifact"):
         store.put(key_of("a"), RECIPE, {name: units["mid.pt2"]})
@@ -151,7 +167,9 @@ def test_eviction_spares_the_new_one_and_the_locked(store, units):
     with store.lock(key_of("locked"), 0):
         tiny.put(key_of("new"), RECIPE, units)
         assert {entry.key for entry in tiny.list()} == {key_of("locked"), key_of("new")}
-    os.utime(store.root / key_of("new") / MANIFEST, (1, 1))  # the oldest by its clock, and yet just put
+    os.utime(
+        store.root / key_of("new") / MANIFEST, (1, 1)
+    )  # the oldest by its clock, and yet just put
     tiny.put(key_of("new"), RECIPE, units)
     assert {entry.key for entry in tiny.list()} == {key_of("new")}
 
@@ -164,7 +182,9 @@ def test_every_byte_of_the_manifest_counts(store, units):
     good = manifest.read_bytes()
     for position in range(len(good)):
         flip(manifest, position)
-        with pytest.raises(ArtifactRejected, match=r"manifest.json is damaged.*Discard this artifact"):
+        with pytest.raises(
+            ArtifactRejected, match=r"manifest.json is damaged.*Discard this artifact"
+        ):
             store.get(key_of("a"))
         flip(manifest, position)
     assert store.get(key_of("a")) is not None
@@ -197,7 +217,10 @@ def test_other_damage(store, units):
     with pytest.raises(ArtifactRejected, match=r"manifest.json is missing"):
         store.get(key_of("a"))
     store.put(key_of("b"), RECIPE, units).path.rename(store.root / key_of("c"))
-    with pytest.raises(ArtifactRejected, match=rf"belongs to another artifact .{key_of('b')[:12]}, expected {key_of('c')[:12]}"):
+    with pytest.raises(
+        ArtifactRejected,
+        match=rf"belongs to another artifact .{key_of('b')[:12]}, expected {key_of('c')[:12]}",
+    ):
         store.get(key_of("c"))
 
 
@@ -214,9 +237,15 @@ def write_manifest(path: Path, **changes: object) -> None:
     [
         ({"format": 2}, "it has format 2, this version reads 1"),
         ({"recipe": None}, "these fields are missing or wrong: recipe"),
-        ({"files": {"../../x": {"sha256": "0" * 64, "bytes": 1}}}, "its entry for '../../x' is wrong"),
+        (
+            {"files": {"../../x": {"sha256": "0" * 64, "bytes": 1}}},
+            "its entry for '../../x' is wrong",
+        ),
         ({"files": {"x.pt2": {"sha256": "0", "bytes": 1}}}, "its entry for 'x.pt2' is wrong"),
-        ({"files": {"x.pt2": {"sha256": "0" * 64, "bytes": "1"}}}, "its entry for 'x.pt2' is wrong"),
+        (
+            {"files": {"x.pt2": {"sha256": "0" * 64, "bytes": "1"}}},
+            "its entry for 'x.pt2' is wrong",
+        ),
     ],
 )
 def test_strange_manifests(store, units, changes, message):

@@ -20,7 +20,9 @@ class Case:
     route: str = "txt2img"
     host: str | None = None  # part of the reason, where not one UNet call may be accelerated
     partly: str | None = None  # part of the reason, where some layers must run the WebUI's way
-    differs: bool | None = True  # True: must not be the model's plain picture; False: must be just that, to the bit
+    differs: bool | None = (
+        True  # True: must not be the model's plain picture; False: must be just that, to the bit
+    )
     min_db: float = MIN_DB
 
 
@@ -34,7 +36,20 @@ def _image(**more: Any) -> dict[str, Any]:
 
 MASK = {"mask": picture(mask=True), "inpainting_fill": 1}
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
-SAMPLERS = ["Euler a", "DPM++ 2M", "DPM++ SDE", "DPM++ 3M SDE", "DDIM", "DDIM CFG++", "PLMS", "UniPC", "LMS", "Heun", "LCM", "Restart"]
+SAMPLERS = [
+    "Euler a",
+    "DPM++ 2M",
+    "DPM++ SDE",
+    "DPM++ 3M SDE",
+    "DDIM",
+    "DDIM CFG++",
+    "PLMS",
+    "UniPC",
+    "LMS",
+    "Heun",
+    "LCM",
+    "Restart",
+]
 SAMPLERS += ["DPM2 a"]
 
 CASES = [
@@ -49,7 +64,15 @@ CASES = [
     Case("hires, own checkpoint", {**HIRES, "hr_checkpoint_name": "tinyB"}),
     _same("after hires"),
     Case("refiner", {"refiner_checkpoint": "tinyB", "refiner_switch_at": 0.5, "steps": 4}),
-    Case("refiner and LoRA", {"prompt": "a cat <lora:loraA:1>", "refiner_checkpoint": "tinyB", "refiner_switch_at": 0.5, "steps": 4}),
+    Case(
+        "refiner and LoRA",
+        {
+            "prompt": "a cat <lora:loraA:1>",
+            "refiner_checkpoint": "tinyB",
+            "refiner_switch_at": 0.5,
+            "steps": 4,
+        },
+    ),
     Case(
         "refiner, two kept in memory",
         {"refiner_checkpoint": "tinyB", "refiner_switch_at": 0.5, "steps": 4},
@@ -68,7 +91,9 @@ CASES = [
     Case("emphasis", {"prompt": "a (photo:1.3) of a [cat]"}),
     Case("clip skip", {}, {"CLIP_stop_at_last_layers": 2}),
     *(Case(f"sampler {name}", {"sampler_name": name, "steps": 4}) for name in SAMPLERS),
-    Case("sampler DPM adaptive", {"sampler_name": "DPM adaptive"}, min_db=45),  # chooses its steps by what it computes
+    Case(
+        "sampler DPM adaptive", {"sampler_name": "DPM adaptive"}, min_db=45
+    ),  # chooses its steps by what it computes
     Case("scheduler Karras", {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}),
     Case("no guidance", {"cfg_scale": 1}),
     Case("NGMS", {"steps": 6}, {"s_min_uncond": 4.0}),
@@ -85,18 +110,35 @@ CASES = [
     Case("LoRA, unet only", {"prompt": "a photo of a cat <lora:loraA:0:1>"}),
     Case("two LoRAs", {"prompt": "a photo of a cat <lora:loraA:0.7> <lora:loraB:-0.5>"}),
     _same("LoRAs removed"),
-    Case("LoRA, functional", {"prompt": "a photo of a cat <lora:loraA:1>"}, {"lora_functional": True}, host="applied at run time"),
+    Case(
+        "LoRA, functional",
+        {"prompt": "a photo of a cat <lora:loraA:1>"},
+        {"lora_functional": True},
+        host="applied at run time",
+    ),
     _same("functional, no LoRA", {}, {"lora_functional": True}),
     Case("hypernetwork", {"prompt": "a photo of a cat <hypernet:tinyHN:1>"}, host="hypernetwork"),
     _same("hypernetwork removed"),
-    Case("token merging", {"width": 256, "height": 256}, {"token_merging_ratio": 0.5}, partly="Block"),
+    Case(
+        "token merging", {"width": 256, "height": 256}, {"token_merging_ratio": 0.5}, partly="Block"
+    ),
     Case("token merging, hires only", {**HIRES}, {"token_merging_ratio_hr": 0.5}, partly=ANY),
     _same("token merging over"),
-    Case("HyperTile", {"width": 256, "height": 256}, {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 64}, partly="forward"),
+    Case(
+        "HyperTile",
+        {"width": 256, "height": 256},
+        {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 64},
+        partly="forward",
+    ),
     Case("HyperTile over", partly="forward", differs=None),  # its hooks stay
     _same("inpainting checkpoint", model="tinyInpaint"),
     Case("inpainting checkpoint, inpaint", _image(**MASK), route="img2img", model="tinyInpaint"),
-    Case("inpainting checkpoint, LoRA", _image(**MASK, prompt="a cat <lora:loraA:1>"), route="img2img", model="tinyInpaint"),
+    Case(
+        "inpainting checkpoint, LoRA",
+        _image(**MASK, prompt="a cat <lora:loraA:1>"),
+        route="img2img",
+        model="tinyInpaint",
+    ),
     _same("SD2", model="tinySD2"),
     Case("SD2 batch 2", {"batch_size": 2, "width": 192}, model="tinySD2"),
     _same("SD2 v-prediction", model="tinySD2v"),

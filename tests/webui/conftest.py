@@ -22,7 +22,9 @@ rows: list[str] = []
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not os.environ.get("ACCEL_WEBUI"):
-        skip = pytest.mark.skip(reason="NOT RUN, no real WebUI: set ACCEL_WEBUI to the folder of a stable-diffusion-webui 1.10.1")
+        skip = pytest.mark.skip(
+            reason="NOT RUN, no real WebUI: set ACCEL_WEBUI to the folder of a stable-diffusion-webui 1.10.1"
+        )
         for item in items:
             if HERE in item.path.parents:
                 item.add_marker(skip)
@@ -59,14 +61,27 @@ def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "ckpt" / "same.safetensors").symlink_to(models / "tinyA.safetensors")
     (folder / "ckpt" / "same.yaml").symlink_to(models / "tinyA.yaml")
     old = {"_use_new_zipfile_serialization": False}  # the WebUI's reader knows no newer one
-    torch.save({"state_dict": load_file(models / "tinyB.safetensors")}, folder / "ckpt" / "same.ckpt", **old)
+    torch.save(
+        {"state_dict": load_file(models / "tinyB.safetensors")},
+        folder / "ckpt" / "same.ckpt",
+        **old,
+    )
     whole = load_file(models / "tinyA.safetensors")
     prefix = "first_stage_model."
-    vae = {k.removeprefix(prefix): (v * 1.02).contiguous() for k, v in whole.items() if k.startswith(prefix)}
+    vae = {
+        k.removeprefix(prefix): (v * 1.02).contiguous()
+        for k, v in whole.items()
+        if k.startswith(prefix)
+    }
     save_file(vae, folder / "vae" / "tinyVAE.safetensors")
 
     def half() -> dict[str, torch.Tensor]:
-        shapes = {"linear.0.weight": (64, 768), "linear.0.bias": (64,), "linear.1.weight": (768, 64), "linear.1.bias": (768,)}
+        shapes = {
+            "linear.0.weight": (64, 768),
+            "linear.0.bias": (64,),
+            "linear.1.weight": (768, 64),
+            "linear.1.bias": (768,),
+        }
         return {k: torch.randn(s) * 0.05 for k, s in shapes.items()}
 
     net = {768: (half(), half()), "name": "tinyHN", "step": 1, "layer_structure": [1, 1 / 12, 1]}
@@ -80,7 +95,13 @@ def launch(webui: Path, folder: Path) -> Iterator[Launch]:
     store = Path(os.environ.get("ACCEL_E2E_STORE") or folder / "store")
     started: list[Server] = []
 
-    def start(*flags: str, extension: bool = True, login: str | None = None, model: str = "tinyA", others: Sequence[Path] = ()) -> Server:
+    def start(
+        *flags: str,
+        extension: bool = True,
+        login: str | None = None,
+        model: str = "tinyA",
+        others: Sequence[Path] = (),
+    ) -> Server:
         """`others`: further extensions, by their folders."""
         extensions = {"accel": HERE.parent.parent} if extension else {}
         extensions |= {folder.name: folder for folder in others}

@@ -21,7 +21,13 @@ import psutil
 from PIL import Image
 
 MIN_DB = 60.0  # float32: what differs is the order of additions
-FLAGS = ["--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-install", "--skip-version-check", "--skip-python-version-check"]
+FLAGS = [
+    "--skip-prepare-environment",
+    "--skip-torch-cuda-test",
+    "--skip-install",
+    "--skip-version-check",
+    "--skip-python-version-check",
+]
 FLAGS += ["--use-cpu", "all", "--no-half", "--precision", "full", "--api", "--no-download-sd-model"]
 DEFAULTS: dict[str, Any] = {
     "sd_vae": "Automatic",
@@ -47,7 +53,12 @@ class Refused(Exception):
         self.code = code
 
 
-KINDS_OF_MODEL = ("ckpt", "vae", "hypernetwork", "lora")  # as in the flags --ckpt-dir, --vae-dir, ...
+KINDS_OF_MODEL = (
+    "ckpt",
+    "vae",
+    "hypernetwork",
+    "lora",
+)  # as in the flags --ckpt-dir, --vae-dir, ...
 
 
 @dataclass
@@ -57,7 +68,9 @@ class Pictures:
     seconds: float
 
     def same(self, other: Pictures) -> bool:
-        return len(self.pixels) == len(other.pixels) and all(map(np.array_equal, self.pixels, other.pixels))
+        return len(self.pixels) == len(other.pixels) and all(
+            map(np.array_equal, self.pixels, other.pixels)
+        )
 
     def decibels(self, other: Pictures) -> float:
         """PSNR of the worst pair; 99 when identical, 0 when they are not the same pictures at all."""
@@ -93,30 +106,62 @@ class Server:
     flags: list[str] = field(default_factory=list)
     extensions: dict[str, Path] = field(default_factory=dict)  # by the name of their folder there
     login: str | None = None  # user:password for --api-auth
-    names: dict[str, str] = field(default_factory=dict)  # of control models, as the WebUI lists them
+    names: dict[str, str] = field(
+        default_factory=dict
+    )  # of control models, as the WebUI lists them
 
     def start(self, model: str, seconds: float = 600) -> Server:
         (self.data / "extensions").mkdir(parents=True)
-        (self.data / "ui-config.json").write_text("{}")  # as after a first start: some extensions need it
+        (self.data / "ui-config.json").write_text(
+            "{}"
+        )  # as after a first start: some extensions need it
         for name, folder in self.extensions.items():
             (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         models = self.webui / "models"
-        command = [self.python, "launch.py", *FLAGS, "--port", self.port, "--data-dir", self.data, "--models-dir", models, *self.flags]
+        command = [
+            self.python,
+            "launch.py",
+            *FLAGS,
+            "--port",
+            self.port,
+            "--data-dir",
+            self.data,
+            "--models-dir",
+            models,
+            *self.flags,
+        ]
         command += ["--ckpt", models / "Stable-diffusion" / f"{model}.safetensors"]
         for kind in KINDS_OF_MODEL:
             command += [f"--{kind}-dir", self.data.parent / kind]
         command += ["--accel-store", self.store] if "accel" in self.extensions else []
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        environment |= {"GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_CACHE_DIR": str(self.webui / "cache"), "COMMANDLINE_ARGS": ""}
+        environment = {
+            **os.environ,
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+        }
+        environment |= {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "SD_WEBUI_CACHE_DIR": str(self.webui / "cache"),
+            "COMMANDLINE_ARGS": "",
+        }
         self.log = (self.data / "server.log").open("w+")
-        self.process = subprocess.Popen(list(map(str, command)), cwd=self.webui, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=self.webui,
+            env=environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:
             time.sleep(0.5)
-            if "Startup time:" in self.console():  # a request before that can keep it from coming up
+            if (
+                "Startup time:" in self.console()
+            ):  # a request before that can keep it from coming up
                 self.post("/sdapi/v1/reload-checkpoint")  # answers when a model is loaded
                 return self
         text = self.console()
@@ -142,13 +187,24 @@ class Server:
 
     # -- requests
 
-    def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, timeout: float = 1800) -> Any:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = 1800,
+    ) -> Any:
         """The answer's JSON. Raises Refused."""
         headers = {"Content-Type": "application/json", **(headers or {})}
         if self.login and "Authorization" not in headers:
             headers["Authorization"] = basic(self.login)
-        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)
+        data = (
+            None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        )
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data, headers, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=timeout) as r:
                 return json.loads(r.read() or b"null")
@@ -170,7 +226,10 @@ class Server:
 
     def wait_ready(self, seconds: float = 1200) -> dict[str, Any]:
         end = time.monotonic() + seconds
-        while ((s := self.status())["state"] == "compiling" or s["reason"] == "the model is being loaded") and time.monotonic() < end:
+        while (
+            (s := self.status())["state"] == "compiling"
+            or s["reason"] == "the model is being loaded"
+        ) and time.monotonic() < end:
             time.sleep(1)
         assert s["state"] == "ready", s
         return s
@@ -181,11 +240,22 @@ class Server:
         return self.wait_ready()
 
     def make(self, route: str = "txt2img", **payload: Any) -> Pictures:
-        body = {"prompt": "a photo of a cat", "steps": 3, "width": 128, "height": 128, "seed": 1, "sampler_name": "Euler", "cfg_scale": 7}
+        body = {
+            "prompt": "a photo of a cat",
+            "steps": 3,
+            "width": 128,
+            "height": 128,
+            "seed": 1,
+            "sampler_name": "Euler",
+            "cfg_scale": 7,
+        }
         began = time.perf_counter()
         answer = self.post(f"/sdapi/v1/{route}", body | payload)
         seconds = time.perf_counter() - began
-        pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(i))).convert("RGB"), dtype=np.float64) for i in answer["images"]]
+        pixels = [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(i))).convert("RGB"), dtype=np.float64)
+            for i in answer["images"]
+        ]
         return Pictures(pixels, json.loads(answer["info"])["infotexts"], seconds)
 
     def compare(self, route: str = "txt2img", **payload: Any) -> Comparison:
@@ -198,7 +268,10 @@ class Server:
         before = self.status()["counters"]
         on = self.make(route, **payload)
         status = self.status()
-        calls, host_calls, compiles = (status["counters"][k] - before[k] for k in ("accelerated_calls", "host_calls", "compiles"))
+        calls, host_calls, compiles = (
+            status["counters"][k] - before[k]
+            for k in ("accelerated_calls", "host_calls", "compiles")
+        )
         return Comparison(on.decibels(off), calls, host_calls, compiles, status, off, on)
 
 
@@ -210,7 +283,9 @@ def picture(width: int = 128, height: int = 128, mask: bool = False) -> str:
     """A PNG in base64: a pattern to start from, or a mask whose middle is to be painted."""
     y, x = np.mgrid[:height, :width]
     if mask:
-        a = ((abs(x - width / 2) < width / 4) & (abs(y - height / 2) < height / 4)).astype(np.uint8) * 255
+        a = ((abs(x - width / 2) < width / 4) & (abs(y - height / 2) < height / 4)).astype(
+            np.uint8
+        ) * 255
     else:
         a = np.stack([x * 2 % 256, y * 2 % 256, (x + y) % 256], -1).astype(np.uint8)
     out = io.BytesIO()
@@ -225,5 +300,7 @@ def python_of(webui: Path) -> Path:
     candidates = [Path(told)] if told else [webui.parent / "venv" / own, webui / "venv" / own]
     found = next((c for c in candidates if c.exists()), None)
     if found is None:
-        raise FileNotFoundError(f"no Python at {' or '.join(map(str, candidates))}; set ACCEL_WEBUI_PYTHON")
+        raise FileNotFoundError(
+            f"no Python at {' or '.join(map(str, candidates))}; set ACCEL_WEBUI_PYTHON"
+        )
     return found

@@ -25,21 +25,38 @@ from .host import DEFAULTS, MIN_DB, Pictures, Server, picture
 EXTENSION = os.environ.get("ACCEL_CONTROLNET")
 XL = os.environ.get("ACCEL_CONTROLNET_XL")
 MODEL = os.environ.get("ACCEL_CONTROLNET_MODEL", "real15")
-pytestmark = pytest.mark.skipif(not EXTENSION, reason="NOT RUN: set ACCEL_CONTROLNET to the folder of sd-webui-controlnet")
+pytestmark = pytest.mark.skipif(
+    not EXTENSION, reason="NOT RUN: set ACCEL_CONTROLNET to the folder of sd-webui-controlnet"
+)
 
 
 def unit(model: str = "None", module: str = "none", **more: Any) -> dict[str, Any]:
-    return {"enabled": True, "image": picture(), "module": module, "model": model, "weight": 1.0, **more}
+    return {
+        "enabled": True,
+        "image": picture(),
+        "module": module,
+        "model": model,
+        "weight": 1.0,
+        **more,
+    }
 
 
 def image_embedding() -> str:
     """What the CLIP preprocessor of an IP-Adapter would answer, as the extension's interface takes it in its place."""
     out = io.BytesIO()
-    torch.save({"image_embeds": torch.randn(1, CLIP_WIDTH, generator=torch.Generator().manual_seed(5))}, out)
+    torch.save(
+        {"image_embeds": torch.randn(1, CLIP_WIDTH, generator=torch.Generator().manual_seed(5))},
+        out,
+    )
     return base64.b64encode(out.getvalue()).decode()
 
 
-A, B, ADAPTER, LORA = unit("control_a"), unit("control_b", "canny"), unit("t2iadapter_a"), unit("control_lora_a")
+A, B, ADAPTER, LORA = (
+    unit("control_a"),
+    unit("control_b", "canny"),
+    unit("t2iadapter_a"),
+    unit("control_lora_a"),
+)
 REFERENCE = unit(module="reference_only")
 IMAGE_PROMPT = unit("ip-adapter_sd15", "ip-adapter_clip_h", ipadapter_input=[image_embedding()])
 
@@ -58,26 +75,59 @@ CASES = [
     Case("one again, weaker", [{**A, "weight": 0.4}], controls=1),
     Case("preprocessor", [B], controls=1),
     Case("two", [A, B], controls=2),
-    Case("three", [A, B, ADAPTER], controls=1),  # the extension keeps two models, the last ones: one of them is an adapter
+    Case(
+        "three", [A, B, ADAPTER], controls=1
+    ),  # the extension keeps two models, the last ones: one of them is an adapter
     Case("T2I adapter", [ADAPTER]),
     Case("ControlLoRA", [LORA]),
-    Case("start and end", [{**A, "guidance_start": 0.3, "guidance_end": 0.7}], {"steps": 4}, controls=1),
-    Case("my prompt is more important", [{**A, "control_mode": "My prompt is more important"}], controls=1),
-    Case("ControlNet is more important", [{**A, "control_mode": "ControlNet is more important"}], controls=1),
+    Case(
+        "start and end",
+        [{**A, "guidance_start": 0.3, "guidance_end": 0.7}],
+        {"steps": 4},
+        controls=1,
+    ),
+    Case(
+        "my prompt is more important",
+        [{**A, "control_mode": "My prompt is more important"}],
+        controls=1,
+    ),
+    Case(
+        "ControlNet is more important",
+        [{**A, "control_mode": "ControlNet is more important"}],
+        controls=1,
+    ),
     Case("pixel perfect", [{**B, "pixel_perfect": True}], controls=1),
     Case("low VRAM", [{**A, "low_vram": True}], controls=1),
     Case("batch of 2", [A], {"batch_size": 2}, controls=1),
     Case("another size", [A], {"width": 192, "height": 136}, controls=1),
     Case(
-        "hires fix", [B], {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent", "steps": 2}, controls=1
+        "hires fix",
+        [B],
+        {
+            "enable_hr": True,
+            "hr_scale": 1.5,
+            "denoising_strength": 0.6,
+            "hr_upscaler": "Latent",
+            "steps": 2,
+        },
+        controls=1,
     ),
     Case("LoRA", [A], {"prompt": "a photo of a cat <lora:real:1>"}, controls=1),
-    Case("inpaint", [unit("control_a", "inpaint_only", image={"image": picture(), "mask": picture(mask=True)})], controls=1),
+    Case(
+        "inpaint",
+        [unit("control_a", "inpaint_only", image={"image": picture(), "mask": picture(mask=True)})],
+        controls=1,
+    ),
     Case("reference", [REFERENCE], partly=True),
     Case("reference, AdaIN", [unit(module="reference_adain+attn")], partly=True),
     Case("reference and ControlNet", [REFERENCE, A], controls=1, partly=True),
     Case("IP-Adapter", [IMAGE_PROMPT], partly=True),
-    Case("IP-Adapter, weaker, at the end", [{**IMAGE_PROMPT, "weight": 0.6, "guidance_start": 0.5}], {"steps": 4}, partly=True),
+    Case(
+        "IP-Adapter, weaker, at the end",
+        [{**IMAGE_PROMPT, "weight": 0.6, "guidance_start": 0.5}],
+        {"steps": 4},
+        partly=True,
+    ),
     Case("IP-Adapter and ControlNet", [IMAGE_PROMPT, A], controls=1, partly=True),
 ]
 
@@ -93,16 +143,23 @@ def controlled(launch: Launch, webui: Path, folder: Path) -> Server:
     write_all(folder / "control", checkpoint)
     save_file(network("lora", shapes_of(checkpoint)), folder / "lora" / "real.safetensors")
     if (xl := checkpoint.with_name("tinySDXL.safetensors")).exists():
-        save_file(t2i_adapter(shapes_of(xl), 15, inputs=768), folder / "control" / "t2iadapter_xl.safetensors")
+        save_file(
+            t2i_adapter(shapes_of(xl), 15, inputs=768),
+            folder / "control" / "t2iadapter_xl.safetensors",
+        )
     return _controlled(launch, folder / "control", MODEL)
 
 
 def _controlled(launch: Launch, models: Path, checkpoint: str) -> Server:
     assert EXTENSION
-    server = launch("--controlnet-dir", str(models), model=checkpoint, others=[Path(EXTENSION).resolve()])
+    server = launch(
+        "--controlnet-dir", str(models), model=checkpoint, others=[Path(EXTENSION).resolve()]
+    )
     server.options(**DEFAULTS)
     server.wait_ready()
-    server.names = {n.split(" [")[0]: n for n in server.get("/controlnet/model_list?update=true")["model_list"]}
+    server.names = {
+        n.split(" [")[0]: n for n in server.get("/controlnet/model_list?update=true")["model_list"]
+    }
     return server
 
 
@@ -153,7 +210,12 @@ def test_switched_off_in_the_middle_of_it(controlled: Server, plain: Pictures) -
 
 
 @pytest.mark.parametrize(
-    "case", [Case("SDXL, T2I adapter", [unit("t2iadapter_xl")]), Case("SDXL, reference", [REFERENCE], partly=True)], ids=lambda c: c.name
+    "case",
+    [
+        Case("SDXL, T2I adapter", [unit("t2iadapter_xl")]),
+        Case("SDXL, reference", [REFERENCE], partly=True),
+    ],
+    ids=lambda c: c.name,
 )
 def test_sdxl(controlled: Server, case: Case) -> None:
     if "t2iadapter_xl" not in controlled.names:
@@ -162,7 +224,10 @@ def test_sdxl(controlled: Server, case: Case) -> None:
     test_case(controlled, controlled.make(), case)
 
 
-@pytest.mark.skipif(not XL, reason="NOT RUN: set ACCEL_CONTROLNET_XL to the name of an SDXL checkpoint of the real size")
+@pytest.mark.skipif(
+    not XL,
+    reason="NOT RUN: set ACCEL_CONTROLNET_XL to the name of an SDXL checkpoint of the real size",
+)
 def test_sdxl_of_real_size(launch: Launch, webui: Path, folder: Path) -> None:
     from safetensors.torch import save_file
 
@@ -171,15 +236,25 @@ def test_sdxl_of_real_size(launch: Launch, webui: Path, folder: Path) -> None:
     models = folder / "control-xl"
     models.mkdir()
     shapes = shapes_of(webui / "models" / "Stable-diffusion" / f"{XL}.safetensors")
-    made = {"control_a": controlnet(shapes, 11), "t2iadapter_a": t2i_adapter(shapes, 15, inputs=768)}
+    made = {
+        "control_a": controlnet(shapes, 11),
+        "t2iadapter_a": t2i_adapter(shapes, 15, inputs=768),
+    }
     for name in list(made):
-        save_file({k: t.half().contiguous() for k, t in made.pop(name).items()}, models / f"{name}.safetensors")
+        save_file(
+            {k: t.half().contiguous() for k, t in made.pop(name).items()},
+            models / f"{name}.safetensors",
+        )
     assert XL
     server = _controlled(launch, models, XL)
     plain = server.make()
     for case in (
         Case("SDXL, one", [A], controls=1),
-        Case("SDXL, ControlNet is more important", [{**A, "control_mode": "ControlNet is more important"}], controls=1),
+        Case(
+            "SDXL, ControlNet is more important",
+            [{**A, "control_mode": "ControlNet is more important"}],
+            controls=1,
+        ),
         Case("SDXL, T2I adapter", [ADAPTER]),
         Case("SDXL, reference", [REFERENCE], partly=True),
     ):

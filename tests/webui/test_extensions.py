@@ -17,7 +17,9 @@ from .conftest import Launch, rows
 from .host import DEFAULTS, MIN_DB
 
 FOLDER = os.environ.get("ACCEL_EXTENSIONS")
-pytestmark = pytest.mark.skipif(not FOLDER, reason="NOT RUN: set ACCEL_EXTENSIONS to a folder of extensions")
+pytestmark = pytest.mark.skipif(
+    not FOLDER, reason="NOT RUN: set ACCEL_EXTENSIONS to a folder of extensions"
+)
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6}
 STAGE = {"backbone_factor": 1.4, "skip_factor": 0.5}
 
@@ -37,7 +39,11 @@ class Case:
 
 
 CASES = [
-    Case("LoRA strength by step", "sd-webui-loractl", {"prompt": "a photo of a cat <lora:loraA:1@0,0@0.6>", "steps": 6}),
+    Case(
+        "LoRA strength by step",
+        "sd-webui-loractl",
+        {"prompt": "a photo of a cat <lora:loraA:1@0,0@0.6>", "steps": 6},
+    ),
     Case(
         "LoRA strength, hires",
         "sd-webui-loractl",
@@ -47,7 +53,11 @@ CASES = [
         "blocks skipped",
         "sd-webui-deepcache-standalone",
         {"steps": 6},
-        {"deepcache_enable_pass": "both passes", "deepcache_cache_enable_step_percentage": 0.0, "deepcache_full_run_step_rate": 3},
+        {
+            "deepcache_enable_pass": "both passes",
+            "deepcache_cache_enable_step_percentage": 0.0,
+            "deepcache_full_run_step_rate": 3,
+        },
         "drives the UNet",
     ),
     Case(
@@ -85,15 +95,26 @@ def test_extension(launch: Launch, extension: str) -> None:
     server.wait_ready()
     plain = server.make()
     for case in cases:
-        before = {name: value for name, value in server.get("/sdapi/v1/options").items() if name in case.settings}
+        before = {
+            name: value
+            for name, value in server.get("/sdapi/v1/options").items()
+            if name in case.settings
+        }
         server.options(**case.settings)
         c = server.compare(**case.payload)
         server.options(**before)
         reason = c.status["reason"] or ""
-        rows.append(f"{extension:30} {case.name:22} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {reason}")
+        rows.append(
+            f"{extension:30} {case.name:22} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {reason}"
+        )
         assert c.decibels >= MIN_DB, rows[-1]
         assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0), rows[-1]
         assert case.reason in reason, rows[-1]
-        assert c.off.decibels(server.make(**{k: v for k, v in case.payload.items() if k in ("steps",)})) < 50, "it changed nothing"
+        assert (
+            c.off.decibels(
+                server.make(**{k: v for k, v in case.payload.items() if k in ("steps",)})
+            )
+            < 50
+        ), "it changed nothing"
     assert server.make().same(plain), "not gone without a trace"
     server.stop()

@@ -34,7 +34,9 @@ def test_sd3(server: Server, webui: Path) -> None:
     server.options(**DEFAULTS)
     server.use("tinyA")
     plain = server.make()
-    server.options(sd_model_checkpoint="tinySD3", live_previews_enable=False)  # what previews need would be downloaded
+    server.options(
+        sd_model_checkpoint="tinySD3", live_previews_enable=False
+    )  # what previews need would be downloaded
     left_alone(server, "SD3", "SD3")
     server.options(live_previews_enable=True)
     server.use("tinyA")

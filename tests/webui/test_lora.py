@@ -36,7 +36,9 @@ def plain(probed: Server) -> Pictures:
 def seen_and_gone(server: Server, plain: Pictures, name: str, prompt: str) -> None:
     """The same picture off and on, all of it by compiled code, unlike the plain one; which comes back to the bit afterwards."""
     c = server.compare(prompt=prompt)
-    rows.append(f"{name} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}")
+    rows.append(
+        f"{name} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}"
+    )
     assert c.decibels >= MIN_DB, rows[-1]
     assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0), rows[-1]
     assert c.on.decibels(plain) < 45, "the network changed nothing"
@@ -44,16 +46,22 @@ def seen_and_gone(server: Server, plain: Pictures, name: str, prompt: str) -> No
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("names", [*KINDS, "lora,loha,dora", "ia3,lora,boft,full", ",".join(["lora"] * 10)])
+@pytest.mark.parametrize(
+    "names", [*KINDS, "lora,loha,dora", "ia3,lora,boft,full", ",".join(["lora"] * 10)]
+)
 def test_as_exact_as_the_host(probed: Server, names: str, dtype: str) -> None:
     """Against float64, for all layers the networks touch, relative to the change they make."""
-    strengths = ",".join(["0.7", "-0.4", "1", "0.9", "0.3", "0.1", "0.2", "0.3", "1", "-1"][: names.count(",") + 1])
+    strengths = ",".join(
+        ["0.7", "-0.4", "1", "0.9", "0.3", "0.1", "0.2", "0.3", "1", "-1"][: names.count(",") + 1]
+    )
     e = probed.get(f"/accel-probe/errors?names={names}&strengths={strengths}&dtype={dtype}")
     errors = f"ours {e['ours']:.1e}  host {e['host']:.1e}  bias {e['bias']:.1e}"
     rows.append(f"{names[:32]:32} {dtype:9} {e['layers']:3} layers  {errors}  failed {e['failed']}")
     assert e["layers"], e
     assert not e["failed"]["ours"], e
-    assert e["ours"] <= e["host"] * 1.02, e  # rounding falls as it falls: in float32 both are at its limit
+    assert e["ours"] <= e["host"] * 1.02, (
+        e
+    )  # rounding falls as it falls: in float32 both are at its limit
     assert e["bias"] < 1e-2, e
 
 
@@ -86,7 +94,9 @@ def test_a_bias_where_there_was_none(probed: Server, plain: Pictures) -> None:
         probed.make(prompt=prompt)
     probed.options(accel_enable=True)
     on = probed.make(prompt=prompt)
-    rows.append(f"LoRA type {BIASED:22} made with acceleration; the WebUI alone fails; {on.decibels(plain):.1f} dB from the plain picture")
+    rows.append(
+        f"LoRA type {BIASED:22} made with acceleration; the WebUI alone fails; {on.decibels(plain):.1f} dB from the plain picture"
+    )
     assert on.served
     assert 10 < on.decibels(plain) < 45
     assert probed.make(prompt=prompt).same(on)
@@ -107,7 +117,9 @@ def test_another_family(probed: Server, webui: Path, folder: Path, model: str) -
         save_file(network("lora", shapes_of(checkpoint)), path)
     probed.post("/sdapi/v1/refresh-loras")
     probed.use(model)
-    seen_and_gone(probed, probed.make(), f"LoRA of {model:24}", f"a photo of a cat <lora:{path.stem}:0.8>")
+    seen_and_gone(
+        probed, probed.make(), f"LoRA of {model:24}", f"a photo of a cat <lora:{path.stem}:0.8>"
+    )
     probed.use("tinyA")
 
 
@@ -115,7 +127,9 @@ def test_random_changes(probed: Server, plain: Pictures) -> None:
     """Any order, off and on in between: each picture is the one with acceleration off."""
     r, possible = random.Random(3), [k for k in KINDS if k != BIASED]
     for i in range(12):
-        tags = " ".join(f"<lora:{k}:{r.choice([-0.5, 0.3, 1])}>" for k in r.sample(possible, r.randint(0, 3)))
+        tags = " ".join(
+            f"<lora:{k}:{r.choice([-0.5, 0.3, 1])}>" for k in r.sample(possible, r.randint(0, 3))
+        )
         c = probed.compare(prompt=f"a photo of a cat {tags}")
         rows.append(f"random LoRAs {i:2} {c.decibels:5.1f} dB  {tags}")
         assert c.decibels >= MIN_DB, rows[-1]
@@ -128,7 +142,14 @@ def test_random_changes(probed: Server, plain: Pictures) -> None:
 
 
 @pytest.mark.parametrize(
-    "tags", [*(f"<lora:{b}:1>" for b in BAD), "<lora:lora:0.3> <lora:lora:0.6>", "<lora:lora:0>", "<lora:lora:1e6>", "<lora:lora:-1e6>"]
+    "tags",
+    [
+        *(f"<lora:{b}:1>" for b in BAD),
+        "<lora:lora:0.3> <lora:lora:0.6>",
+        "<lora:lora:0>",
+        "<lora:lora:1e6>",
+        "<lora:lora:-1e6>",
+    ],
 )
 def test_bad_input(probed: Server, plain: Pictures, tags: str) -> None:
     """What the WebUI makes of it without acceleration, we make of it; afterwards nothing is left."""
@@ -145,7 +166,9 @@ def test_bad_input(probed: Server, plain: Pictures, tags: str) -> None:
         rows.append(f"bad LoRA {tags:32} refused alike: {str(off)[:80]}")
     else:
         rows.append(f"bad LoRA {tags:32} {on.decibels(off):5.1f} dB")
-        assert on.decibels(off) >= MIN_DB or "1e6" in tags, rows[-1]  # where nothing is left of the picture, nothing is left to compare
+        assert on.decibels(off) >= MIN_DB or "1e6" in tags, rows[
+            -1
+        ]  # where nothing is left of the picture, nothing is left to compare
     assert probed.make().same(plain)
 
 

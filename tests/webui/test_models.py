@@ -133,20 +133,51 @@ def test_toggling_takes_effect_at_the_next_image(server: Server) -> None:
 
 
 def test_xyz_plot(server: Server) -> None:
-    axes = next(s for s in server.get("/sdapi/v1/script-info") if s["name"] == "x/y/z plot" and not s["is_img2img"])["args"][0]["choices"]
+    axes = next(
+        s
+        for s in server.get("/sdapi/v1/script-info")
+        if s["name"] == "x/y/z plot" and not s["is_img2img"]
+    )["args"][0]["choices"]
     for x, xs, y, ys in (
         ("Checkpoint name", "tinyA, tinyB", "Size", "128x128, 192x128"),
         ("Prompt S/R", "<lora:loraA:0>, <lora:loraA:1>, <lora:loraB:1>", "Seed", "1,2"),
         ("Token merging ratio", "0, 0.5", "Clip skip", "1,2"),
     ):
-        arguments = [axes.index(x), xs, [], axes.index(y), ys, [], 0, "", [], True, True, False, False, False, False, False, 0, True]
-        payload = {"script_name": "x/y/z plot", "script_args": arguments, "prompt": "a photo of a cat <lora:loraA:0>"}
+        arguments = [
+            axes.index(x),
+            xs,
+            [],
+            axes.index(y),
+            ys,
+            [],
+            0,
+            "",
+            [],
+            True,
+            True,
+            False,
+            False,
+            False,
+            False,
+            False,
+            0,
+            True,
+        ]
+        payload = {
+            "script_name": "x/y/z plot",
+            "script_args": arguments,
+            "prompt": "a photo of a cat <lora:loraA:0>",
+        }
         c = server.compare(**payload)
-        rows.append(f"X/Y/Z {x} / {y}: {c.decibels:.1f} dB of {len(c.on.pixels)}  calls {c.calls} compiled, {c.host_calls} host")
+        rows.append(
+            f"X/Y/Z {x} / {y}: {c.decibels:.1f} dB of {len(c.on.pixels)}  calls {c.calls} compiled, {c.host_calls} host"
+        )
         assert len(c.on.pixels) > 4
         assert c.decibels >= MIN_DB, rows[-1]
         assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0)
-        assert len({p.tobytes() for p in c.on.pixels[1:]}) == len(c.on.pixels) - 1, "an axis had no effect"
+        assert len({p.tobytes() for p in c.on.pixels[1:]}) == len(c.on.pixels) - 1, (
+            "an axis had no effect"
+        )
 
 
 def _disturbed(server: Server, disturb: Callable[[], object], **payload: Any) -> Pictures:
@@ -199,7 +230,9 @@ def test_toggling_in_the_middle_of_an_image(server: Server) -> None:
     payload = {"steps": 40}
     whole, plain = server.make(**payload), server.make()
     for wanted in (False, True):
-        made = _disturbed(server, lambda wanted=wanted: server.options(accel_enable=wanted), **payload)
+        made = _disturbed(
+            server, lambda wanted=wanted: server.options(accel_enable=wanted), **payload
+        )
         assert made.decibels(whole) >= MIN_DB
         assert server.make().served == wanted
     assert server.make().same(plain)

@@ -12,7 +12,18 @@ from .conftest import Launch, rows
 from .host import MIN_DB, Pictures, Refused, Server, basic, picture
 
 LOGIN = "me:secret"
-FIELDS = {"enabled", "state", "reason", "backend", "architecture", "dtype", "device", "progress", "artifact", "counters"}
+FIELDS = {
+    "enabled",
+    "state",
+    "reason",
+    "backend",
+    "architecture",
+    "dtype",
+    "device",
+    "progress",
+    "artifact",
+    "counters",
+}
 FIELDS |= {"control_models"}
 COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "host_calls"}
 
@@ -56,14 +67,27 @@ def test_off_is_the_webui_without_the_extension(server: Server, untouched: list[
 
 def test_disabled_and_behind_api_auth(launch: Launch, untouched: list[Pictures]) -> None:
     server = launch("--accel-disable", "--api-auth", LOGIN, login=LOGIN)
-    assert [a.same(b) for a, b in zip(_some(server), untouched, strict=True)] == [True] * len(untouched)
+    assert [a.same(b) for a, b in zip(_some(server), untouched, strict=True)] == [True] * len(
+        untouched
+    )
     status = server.status()
     assert (status["enabled"], status["state"]) == (False, "off")
     assert status.keys() == FIELDS
     for method, path in (("GET", "status"), ("POST", "prebuild"), ("DELETE", "artifacts/0123")):
-        for wrong in ("", basic("me:wrong"), basic("you:secret"), basic("me:"), "Bearer x", "Basic !"):
+        for wrong in (
+            "",
+            basic("me:wrong"),
+            basic("you:secret"),
+            basic("me:"),
+            "Bearer x",
+            "Basic !",
+        ):
             with pytest.raises(Refused) as e:
-                server.call(method, f"/accel/v1/{path}", headers={"Authorization": wrong} if wrong else {"Authorization": "None"})
+                server.call(
+                    method,
+                    f"/accel/v1/{path}",
+                    headers={"Authorization": wrong} if wrong else {"Authorization": "None"},
+                )
             assert e.value.code == 401, (method, path, wrong)
     server.stop()
 
@@ -72,21 +96,36 @@ def test_medvram_and_behind_gradio_auth(launch: Launch) -> None:
     server = launch("--medvram", "--gradio-auth", LOGIN)
     url = f"http://127.0.0.1:{server.port}"
     for method, path in (("GET", "status"), ("POST", "prebuild"), ("DELETE", "artifacts/0123")):
-        for headers in ({}, {"Authorization": basic(LOGIN)}, {"Cookie": "access-token=x"}, {"Cookie": "access-token-unsecure="}):
+        for headers in (
+            {},
+            {"Authorization": basic(LOGIN)},
+            {"Cookie": "access-token=x"},
+            {"Cookie": "access-token-unsecure="},
+        ):
             with pytest.raises(Refused) as e:
                 server.call(method, f"/accel/v1/{path}", headers=headers)
             assert e.value.code == 401, (method, path, headers)
     jar = http.cookiejar.CookieJar()
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
     user, _, password = LOGIN.partition(":")
-    opener.open(f"{url}/login", urllib.parse.urlencode({"username": user, "password": password}).encode(), timeout=60).close()
+    opener.open(
+        f"{url}/login",
+        urllib.parse.urlencode({"username": user, "password": password}).encode(),
+        timeout=60,
+    ).close()
     cookie = "; ".join(f"{c.name}={c.value}" for c in jar)
     plain = server.call
     server.call = lambda *a, **k: plain(*a, **{**k, "headers": {"Cookie": cookie}})  # type: ignore[method-assign]
     server.wait_ready()
-    for name, payload in (("medvram", {}), ("medvram, LoRA", {"prompt": "a cat <lora:loraA:1>"}), ("medvram, batch", {"batch_size": 2})):
+    for name, payload in (
+        ("medvram", {}),
+        ("medvram, LoRA", {"prompt": "a cat <lora:loraA:1>"}),
+        ("medvram, batch", {"batch_size": 2}),
+    ):
         c = server.compare(**payload)
-        rows.append(f"{name:32} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}")
+        rows.append(
+            f"{name:32} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}"
+        )
         assert c.decibels >= MIN_DB
         assert (c.calls > 0, c.on.served) == (True, True)
     server.stop()
@@ -97,7 +136,12 @@ def test_routes(server: Server) -> None:
     assert status.keys() == FIELDS
     assert status["counters"].keys() == COUNTERS
     assert all(type(v) is int for v in status["counters"].values())
-    assert (status["enabled"], status["state"], status["backend"], status["dtype"]) == (True, "ready", "aoti", "float32")
+    assert (status["enabled"], status["state"], status["backend"], status["dtype"]) == (
+        True,
+        "ready",
+        "aoti",
+        "float32",
+    )
     assert status["artifact"].keys() == {"key", "bytes"}
     assert server.post("/accel/v1/prebuild")["state"] == "ready"  # nothing to do
     assert server.status()["counters"]["compiles"] == status["counters"]["compiles"]

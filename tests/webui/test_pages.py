@@ -50,7 +50,12 @@ class Page:
 
     def wait_loaded(self) -> None:
         """Until the extension's script has asked for the status once."""
-        self.until(lambda: self.js("return !!document.querySelector('#txt2img_results_panel #accel_status_txt2img .accel-line')"), 120)
+        self.until(
+            lambda: self.js(
+                "return !!document.querySelector('#txt2img_results_panel #accel_status_txt2img .accel-line')"
+            ),
+            120,
+        )
         time.sleep(1)
         self.fill("#txt2img_prompt textarea", "a photo of a cat")
         for name, value in (("width", 128), ("height", 128), ("steps", STEPS)):
@@ -85,19 +90,24 @@ class Page:
         self.js(SET, css, str(value))
 
     def texts(self, css: str) -> list[str]:
-        return self.js("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", css)
+        return self.js(
+            "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", css
+        )
 
     def tab(self, *names: str, inside: str = "#tabs") -> None:
         """Press the tab button that has one of the names (one for each language)."""
-        choose = (
-            f"return [...document.querySelectorAll('{inside} > .tab-nav > button')].find(b => arguments[0].includes(b.innerText.trim()))"
-        )
+        choose = f"return [...document.querySelectorAll('{inside} > .tab-nav > button')].find(b => arguments[0].includes(b.innerText.trim()))"
         button = self.until(lambda: self.js(choose, names), 5)
         self.js("arguments[0].click()", button)
         time.sleep(1.5)
 
     def line(self, tab: str = "txt2img") -> str:
-        return " ".join(self.js("return document.querySelector(arguments[0]).textContent", f"#accel_status_{tab} .accel-line").split())
+        return " ".join(
+            self.js(
+                "return document.querySelector(arguments[0]).textContent",
+                f"#accel_status_{tab} .accel-line",
+            ).split()
+        )
 
     def generate(self, tab: str = "txt2img") -> tuple[str, set[str]]:
         """Press Generate: the infotext, and what the WebUI's own progress bar said meanwhile."""
@@ -108,9 +118,9 @@ class Page:
 
         def done() -> bool:
             said.update(t for t in self.texts(f"#tab_{tab} .progressDiv .progress") if t.strip())
-            return self.js("return document.querySelector('#txt2img_gallery img')?.src") != before and not self.texts(
-                f"#tab_{tab} .progressDiv"
-            )
+            return self.js(
+                "return document.querySelector('#txt2img_gallery img')?.src"
+            ) != before and not self.texts(f"#tab_{tab} .progressDiv")
 
         self.until(done, 120)
         time.sleep(1)
@@ -124,12 +134,18 @@ class Page:
 
     def errors(self) -> list[str]:
         """What the console says of our script since the last call."""
-        return [e["message"] for e in self.driver.get_log("browser") if e["level"] == "SEVERE" and "accel.js" in e["message"]]
+        return [
+            e["message"]
+            for e in self.driver.get_log("browser")
+            if e["level"] == "SEVERE" and "accel.js" in e["message"]
+        ]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="NOT RUN, no browser test: pip install selenium")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="NOT RUN, no browser test: pip install selenium"
+    )
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not browser or not driver:
@@ -169,7 +185,10 @@ def test_a_picture_made_by_clicking(page: Page, own: Server) -> None:
     assert f"Accel: {status['backend']}" in infotext
     assert any("%" in t for t in said), said  # the WebUI's own progress bar
     for tab in ("txt2img", "img2img"):
-        assert page.line(tab) == f"Acceleration is on {status['backend']} {status['architecture']} {status['dtype']}"
+        assert (
+            page.line(tab)
+            == f"Acceleration is on {status['backend']} {status['architecture']} {status['dtype']}"
+        )
         page.tab(tab)
         line, picture = page.js(PLACES, [f"#accel_status_{tab}", f"#{tab}_gallery_container"])
         assert line["height"] > 0
@@ -190,15 +209,23 @@ def test_the_tab(page: Page, own: Server) -> None:
     page.tab("Acceleration")
     key = own.status()["artifact"]["key"]
     page.until(lambda: key[:12] in page.texts("#tab_accel code"), 10)
-    assert {"Architecture", "Backend", "UNet calls accelerated"} <= set(page.texts("#accel_details th"))
+    assert {"Architecture", "Backend", "UNet calls accelerated"} <= set(
+        page.texts("#accel_details th")
+    )
     assert len(page.texts("#accel_findings li")) >= 5
     for kind in ("on", "off"):
-        assert page.js(f"return document.querySelectorAll('#accel_plot rect.accel-{kind}').length"), (
-            f"no bar for an image with acceleration {kind}"
-        )
+        assert page.js(
+            f"return document.querySelectorAll('#accel_plot rect.accel-{kind}').length"
+        ), f"no bar for an image with acceleration {kind}"
     assert page.js(OVERLAPS) == []
     page.click("#accel_build")
-    page.until(lambda: "This model has its compiled code; there is nothing to build." in page.texts("#accel_message .accel-message"), 10)
+    page.until(
+        lambda: (
+            "This model has its compiled code; there is nothing to build."
+            in page.texts("#accel_message .accel-message")
+        ),
+        10,
+    )
 
 
 def test_delete_asks_first(page: Page, own: Server, tmp_path: Path) -> None:
@@ -225,22 +252,37 @@ def test_chinese_after_reload_ui(page: Page, own: Server) -> None:
     page.tab("User interface", inside="#settings")
     page.click("#setting_localization input")
     listed = "#setting_localization li"
-    choice = page.until(lambda: [e for e in page.driver.find_elements("css selector", listed) if "zh_CN" in e.text], 5)[0]
+    choice = page.until(
+        lambda: [e for e in page.driver.find_elements("css selector", listed) if "zh_CN" in e.text],
+        5,
+    )[0]
     page.js("arguments[0].dispatchEvent(new MouseEvent('mousedown', {bubbles: true}))", choice)
     page.click("#settings_submit")
     page.until(lambda: own.get("/sdapi/v1/options")["localization"] == "zh_CN", 10)
     page.js("document.querySelector('#settings_restart_gradio').click()")
-    page.until(lambda: page.js("return Object.keys(window.localization || {}).length && document.querySelector('#accel_status_tab')"), 120)
+    page.until(
+        lambda: page.js(
+            "return Object.keys(window.localization || {}).length && document.querySelector('#accel_status_tab')"
+        ),
+        120,
+    )
     page.wait_loaded()
     page.until(lambda: page.line().startswith("加速已开启"), 15)  # the UNet is taken over again
     page.tab("加速")
     page.until(lambda: page.texts("#tab_accel code"), 10)
     left = page.js(LEFT_IN_ENGLISH, "#tab_accel *, .accel-status *")
-    names = ("MB", "Python ", page.texts("#accel_details td")[3])  # also in Chinese; the fourth is the device
+    names = (
+        "MB",
+        "Python ",
+        page.texts("#accel_details td")[3],
+    )  # also in Chinese; the fourth is the device
     assert [t for t in left if not t.startswith(names)] == []
     page.tab("Settings")
     page.tab("加速", inside="#settings")
-    settings = ", ".join(f"#setting_{name} *" for name in ("accel_enable", "accel_while_compiling", "accel_store_mib"))
+    settings = ", ".join(
+        f"#setting_{name} *"
+        for name in ("accel_enable", "accel_while_compiling", "accel_store_mib")
+    )
     assert page.js(LEFT_IN_ENGLISH, settings) == []
 
 
@@ -259,7 +301,9 @@ def test_nothing_is_doubled_after_reload_ui(page: Page, own: Server) -> None:
 def test_a_server_that_goes_away(page: Page, own: Server) -> None:
     """The line is shown as old, and the page is not filled with errors."""
     own.stop()
-    page.until(lambda: page.js("return document.documentElement.classList.contains('accel-stale')"), 15)
+    page.until(
+        lambda: page.js("return document.documentElement.classList.contains('accel-stale')"), 15
+    )
     assert page.texts(".toast-wrap .error") == []
     assert [e for e in page.errors() if "run/accel_status" not in e] == []
 
@@ -268,11 +312,20 @@ def test_compiling_is_shown(page: Page, webui: Path, folder: Path) -> None:
     """With an empty store: the line counts up, and pictures are made meanwhile."""
     empty = folder / "empty"
     empty.mkdir(mode=0o700)
-    server = Server(webui, folder / "data-compiling", empty, python_of(webui), [], {"accel": HERE.parent.parent}).start("tinyA")
+    server = Server(
+        webui, folder / "data-compiling", empty, python_of(webui), [], {"accel": HERE.parent.parent}
+    ).start("tinyA")
     try:
         page.open(server)
-        first = page.until(lambda: re.fullmatch(r"Compiling (\d+)% .* images are made without acceleration until then", page.line()), 60)
+        first = page.until(
+            lambda: re.fullmatch(
+                r"Compiling (\d+)% .* images are made without acceleration until then", page.line()
+            ),
+            60,
+        )
         assert "Accel" not in page.generate()[0]
-        page.until(lambda: int((re.search(r"(\d+)%", page.line()) or first)[1]) > int(first[1]), 300)
+        page.until(
+            lambda: int((re.search(r"(\d+)%", page.line()) or first)[1]) > int(first[1]), 300
+        )
     finally:
         server.stop()

@@ -24,7 +24,11 @@ from .host import DEFAULTS, MIN_DB, Pictures, Refused, Server, picture
 LENGTH = int(os.environ.get("ACCEL_E2E_WALK", "300"))
 SEED = int(os.environ.get("ACCEL_E2E_SEED", "1"))
 CONTROLNET = os.environ.get("ACCEL_CONTROLNET")
-NETWORKS = ["loraA", "loraB", *(k for k in KINDS if k != "full-bias")]  # with that one the WebUI alone fails
+NETWORKS = [
+    "loraA",
+    "loraB",
+    *(k for k in KINDS if k != "full-bias"),
+]  # with that one the WebUI alone fails
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
 
 
@@ -42,8 +46,16 @@ class State:
     settings: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
 
     def body(self) -> dict[str, Any]:
-        scripts = {"alwayson_scripts": {"controlnet": {"args": self.control}}} if self.control else {}
-        return {"prompt": f"{self.prompt} {self.loras}".strip(), **self.payload, **self.hires, **self.refiner, **scripts}
+        scripts = (
+            {"alwayson_scripts": {"controlnet": {"args": self.control}}} if self.control else {}
+        )
+        return {
+            "prompt": f"{self.prompt} {self.loras}".strip(),
+            **self.payload,
+            **self.hires,
+            **self.refiner,
+            **scripts,
+        }
 
 
 Action = Callable[[random.Random, State, Server], str]
@@ -80,7 +92,11 @@ def _loras(r: random.Random, s: State, _: Server) -> str:
 
 
 def _control(r: random.Random, s: State, server: Server) -> str:
-    adapter = {"model": server.names.get("t2iadapter_tiny"), "module": "canny", "weight": r.choice([0.5, 1])}
+    adapter = {
+        "model": server.names.get("t2iadapter_tiny"),
+        "module": "canny",
+        "weight": r.choice([0.5, 1]),
+    }
     reference = {"model": "None", "module": r.choice(["reference_only", "reference_adain+attn"])}
     units = r.choice([[], [], [adapter], [reference], [adapter, reference]])
     s.control = [{"enabled": True, "image": picture(), **u} for u in units]
@@ -88,7 +104,15 @@ def _control(r: random.Random, s: State, server: Server) -> str:
 
 
 def _prompt(r: random.Random, s: State, _: Server) -> str:
-    s.prompt = r.choice(["a photo of a cat", "a cat AND a dog", "a [cat:dog:0.5]", "a cat, " + "very detailed, " * 40, "a cat BREAK a dog"])
+    s.prompt = r.choice(
+        [
+            "a photo of a cat",
+            "a cat AND a dog",
+            "a [cat:dog:0.5]",
+            "a cat, " + "very detailed, " * 40,
+            "a cat BREAK a dog",
+        ]
+    )
     return s.prompt[:20]
 
 
@@ -112,18 +136,40 @@ ACTIONS: dict[str, Action] = {
     "loras": _loras,
     "loras again": _loras,
     "prompt": _prompt,
-    "size": _payload("payload", {"width": 128, "height": 128}, {"width": 192, "height": 128}, {"width": 136, "height": 152}),
-    "batch": _payload("payload", {"batch_size": 1, "n_iter": 1}, {"batch_size": 2, "n_iter": 1}, {"batch_size": 1, "n_iter": 2}),
+    "size": _payload(
+        "payload",
+        {"width": 128, "height": 128},
+        {"width": 192, "height": 128},
+        {"width": 136, "height": 152},
+    ),
+    "batch": _payload(
+        "payload",
+        {"batch_size": 1, "n_iter": 1},
+        {"batch_size": 2, "n_iter": 1},
+        {"batch_size": 1, "n_iter": 2},
+    ),
     # not UniPC: it refuses the few steps of a hires pass
-    "sampler": _payload("payload", *({"sampler_name": n} for n in ("Euler", "Euler a", "DPM++ 2M", "DDIM", "Heun"))),
+    "sampler": _payload(
+        "payload", *({"sampler_name": n} for n in ("Euler", "Euler a", "DPM++ 2M", "DDIM", "Heun"))
+    ),
     "toggle": _toggle,
     "token merging": _setting("token_merging_ratio", 0.0, 0.5),
     "hypertile": _setting("hypertile_enable_unet", False, True),
     "lora_functional": _setting("lora_functional", False, True),
     "clip skip": _setting("CLIP_stop_at_last_layers", 1, 2),
     "kept in memory": _setting("sd_checkpoints_limit", 1, 2),
-    "hires": _payload("hires", {}, HIRES, {**HIRES, "hr_prompt": "a dog <lora:loraA:0.5>"}, {**HIRES, "hr_checkpoint_name": "same.ckpt"}),
-    "refiner": _payload("refiner", {}, *({"refiner_checkpoint": m, "refiner_switch_at": 0.5} for m in ("tinyB", "same.ckpt"))),
+    "hires": _payload(
+        "hires",
+        {},
+        HIRES,
+        {**HIRES, "hr_prompt": "a dog <lora:loraA:0.5>"},
+        {**HIRES, "hr_checkpoint_name": "same.ckpt"},
+    ),
+    "refiner": _payload(
+        "refiner",
+        {},
+        *({"refiner_checkpoint": m, "refiner_switch_at": 0.5} for m in ("tinyB", "same.ckpt")),
+    ),
     "unload": _unload,
 }
 
@@ -132,7 +178,9 @@ if CONTROLNET:
     ACTIONS["control"] = _control
 
 
-def _both(r: random.Random, s: State, server: Server) -> tuple[Pictures | Refused, Pictures | Refused]:
+def _both(
+    r: random.Random, s: State, server: Server
+) -> tuple[Pictures | Refused, Pictures | Refused]:
     """The picture off and on, either first; off for all, or for this one request while the UNet stays taken over."""
     body = s.body()
 
@@ -163,13 +211,22 @@ def _both(r: random.Random, s: State, server: Server) -> tuple[Pictures | Refuse
 def test_random_walk(launch: Launch, webui: Path, folder: Path) -> None:
     if CONTROLNET:
         (folder / "walk").mkdir()
-        adapter = t2i_adapter(shapes_of(webui / "models" / "Stable-diffusion" / "tinyA.safetensors"), 1)
+        adapter = t2i_adapter(
+            shapes_of(webui / "models" / "Stable-diffusion" / "tinyA.safetensors"), 1
+        )
         save_file(adapter, folder / "walk" / "t2iadapter_tiny.safetensors")
-        server = launch("--controlnet-dir", str(folder / "walk"), others=[Path(CONTROLNET).resolve()])
-        server.names = {n.split(" [")[0]: n for n in server.get("/controlnet/model_list?update=true")["model_list"]}
+        server = launch(
+            "--controlnet-dir", str(folder / "walk"), others=[Path(CONTROLNET).resolve()]
+        )
+        server.names = {
+            n.split(" [")[0]: n
+            for n in server.get("/controlnet/model_list?update=true")["model_list"]
+        }
     else:
         server = launch()
-    server.options(**DEFAULTS | {"hypertile_max_tile_unet": 64})  # small enough to act at 128 pixels
+    server.options(
+        **DEFAULTS | {"hypertile_max_tile_unet": 64}
+    )  # small enough to act at 128 pixels
     server.wait_ready()
     r, state = random.Random(SEED), State()
     done: list[str] = []
@@ -179,7 +236,9 @@ def test_random_walk(launch: Launch, webui: Path, folder: Path) -> None:
     served, memory = 0, [server.memory()]
     compiles = server.status()["counters"]["compiles"]
     for i in range(LENGTH):
-        if r.random() < 0.3:  # what makes pictures slow, or keeps compiled code out, does not stay for long
+        if (
+            r.random() < 0.3
+        ):  # what makes pictures slow, or keeps compiled code out, does not stay for long
             state.hires.clear()
             state.refiner.clear()
             state.control.clear()
@@ -188,11 +247,15 @@ def test_random_walk(launch: Launch, webui: Path, folder: Path) -> None:
         name = r.choice(list(ACTIONS))
         done.append(f"{i}: {name}: {ACTIONS[name](r, state, server)}")
         off, on = _both(r, state, server)
-        if isinstance(off, Refused) or isinstance(on, Refused):  # such as a latent upscaler with an inpainting model: alike is right
+        if isinstance(off, Refused) or isinstance(
+            on, Refused
+        ):  # such as a latent upscaler with an inpainting model: alike is right
             (refused if str(off) == str(on) else wrong).append(f"{done[-1]}: off: {off}, on: {on}")
             continue
         served += on.served
-        if off.decibels(on) < MIN_DB:  # the WebUI's own state may have changed in between: is it of one mind by now?
+        if (
+            off.decibels(on) < MIN_DB
+        ):  # the WebUI's own state may have changed in between: is it of one mind by now?
             again, second = _both(r, state, server)
             assert isinstance(again, Pictures), again
             assert isinstance(second, Pictures), second
@@ -200,12 +263,20 @@ def test_random_walk(launch: Launch, webui: Path, folder: Path) -> None:
                 unsteady.append(f"{done[-1]}: {off.decibels(again):.1f} dB off against off")
                 on = off
         if off.decibels(on) < MIN_DB or off.served:
-            wrong.append(f"{done[-1]}: {off.decibels(on):.1f} dB, off served {off.served}; {json.dumps(state.body())} {state.settings}")
+            wrong.append(
+                f"{done[-1]}: {off.decibels(on):.1f} dB, off served {off.served}; {json.dumps(state.body())} {state.settings}"
+            )
         memory.append(server.memory())
-        print(done[-1], f"{off.decibels(on):.1f} dB, served {on.served}, {memory[-1]:.0f} MB", flush=True)
+        print(
+            done[-1],
+            f"{off.decibels(on):.1f} dB, served {on.served}, {memory[-1]:.0f} MB",
+            flush=True,
+        )
     compiled = server.status()["counters"]["compiles"] - compiles
     third = max(1, len(memory) // 3)
-    peaks = [max(memory[k : k + third]) for k in range(0, 3 * third, third) if memory[k : k + third]]
+    peaks = [
+        max(memory[k : k + third]) for k in range(0, 3 * third, third) if memory[k : k + third]
+    ]
     told = (
         f"random walk, seed {SEED}: {LENGTH} actions, {len(wrong)} wrong, {served} served by compiled code, {compiled} compiles, "
         f"{len(refused)} refused by the WebUI off as on, {len(unsteady)} where the WebUI did not repeat itself {unsteady}; "

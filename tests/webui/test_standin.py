@@ -44,10 +44,22 @@ def _real(server: Server, which: str) -> Any:
 def _differ(a: Any, b: Any, where: str = "") -> list[str]:
     """The places where two JSON values are not alike; numbers may differ by rounding."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return [line for k in {**a, **b} for line in _differ(a.get(k, "nothing"), b.get(k, "nothing"), f"{where}/{k}")]
+        return [
+            line
+            for k in {**a, **b}
+            for line in _differ(a.get(k, "nothing"), b.get(k, "nothing"), f"{where}/{k}")
+        ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [line for i, (x, y) in enumerate(zip(a, b, strict=True)) for line in _differ(x, y, f"{where}/{i}")]
-    same = abs(a - b) <= 2e-4 if isinstance(a, float) and isinstance(b, float) else (type(a), a) == (type(b), b)
+        return [
+            line
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+            for line in _differ(x, y, f"{where}/{i}")
+        ]
+    same = (
+        abs(a - b) <= 2e-4
+        if isinstance(a, float) and isinstance(b, float)
+        else (type(a), a) == (type(b), b)
+    )
     return [] if same else [f"{where}: {a!r} in the WebUI, {b!r} in the stand-in"]
 
 
@@ -72,7 +84,16 @@ def test_jobs_alike(real: Server, host: Host) -> None:
 
 def test_a_difference_is_seen(host: Host) -> None:
     """The comparison can fail: a value, a type, a place more or less, in any depth."""
-    facts = json.loads(json.dumps({which: host.facts(which) for which in ("webui", "lora", "pages")}))
+    facts = json.loads(
+        json.dumps({which: host.facts(which) for which in ("webui", "lora", "pages")})
+    )
     assert _differ(facts, facts) == []
-    for a, b in (({"a": [1]}, {"a": [2]}), ([1], [True]), ({"a": None}, {}), ([1, 2], [1]), ([1.0], [1.1]), ({"a": {}}, {"a": []})):
+    for a, b in (
+        ({"a": [1]}, {"a": [2]}),
+        ([1], [True]),
+        ({"a": None}, {}),
+        ([1, 2], [1]),
+        ([1.0], [1.1]),
+        ({"a": {}}, {"a": []}),
+    ):
         assert _differ(a, b)

@@ -28,7 +28,11 @@ from .process_tree import remove
 from .unit import load_unit
 from .worker_process import Worker, worker_count
 
-_NO_ROOM = ("out of memory", "No space left on device", "Disk quota exceeded")  # as torch and the system put it
+_NO_ROOM = (
+    "out of memory",
+    "No space left on device",
+    "Disk quota exceeded",
+)  # as torch and the system put it
 
 STALL_S = 900.0
 """A worker that says nothing for this long hangs: one unit takes 10 to 60 s."""
@@ -51,14 +55,22 @@ def compile_job(target: Target, store: ArtifactStore) -> CompileJob:
 class CompileJob(Job):
     """Makes the target's artifact and puts it into the store. The result is its code, loaded."""
 
-    def __init__(self, target: Target, store: ArtifactStore, workers: int | None = None, stall_s: float = STALL_S):
+    def __init__(
+        self,
+        target: Target,
+        store: ArtifactStore,
+        workers: int | None = None,
+        stall_s: float = STALL_S,
+    ):
         super().__init__(f"accel-compile-{target.key[:8]}", target)
         self.store, self.stall_s = store, stall_s
         self.workers = workers or worker_count(target.device)
 
     def work(self) -> Code:
         with self._only_one():
-            artifact = self.store.get(self.target.key)  # another process may have made it while we waited
+            artifact = self.store.get(
+                self.target.key
+            )  # another process may have made it while we waited
             if artifact is None:
                 with self._in_turn():
                     artifact = self._make()
@@ -90,16 +102,22 @@ class CompileJob(Job):
         try:
             folder = Path(tempfile.mkdtemp(prefix="accel-compile-"))
         except OSError as e:
-            raise NoRoom(f"there is no folder for temporary files: {e}; expected one that can be written (TMPDIR, TEMP)") from e
+            raise NoRoom(
+                f"there is no folder for temporary files: {e}; expected one that can be written (TMPDIR, TEMP)"
+            ) from e
         try:
             files, checks = self._taken_over(folder)
             todo = [u for u in self.target.units if unit_key(u) not in checks]
             if todo:
                 checks |= self._compile(todo, folder, files)
             self.report("storing", 0.99)
-            return self.store.put(self.target.key, self.target.recipe, files, verdict={"units": checks})
+            return self.store.put(
+                self.target.key, self.target.recipe, files, verdict={"units": checks}
+            )
         except OSError as e:
-            raise NoRoom(f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files") from e
+            raise NoRoom(
+                f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files"
+            ) from e
         finally:
             remove(folder)
 
@@ -124,7 +142,9 @@ class CompileJob(Job):
                     checks[name] = verdicts[name]
         return files, checks
 
-    def _compile(self, todo: list[arch.Layer], folder: Path, files: dict[str, Path]) -> dict[str, Any]:
+    def _compile(
+        self, todo: list[arch.Layer], folder: Path, files: dict[str, Path]
+    ) -> dict[str, Any]:
         """Give each unit to the next free worker; returns the checks by unit."""
         results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         count = min(self.workers, len(todo))
@@ -155,15 +175,21 @@ class CompileJob(Job):
                 worker, answer = results.get(timeout=0.5)
             except queue.Empty:
                 if time.monotonic() - heard > self.stall_s:
-                    raise CompileFailed(f"the compiler hangs: no answer for {self.stall_s:.0f} s at {busy}; it was ended") from None
+                    raise CompileFailed(
+                        f"the compiler hangs: no answer for {self.stall_s:.0f} s at {busy}; it was ended"
+                    ) from None
                 continue
             heard = time.monotonic()
             layer = worker.layer
             assert layer is not None
             if answer is None:
-                raise CompileFailed(f"the compiler process ended (exit {worker.exit_code()}) at {describe(layer)}: {worker.log_tail()}")
+                raise CompileFailed(
+                    f"the compiler process ended (exit {worker.exit_code()}) at {describe(layer)}: {worker.log_tail()}"
+                )
             if "error" in answer:
-                failure = NoRoom if any(words in answer["error"] for words in _NO_ROOM) else CompileFailed
+                failure = (
+                    NoRoom if any(words in answer["error"] for words in _NO_ROOM) else CompileFailed
+                )
                 raise failure(f"{describe(layer)} does not compile: {answer['error']}")
             if not answer.get("ok"):
                 continue  # a stage line
@@ -179,7 +205,9 @@ class CompileJob(Job):
     def _verdict(layer: arch.Layer, answer: dict[str, Any]) -> dict[str, Any]:
         verdict = Verdict.from_dict(answer["verdict"])
         if not verdict.passed:
-            raise ArtifactRejected(f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded")
+            raise ArtifactRejected(
+                f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded"
+            )
         return {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)}
 
 
@@ -188,7 +216,9 @@ def load_artifact(artifact: Artifact, target: Target) -> Code:
     when there is no room to unpack it."""
     differs = target.foreign(artifact.recipe)
     if differs:
-        raise ArtifactRejected(f"artifact {artifact.key[:12]} was made for {differs}; compile it on this machine")
+        raise ArtifactRejected(
+            f"artifact {artifact.key[:12]} was made for {differs}; compile it on this machine"
+        )
     code = {}
     for layer in target.units:
         verdict = (artifact.verdict or {}).get("units", {}).get(unit_key(layer))
@@ -198,11 +228,19 @@ def load_artifact(artifact: Artifact, target: Target) -> Code:
             )
         name = f"{unit_key(layer)}.pt2"
         if name not in artifact.files:
-            raise ArtifactRejected(f"artifact {artifact.key[:12]} has no code for {describe(layer)}; compile it again")
+            raise ArtifactRejected(
+                f"artifact {artifact.key[:12]} has no code for {describe(layer)}; compile it again"
+            )
         try:
             code[layer] = _load(artifact, name, target.device)
-        except (RuntimeError, KeyError, zipfile.BadZipFile) as e:  # not StoreError: a full disk is no fault of the artifact
-            raise ArtifactRejected(f"artifact {artifact.key[:12]}: {describe(layer)} does not load: {e}") from e
+        except (
+            RuntimeError,
+            KeyError,
+            zipfile.BadZipFile,
+        ) as e:  # not StoreError: a full disk is no fault of the artifact
+            raise ArtifactRejected(
+                f"artifact {artifact.key[:12]}: {describe(layer)} does not load: {e}"
+            ) from e
     return code
 
 

@@ -27,7 +27,9 @@ TRACE_SIZE = (2, 24, 20, 77)
 """(B, H, W, L) of the tracing example: every size differs from 1 and from the others, so that none is taken for a constant."""
 
 
-def compile_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device, options: dict[str, Any], path: Path) -> None:
+def compile_unit(
+    layer: arch.Layer, dtype: torch.dtype, device: torch.device, options: dict[str, Any], path: Path
+) -> None:
     """Write the compiled unit to `path` (`*.pt2`): dynamic batch, height, width and context length.
 
     Raises whatever torch's compiler raises; the caller names it.
@@ -43,9 +45,16 @@ def compile_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device, op
     elif module.side == "context":
         dims.append({0: dynamic, 1: dynamic})
     with torch.no_grad():
-        program = torch.export.export(module, (activations, weights), dynamic_shapes=(dims, [None] * len(weights)), strict=False)
+        program = torch.export.export(
+            module,
+            (activations, weights),
+            dynamic_shapes=(dims, [None] * len(weights)),
+            strict=False,
+        )
         raw = path.with_suffix(".raw.pt2")
-        torch._inductor.aoti_compile_and_package(program, package_path=str(raw), inductor_configs=options)
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(raw), inductor_configs=options
+        )
     _repack(raw, path)
     raw.unlink()
 
@@ -55,9 +64,14 @@ def _repack(source: Path, target: Path) -> None:
 
     torch before 2.13 finds the metadata by the name of a source, so the names stay.
     """
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as new:
+    with (
+        zipfile.ZipFile(source) as old,
+        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as new,
+    ):
         for entry in old.infolist():
-            new.writestr(entry.filename, b"" if entry.filename.endswith(".cpp") else old.read(entry))
+            new.writestr(
+                entry.filename, b"" if entry.filename.endswith(".cpp") else old.read(entry)
+            )
 
 
 def load_unit(path: Path, device: torch.device) -> UnitFn:
@@ -84,7 +98,9 @@ def load_unit(path: Path, device: torch.device) -> UnitFn:
     return call
 
 
-_loading = threading.Lock()  # one folder for this process, and TMPDIR changed by one thread at a time
+_loading = (
+    threading.Lock()
+)  # one folder for this process, and TMPDIR changed by one thread at a time
 
 
 @functools.cache
@@ -93,7 +109,9 @@ def _own_folder() -> Path:
 
     torch's own folders stay for good where a process ends by `os._exit`, as the WebUI does. Ours is then the next process's to sweep.
     """
-    root = Path(tempfile.gettempdir()) / ("accel" if sys.platform == "win32" else f"accel-{os.geteuid()}")
+    root = Path(tempfile.gettempdir()) / (
+        "accel" if sys.platform == "win32" else f"accel-{os.geteuid()}"
+    )
     root.mkdir(mode=0o700, exist_ok=True)
     try:
         require_private_root(root)

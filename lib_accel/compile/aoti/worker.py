@@ -45,9 +45,17 @@ def _read(tasks: queue.SimpleQueue[str], folder: Path) -> None:
 
 def _end(folder: Path) -> None:
     """Have this process, all it started and their files taken away: the parent cannot do it any more."""
-    with contextlib.suppress(OSError):  # no room for one more process: the files stay, this one does not
+    with contextlib.suppress(
+        OSError
+    ):  # no room for one more process: the files stay, this one does not
         subprocess.Popen(
-            [sys.executable, "-m", "lib_accel.compile.aoti.process_tree", str(os.getpid()), str(folder)],
+            [
+                sys.executable,
+                "-m",
+                "lib_accel.compile.aoti.process_tree",
+                str(os.getpid()),
+                str(folder),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -68,7 +76,11 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
 
     start = time.monotonic()
     torch.set_num_threads(int(task["threads"]))
-    layer, dtype, device = layer_from_dict(task["unit"]), getattr(torch, task["dtype"]), torch.device(task["device"])
+    layer, dtype, device = (
+        layer_from_dict(task["unit"]),
+        getattr(torch, task["dtype"]),
+        torch.device(task["device"]),
+    )
     path = Path(task["path"])
     _say(answers, stage="compile")
     compile_unit(layer, dtype, device, task["options"], path)
@@ -83,7 +95,9 @@ def _say(answers: TextIO, **message: object) -> None:
     try:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
-    except OSError:  # the parent is gone: the reading thread ends this process, and it must not end before that
+    except (
+        OSError
+    ):  # the parent is gone: the reading thread ends this process, and it must not end before that
         threading.Event().wait()
 
 

@@ -37,7 +37,11 @@ def worker_count(device: torch.device) -> int:
     return min(most, os.cpu_count() or 1)
 
 
-_APART = subprocess.CREATE_NO_WINDOW | subprocess.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else 0
+_APART = (
+    subprocess.CREATE_NO_WINDOW | subprocess.BELOW_NORMAL_PRIORITY_CLASS
+    if sys.platform == "win32"
+    else 0
+)
 """On Windows: closing the WebUI's console must not end a worker, which clears up after itself. Making images comes first."""
 
 
@@ -51,14 +55,21 @@ def _environment(folder: Path, machine: Machine) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
-        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),  # a killed compiler leaves files: they go with the folder
+        **dict.fromkeys(
+            ("TMPDIR", "TEMP", "TMP"), str(folder)
+        ),  # a killed compiler leaves files: they go with the folder
         "PYTHONUNBUFFERED": "1",
     }
     if machine.cxx and sys.platform != "win32":
         environment.setdefault("CXX", machine.cxx)  # torch itself looks for g++ alone
     if machine.device_type == "cuda":
-        if sys.platform != "win32" or os.environ.get("INCLUDE"):  # empty: clang-cl looks for MSVC's by itself, and then would not
-            environment |= also("INCLUDE" if sys.platform == "win32" else "CPATH", Path(__file__).with_name("include"))
+        if sys.platform != "win32" or os.environ.get(
+            "INCLUDE"
+        ):  # empty: clang-cl looks for MSVC's by itself, and then would not
+            environment |= also(
+                "INCLUDE" if sys.platform == "win32" else "CPATH",
+                Path(__file__).with_name("include"),
+            )
         environment |= {"CUDA_HOME": machine.gpu_headers} if machine.gpu_headers else {}
         driver = _driver(folder)
         environment |= also("LIBRARY_PATH", *driver) if driver else {}
@@ -68,7 +79,11 @@ def _environment(folder: Path, machine: Machine) -> dict[str, str]:
 def _driver(folder: Path) -> list[Path]:
     """A folder with `libcuda.so`, which is linked against. Drivers bring `libcuda.so.1` alone, or keep it where no linker looks (WSL)."""
     with contextlib.suppress(OSError):  # not Linux
-        loaded = [line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libcuda.so" in line]
+        loaded = [
+            line.split()[-1]
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if "/libcuda.so" in line
+        ]
         if loaded:
             link = folder / "driver" / "libcuda.so"
             link.parent.mkdir(exist_ok=True)
@@ -81,7 +96,13 @@ def _driver(folder: Path) -> list[Path]:
 class Worker:
     """One child. Its answers arrive in `results` as (worker, answer); (worker, None) when it has ended."""
 
-    def __init__(self, folder: Path, results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]], threads: int, machine: Machine):
+    def __init__(
+        self,
+        folder: Path,
+        results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]],
+        threads: int,
+        machine: Machine,
+    ):
         self.layer: arch.Layer | None = None
         self.threads, self.folder, self._results = threads, folder, results
         self._log = folder / f"worker-{id(self)}.log"
@@ -120,7 +141,9 @@ class Worker:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             answer = None
-            with contextlib.suppress(ValueError):  # half a line of one that was killed, or printed before `main` began
+            with contextlib.suppress(
+                ValueError
+            ):  # half a line of one that was killed, or printed before `main` began
                 answer = json.loads(line)
             if isinstance(answer, dict):
                 self._results.put((self, answer))
@@ -129,7 +152,9 @@ class Worker:
 
     def _lower_priority(self) -> None:
         """Making images comes first."""
-        with contextlib.suppress(psutil.Error):  # it has ended already, or the system does not allow it: only a courtesy
+        with contextlib.suppress(
+            psutil.Error
+        ):  # it has ended already, or the system does not allow it: only a courtesy
             if sys.platform != "win32":
                 psutil.Process(self._process.pid).nice(10)
 

@@ -25,16 +25,26 @@ class Control(nn.Module):
         super().__init__()
         a, like = engine.architecture, next(engine.donor.parameters())
         weights = random_weights(a, like.dtype, 1)
-        unet = UNet(a).adopt({name: nn.Parameter(p.to(like.device), requires_grad=False) for name, p in weights.items()})
+        unet = UNet(a).adopt(
+            {
+                name: nn.Parameter(p.to(like.device), requires_grad=False)
+                for name, p in weights.items()
+            }
+        )
         self.input_blocks, self.middle_block = unet.input_blocks, unet.middle_block
         unet.output_blocks = nn.ModuleList()
         self._unet = (unet,)  # no part of ours: its blocks are
         last = [block[-1] for block in a.input_blocks]
-        widths = [layer.channels if isinstance(layer, SpatialTransformer) else layer.out_channels for layer in last]
+        widths = [
+            layer.channels if isinstance(layer, SpatialTransformer) else layer.out_channels
+            for layer in last
+        ]
         self.zero = nn.ModuleList(_point(width, like) for width in [*widths, widths[-1]])
         self._engine, self._companion = engine, Companion(self)
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
+    ) -> list[Tensor]:
         """-> what to add to the middle block's output (last) and to each skip."""
         compiled = self._companion.compiled_layers(self._engine)
         names = {name for name, _ in self._engine.architecture.layers()}
@@ -53,7 +63,9 @@ def _point(width: int, like: Tensor) -> nn.Module:
     conv = Conv2d(width, width, kernel=1)
     for name, p in list(conv.named_parameters()):
         value = 0.05 * torch.randn(p.shape) * (width**-0.5 if p.ndim > 1 else 0)
-        set_parameter(conv, name, nn.Parameter(value.to(like.device, like.dtype), requires_grad=False))
+        set_parameter(
+            conv, name, nn.Parameter(value.to(like.device, like.dtype), requires_grad=False)
+        )
     return conv
 
 
@@ -62,7 +74,11 @@ def runner(engine: Engine, unet: UNet, compiled: dict[str, CompiledLayer]) -> Ru
 
     def run(name: str, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         layer = compiled.get(name)
-        return unet.layers[name](h, emb, context) if layer is None else engine.run_layer(layer, h, emb if layer.takes_emb else context)
+        return (
+            unet.layers[name](h, emb, context)
+            if layer is None
+            else engine.run_layer(layer, h, emb if layer.takes_emb else context)
+        )
 
     return run
 

@@ -28,7 +28,9 @@ def kernels(call: Call, device: torch.device, most: int = 25) -> list[dict[str, 
     on_gpu = device.type == "cuda"
     call()
     synchronize(device)
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as p:
+    with profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    ) as p:
         for _ in range(CALLS):
             call()
         synchronize(device)

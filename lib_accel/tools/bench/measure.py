@@ -52,7 +52,13 @@ class Row:
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
 
-def interleave(calls: dict[str, Call], rows: dict[str, Row], device: torch.device, rounds: int, on_call: Callable[[], object]) -> None:
+def interleave(
+    calls: dict[str, Call],
+    rows: dict[str, Row],
+    device: torch.device,
+    rounds: int,
+    on_call: Callable[[], object],
+) -> None:
     """Warm every call up twice, then run them in turn, `rounds` times: a machine that drifts drifts for all of them."""
     for name, call in calls.items():
         rows[name].peak_bytes = peak(call, device)
@@ -93,7 +99,10 @@ def peak(call: Call, device: torch.device) -> int:
 
 def flops(architecture: Architecture, inputs: tuple[Tensor | None, ...]) -> int:
     """Operations of one UNet call, a multiply-add counted as 2, on storage-less tensors."""
-    meta = tuple(None if t is None else torch.empty_like(t, device="meta", dtype=torch.float32) for t in inputs)
+    meta = tuple(
+        None if t is None else torch.empty_like(t, device="meta", dtype=torch.float32)
+        for t in inputs
+    )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         UNet(architecture)(*meta)
     return counter.get_total_flops()

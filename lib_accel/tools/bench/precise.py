@@ -13,7 +13,12 @@ from ...model.unet import UNet
 
 
 def precise_call(
-    architecture: Architecture, parameters: Mapping[str, nn.Parameter], x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
+    architecture: Architecture,
+    parameters: Mapping[str, nn.Parameter],
+    x: Tensor,
+    timesteps: Tensor,
+    context: Tensor,
+    y: Tensor | None,
 ) -> Tensor:
     """-> the UNet's output in float64 where the weights are float32, else in float32. Weights are widened layer by layer."""
     unet = UNet(architecture).adopt(parameters)

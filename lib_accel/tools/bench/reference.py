@@ -26,20 +26,26 @@ _INNER = {
 class Reference(nn.Module):
     """Called as our own UNet is. `sdpa`: with fused attention, else with the plain one (scores held in memory)."""
 
-    def __init__(self, architecture: Architecture, parameters: Mapping[str, nn.Parameter], sdpa: bool):
+    def __init__(
+        self, architecture: Architecture, parameters: Mapping[str, nn.Parameter], sdpa: bool
+    ):
         super().__init__()
         try:
             from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
             from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         except ImportError as e:
-            raise BackendUnavailable(f"diffusers is not installed ({e}); pip install diffusers") from e
+            raise BackendUnavailable(
+                f"diffusers is not installed ({e}); pip install diffusers"
+            ) from e
         with torch.device("meta"):
             self.unet = UNet2DConditionModel(**_config(architecture))
         _adopt(self.unet, architecture, parameters)
         self.unet.set_attn_processor(AttnProcessor2_0() if sdpa else AttnProcessor())
         self.unet.eval()
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None
+    ) -> Tensor:
         return self.unet(x, timesteps, context, class_labels=y, return_dict=False)[0]
 
 
@@ -72,9 +78,18 @@ def _config(a: Architecture) -> dict[str, Any]:
         "up_block_types": [k.replace("Down", "Up") for k in reversed(kind)],
         "transformer_layers_per_block": [t.depth if t else _middle_depth(a) for t in firsts],
         "cross_attention_dim": a.context_dim,
-        "attention_head_dim": [t.heads if t else _heads(a, blocks) for t, blocks in zip(firsts, levels, strict=True)],
+        "attention_head_dim": [
+            t.heads if t else _heads(a, blocks) for t, blocks in zip(firsts, levels, strict=True)
+        ],
         "use_linear_projection": some.linear,
-        **({"class_embed_type": "projection", "projection_class_embeddings_input_dim": a.adm_channels} if a.adm_channels else {}),
+        **(
+            {
+                "class_embed_type": "projection",
+                "projection_class_embeddings_input_dim": a.adm_channels,
+            }
+            if a.adm_channels
+            else {}
+        ),
     }
 
 
@@ -90,7 +105,11 @@ def _heads(a: Architecture, blocks: list[Block]) -> int:
 
 
 def _adopt(unet: nn.Module, a: Architecture, parameters: Mapping[str, nn.Parameter]) -> None:
-    renamed = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in"}
+    renamed = {
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "input_blocks.0.0": "conv_in",
+    }
     renamed |= {
         "label_emb.0.0": "class_embedding.linear_1",
         "label_emb.0.2": "class_embedding.linear_2",
@@ -105,11 +124,15 @@ def _adopt(unet: nn.Module, a: Architecture, parameters: Mapping[str, nn.Paramet
         path = ".".join(filter(None, (renamed[prefix], _INNER.get(rest, rest))))
         twin = _part(unet, path, kind)
         if twin is None or twin.shape != parameter.shape:
-            raise BackendUnavailable(f"this architecture has no diffusers twin here: {name} has no place; choose a preset family")
+            raise BackendUnavailable(
+                f"this architecture has no diffusers twin here: {name} has no place; choose a preset family"
+            )
         setattr(unet.get_submodule(path), kind, parameter)
     left = [n for n, p in unet.named_parameters() if p.device.type == "meta"]
     if left:
-        raise BackendUnavailable(f"this architecture has no diffusers twin here: {left[0]} got no weight; choose a preset family")
+        raise BackendUnavailable(
+            f"this architecture has no diffusers twin here: {left[0]} got no weight; choose a preset family"
+        )
 
 
 def _part(unet: nn.Module, path: str, kind: str) -> Tensor | None:

@@ -86,8 +86,12 @@ def _openvino(setup: Setup) -> Call:
         raise BackendUnavailable(f"OpenVINO is not installed ({e}); pip install openvino") from e
     from .openvino import openvino_call
 
-    weights = {name: nn.Parameter(p.float(), requires_grad=False) for name, p in setup.parameters.items()}
-    return openvino_call(openvino, Reference(setup.architecture, weights, sdpa=True), setup.donor.dtype, setup.inputs)
+    weights = {
+        name: nn.Parameter(p.float(), requires_grad=False) for name, p in setup.parameters.items()
+    }
+    return openvino_call(
+        openvino, Reference(setup.architecture, weights, sdpa=True), setup.donor.dtype, setup.inputs
+    )
 
 
 Builder = Callable[[Setup], Call]
@@ -108,7 +112,11 @@ VARIANTS: dict[str, Builder] = {
     "aoti+control": lambda s: _driven(s, "aoti", controls=1),
 }
 
-DEFAULT = tuple(name for name in VARIANTS if name not in ("compile-max-autotune", "jit", "aoti+blocks", "eager+control", "aoti+control"))
+DEFAULT = tuple(
+    name
+    for name in VARIANTS
+    if name not in ("compile-max-autotune", "jit", "aoti+blocks", "eager+control", "aoti+control")
+)
 
 
 def build(name: str, setup: Setup) -> tuple[Call, float]:

@@ -74,11 +74,33 @@ def add(commands: Commands) -> None:
         default="sd1",
         help="sd1, sd2, sdxl, sdxl-refiner (sd1:64 for another width), or a checkpoint file, for its architecture",
     )
-    p.add_argument("--size", type=image_size, metavar="N", default=512, help="width and height in pixels")
-    p.add_argument("--batch", type=positive, metavar="N", default=2, help="batch of the UNet call; 2 is one image with guidance")
-    p.add_argument("--tokens", type=positive, metavar="N", default=77, help="length of the prompt's embedding")
-    p.add_argument("--rounds", type=positive, metavar="N", default=5, help="timed calls of each variant, after two warm-up calls")
-    p.add_argument("--variants", type=variants, metavar="A,B", default=",".join(DEFAULT), help="which rows, in this order")
+    p.add_argument(
+        "--size", type=image_size, metavar="N", default=512, help="width and height in pixels"
+    )
+    p.add_argument(
+        "--batch",
+        type=positive,
+        metavar="N",
+        default=2,
+        help="batch of the UNet call; 2 is one image with guidance",
+    )
+    p.add_argument(
+        "--tokens", type=positive, metavar="N", default=77, help="length of the prompt's embedding"
+    )
+    p.add_argument(
+        "--rounds",
+        type=positive,
+        metavar="N",
+        default=5,
+        help="timed calls of each variant, after two warm-up calls",
+    )
+    p.add_argument(
+        "--variants",
+        type=variants,
+        metavar="A,B",
+        default=",".join(DEFAULT),
+        help="which rows, in this order",
+    )
     p.add_argument(
         "--loras",
         type=counts,
@@ -86,9 +108,19 @@ def add(commands: Commands) -> None:
         default="0",
         help="numbers of merged LoRAs (rank 32, all transformer layers), as 0,1,10: tables of calls with them, and of changing them",
     )
-    p.add_argument("--profile", action="store_true", help="a table of kernels as well, of the last variant")
-    p.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's own choice)")
-    p.add_argument("--out", type=Path, metavar="DIR", default=Path("bench-results"), help="folder for the JSON and the table")
+    p.add_argument(
+        "--profile", action="store_true", help="a table of kernels as well, of the last variant"
+    )
+    p.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads (default: torch's own choice)"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("bench-results"),
+        help="folder for the JSON and the table",
+    )
     add_store_arguments(p)
     add_device_arguments(p)
 
@@ -97,7 +129,9 @@ def variants(text: str) -> list[str]:
     names = [n for n in text.split(",") if n]
     unknown = [n for n in names if n not in VARIANTS]
     if unknown or not names:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown) or 'nothing'}: expected some of {', '.join(VARIANTS)}")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown) or 'nothing'}: expected some of {', '.join(VARIANTS)}"
+        )
     return list(dict.fromkeys(names))
 
 
@@ -119,7 +153,15 @@ def run(args: argparse.Namespace) -> int:
 
 def write(result: dict[str, Any], args: argparse.Namespace, *more: str) -> None:
     """As JSON and as a table, under a name that says when, what and where, and `more`."""
-    parts = (result["date"], result["architecture"], args.size, f"b{args.batch}", result["dtype"], result["device"], *more)
+    parts = (
+        result["date"],
+        result["architecture"],
+        args.size,
+        f"b{args.batch}",
+        result["dtype"],
+        result["device"],
+        *more,
+    )
     stem = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, parts)).lower())
     (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     (args.out / f"{stem}.md").write_text(table(result) + "\n", encoding="utf-8")
@@ -138,15 +180,24 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def make_setup(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Setup:
     a: Architecture = args.family
-    donor = UNet(a).adopt({k: nn.Parameter(p.to(device), requires_grad=False) for k, p in random_weights(a, dtype, 0).items()})
+    donor = UNet(a).adopt(
+        {
+            k: nn.Parameter(p.to(device), requires_grad=False)
+            for k, p in random_weights(a, dtype, 0).items()
+        }
+    )
     config = make_config(args, backend="auto")
-    return Setup(a, donor, make_inputs(a, args, device, dtype), config, lambda job: follow(job, "compiling"))
+    return Setup(
+        a, donor, make_inputs(a, args, device, dtype), config, lambda job: follow(job, "compiling")
+    )
 
 
 def measure(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     setup = make_setup(args, device, dtype)
     a, inputs = setup.architecture, setup.inputs
-    say(f"{a.name}, {args.size}x{args.size}, batch {args.batch}, {dtype}, {device}: the call at higher precision ...")
+    say(
+        f"{a.name}, {args.size}x{args.size}, batch {args.batch}, {dtype}, {device}: the call at higher precision ..."
+    )
     reference = precise_call(a, setup.parameters, *inputs)
     rows: dict[str, Row] = {name: Row(name) for name in args.variants}
     calls: dict[str, Call] = {}
@@ -182,40 +233,66 @@ def make_inputs(
     return tuple(None if v is None else v.to(device, dtype) for v in (x, t, context, y))  # type: ignore[return-value]
 
 
-def _interleave(calls: dict[str, Call], rows: dict[str, Row], device: torch.device, rounds: int, what: str) -> None:
+def _interleave(
+    calls: dict[str, Call], rows: dict[str, Row], device: torch.device, rounds: int, what: str
+) -> None:
     with tqdm(total=(1 + rounds) * len(calls), desc=what) as bar:
         interleave(calls, rows, device, rounds, bar.update)
 
 
-def _lora_rows(args: argparse.Namespace, setup: Setup, calls: dict[str, Call], device: torch.device) -> list[dict[str, Any]]:
+def _lora_rows(
+    args: argparse.Namespace, setup: Setup, calls: dict[str, Call], device: torch.device
+) -> list[dict[str, Any]]:
     """Seconds a call by number of merged LoRAs, the numbers taken in turn as the variants are; medians after one round to warm up."""
-    following = [n for n in calls if n.startswith(("reference", "eager", "jit", "aoti"))]  # which read the weights anew in each call
+    following = [
+        n for n in calls if n.startswith(("reference", "eager", "jit", "aoti"))
+    ]  # which read the weights anew in each call
     if args.loras == [0] or not following:
         return []
     merger = Merger(dict(setup.parameters))
-    loras: list[dict[str, LowRank]] = [random_deltas(setup.architecture, 32, seed) for seed in range(max(args.loras))]
-    seconds: dict[int, dict[str, list[float]]] = {count: {name: [] for name in following} for count in args.loras}
+    loras: list[dict[str, LowRank]] = [
+        random_deltas(setup.architecture, 32, seed) for seed in range(max(args.loras))
+    ]
+    seconds: dict[int, dict[str, list[float]]] = {
+        count: {name: [] for name in following} for count in args.loras
+    }
     with tqdm(total=(1 + args.rounds) * len(args.loras) * len(following), desc="LoRAs") as bar:
         for count in (1 + args.rounds) * args.loras:
             wanted = [(d, 0.5) for d in loras[:count]]
             merger.set(wanted)
             for name in following:
-                calls[name]()  # the first after a merge also pays for memory that the merge has let go of
+                calls[
+                    name
+                ]()  # the first after a merge also pays for memory that the merge has let go of
                 seconds[count][name].append(timed(calls[name], device)[0])
                 bar.update()
     merger.set([])
-    return [{"loras": count, "seconds": {n: statistics.median(s[1:]) for n, s in by.items()}} for count, by in seconds.items()]
+    return [
+        {"loras": count, "seconds": {n: statistics.median(s[1:]) for n, s in by.items()}}
+        for count, by in seconds.items()
+    ]
 
 
-def _change_rows(args: argparse.Namespace, setup: Setup, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
+def _change_rows(
+    args: argparse.Namespace, setup: Setup, device: torch.device, dtype: torch.dtype
+) -> list[dict[str, Any]]:
     """Median seconds to change the set of LoRAs (rank 32, all transformer layers, factors in ordinary memory), by where bases are kept."""
     if args.loras == [0]:
         return []
     a, b = (
-        {name: replace(f, up=f.up.to(dtype), down=f.down.to(dtype)) for name, f in random_deltas(setup.architecture, 32, seed).items()}
+        {
+            name: replace(f, up=f.up.to(dtype), down=f.down.to(dtype))
+            for name, f in random_deltas(setup.architecture, 32, seed).items()
+        }
         for seed in (1, 2)
     )
-    changes = {"first": [(a, 0.8)], "another": [(b, 0.8)], "strength alone": [(b, 0.5)], "two": [(a, 0.8), (b, 0.5)], "none": []}
+    changes = {
+        "first": [(a, 0.8)],
+        "another": [(b, 0.8)],
+        "strength alone": [(b, 0.5)],
+        "two": [(a, 0.8), (b, 0.5)],
+        "none": [],
+    }
     rows = []
     for where in (VIDEO, PINNED, ORDINARY) if device.type == "cuda" else (ORDINARY,):
         seconds: dict[str, list[float]] = {name: [] for name in changes}
@@ -225,12 +302,19 @@ def _change_rows(args: argparse.Namespace, setup: Setup, device: torch.device, d
                 if device.type == "cuda":
                     torch.cuda.empty_cache()  # as the WebUI does before it reads networks
                 seconds[name].append(timed(lambda m=merger, w=wanted: m.set(w), device)[0])
-        rows.append({"bases": where, "seconds": {name: statistics.median(s) for name, s in seconds.items()}})
+        rows.append(
+            {"bases": where, "seconds": {name: statistics.median(s) for name, s in seconds.items()}}
+        )
     return rows
 
 
 def _result(
-    args: argparse.Namespace, setup: Setup, rows: dict[str, Row], operations: int, rate: float, lora: list[dict[str, Any]]
+    args: argparse.Namespace,
+    setup: Setup,
+    rows: dict[str, Row],
+    operations: int,
+    rate: float,
+    lora: list[dict[str, Any]],
 ) -> dict[str, Any]:
     machine = probe(setup.device)
     weights = sum(p.nbytes for p in setup.parameters.values())
@@ -243,7 +327,12 @@ def _result(
         "tokens": args.tokens,
         "dtype": str(setup.donor.dtype).removeprefix("torch."),
         "rounds": args.rounds,
-        "machine": {**machine.identity(), "threads": torch.get_num_threads(), "cores": os.cpu_count(), **_driver(setup.device)},
+        "machine": {
+            **machine.identity(),
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            **_driver(setup.device),
+        },
         "flops": operations,
         "matmul_flops_per_s": rate,
         "floor_s": operations / rate,
@@ -272,10 +361,15 @@ def _driver(device: torch.device) -> dict[str, str]:
     return {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
 
 
-def _seconds_table(title: str, rows: dict[Any, dict[str, float]], text: Callable[[float], str]) -> list[str]:
+def _seconds_table(
+    title: str, rows: dict[Any, dict[str, float]], text: Callable[[float], str]
+) -> list[str]:
     columns = list(next(iter(rows.values())))
     lines = ["", f"| {title} | " + " | ".join(columns) + " |", "| --- " * (1 + len(columns)) + "|"]
-    return lines + [f"| {name} | " + " | ".join(map(text, seconds.values())) + " |" for name, seconds in rows.items()]
+    return lines + [
+        f"| {name} | " + " | ".join(map(text, seconds.values())) + " |"
+        for name, seconds in rows.items()
+    ]
 
 
 def table(r: dict[str, Any]) -> str:
@@ -302,12 +396,23 @@ def table(r: dict[str, Any]) -> str:
             f"| {row['of_matmul_rate']:.0%} | {row['compile_s']:.1f} | {row['peak_bytes'] / 2**30:.2f} | {row['error']:.1e} |"
         )
     if r["loras"]:
-        lines += _seconds_table("merged LoRAs, s a call", {x["loras"]: x["seconds"] for x in r["loras"]}, lambda s: f"{s:.4g}")
+        lines += _seconds_table(
+            "merged LoRAs, s a call",
+            {x["loras"]: x["seconds"] for x in r["loras"]},
+            lambda s: f"{s:.4g}",
+        )
         changes = {x["bases"]: x["seconds"] for x in r["lora_changes"]}
         lines += _seconds_table("LoRAs changed, ms; bases in", changes, lambda s: f"{1000 * s:.1f}")
     if r["kernels"]:
-        lines += ["", f"| kernels of {r['profiled'][0]} | launches a call | ms | share |", "| --- | --- | --- | --- |"]
-        lines += [f"| `{k['name'][:90]}` | {k['launches']:.0f} | {k['ms']:.3f} | {k['share']:.1%} |" for k in r["kernels"]]
+        lines += [
+            "",
+            f"| kernels of {r['profiled'][0]} | launches a call | ms | share |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| `{k['name'][:90]}` | {k['launches']:.0f} | {k['ms']:.3f} | {k['share']:.1%} |"
+            for k in r["kernels"]
+        ]
     notes = [
         f"Speed-up: over the first row. Peak: the weights ({r['weight_bytes'] / 2**30:.2f} GiB) and the most one call took besides; a copy "
         "of the weights that a runtime makes for itself (OpenVINO) is not in it. Error: relative, of one call, against "

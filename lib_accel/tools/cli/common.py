@@ -29,15 +29,25 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
-        told = action.default in (None, False, argparse.SUPPRESS) or action.default == [] or "default" in text
+        told = (
+            action.default in (None, False, argparse.SUPPRESS)
+            or action.default == []
+            or "default" in text
+        )
         return text if told else f"{text} (default: %(default)s)"
 
 
-def command(commands: Commands, name: str, help_text: str, run: Any, more: str = "") -> argparse.ArgumentParser:
+def command(
+    commands: Commands, name: str, help_text: str, run: Any, more: str = ""
+) -> argparse.ArgumentParser:
     """`help_text`: one line for the list of commands; `more`: what its own --help teaches besides."""
     first = help_text[0].upper() + help_text[1:] + "."
-    parser = commands.add_parser(name, help=help_text, description=f"{first}\n\n{more}".strip(), formatter_class=Help)
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser = commands.add_parser(
+        name, help=help_text, description=f"{first}\n\n{more}".strip(), formatter_class=Help
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on standard output"
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -55,15 +65,29 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", type=Path, metavar="DIR", default=default_store(), help="where artifacts are kept")
     parser.add_argument(
-        "--store-mib", type=positive, metavar="N", default=2048, help="most space in MiB the store may take; least recently used goes first"
+        "--store",
+        type=Path,
+        metavar="DIR",
+        default=default_store(),
+        help="where artifacts are kept",
+    )
+    parser.add_argument(
+        "--store-mib",
+        type=positive,
+        metavar="N",
+        default=2048,
+        help="most space in MiB the store may take; least recently used goes first",
     )
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=default_device(), help="cuda, cuda:1, cpu, ...")
-    parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: float16 on a GPU, float32 on a CPU)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="precision of the weights (default: float16 on a GPU, float32 on a CPU)",
+    )
 
 
 def positive(text: str) -> int:
@@ -74,7 +98,9 @@ def positive(text: str) -> int:
 
 def image_size(text: str) -> int:
     if not text.isdecimal() or int(text) < 64 or int(text) % 8:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected pixels, a multiple of 8 and at least 64")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected pixels, a multiple of 8 and at least 64"
+        )
     return int(text)
 
 
@@ -86,14 +112,18 @@ def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtyp
     try:
         device = torch.device(args.device)
     except RuntimeError as e:
-        raise AccelError(f"--device {args.device}: no kind of device torch knows; expected cpu, cuda, cuda:1 or mps") from e
+        raise AccelError(
+            f"--device {args.device}: no kind of device torch knows; expected cpu, cuda, cuda:1 or mps"
+        ) from e
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise AccelError(
                 f"--device {args.device}: this torch ({torch.__version__}) sees no CUDA device; try `python -m lib_accel doctor`"
             )
         device = torch.device("cuda", device.index or 0)
-    return device, DTYPES[args.dtype] if args.dtype else (torch.float16 if device.type == "cuda" else torch.float32)
+    return device, DTYPES[args.dtype] if args.dtype else (
+        torch.float16 if device.type == "cuda" else torch.float32
+    )
 
 
 def make_config(args: argparse.Namespace, backend: str) -> Config:
@@ -123,7 +153,9 @@ def family(text: str) -> Architecture:
             return open_checkpoint(Path(text)).architecture()
         except AccelError as e:
             raise argparse.ArgumentTypeError(str(e)) from e
-    raise argparse.ArgumentTypeError(f"{text!r} is neither a family ({', '.join(presets.PRESETS)}) nor a checkpoint file")
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither a family ({', '.join(presets.PRESETS)}) nor a checkpoint file"
+    )
 
 
 def say(text: str = "") -> None:
@@ -139,7 +171,12 @@ def show(result: dict[str, Any], args: argparse.Namespace, text: str) -> None:
 def follow(job: Job, label: str) -> None:
     """Draw the job's progress until it ends, now and then only where it goes into a file; an interrupt cancels it first."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(total=100, desc=label, bar_format="{desc}: {percentage:3.0f}%|{bar:30}| {elapsed} {postfix}", file=sys.stderr) as bar:
+    with tqdm(
+        total=100,
+        desc=label,
+        bar_format="{desc}: {percentage:3.0f}%|{bar:30}| {elapsed} {postfix}",
+        file=sys.stderr,
+    ) as bar:
         try:
             while not job.done:
                 p = job.progress()

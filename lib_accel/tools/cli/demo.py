@@ -25,7 +25,18 @@ from ..bench.measure import synchronize
 from ..bench.precise import precise_call
 from ..checkpoint import open_checkpoint, save_random_checkpoint
 from ..sampling import Denoiser, Noise, sample
-from .common import Commands, add_engine_arguments, command, device_and_dtype, follow, image_size, make_config, positive, say, show
+from .common import (
+    Commands,
+    add_engine_arguments,
+    command,
+    device_and_dtype,
+    follow,
+    image_size,
+    make_config,
+    positive,
+    say,
+    show,
+)
 from .report import write_report
 
 _MORE = """The first run compiles, which takes some minutes; nothing waits for it. Later runs find the result in the store, for any
@@ -40,16 +51,51 @@ examples:
 
 
 def add(commands: Commands) -> None:
-    p = command(commands, "demo", "sample with acceleration off and on, with and without LoRA, and write a report", run, _MORE)
-    p.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .safetensors or .ckpt file (default: a small random one)")
-    p.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be repeated (default: a random one)")
-    p.add_argument("--size", type=image_size, metavar="N", default=256, help="width and height in pixels, a multiple of 8")
-    p.add_argument("--steps", type=positive, metavar="N", default=6, help="guided steps, each one UNet call at batch 2")
+    p = command(
+        commands,
+        "demo",
+        "sample with acceleration off and on, with and without LoRA, and write a report",
+        run,
+        _MORE,
+    )
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="a .safetensors or .ckpt file (default: a small random one)",
+    )
+    p.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="may be repeated (default: a random one)",
+    )
+    p.add_argument(
+        "--size",
+        type=image_size,
+        metavar="N",
+        default=256,
+        help="width and height in pixels, a multiple of 8",
+    )
+    p.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        default=6,
+        help="guided steps, each one UNet call at batch 2",
+    )
     p.add_argument("--seed", type=int, metavar="N", default=1, help="of the noise")
     p.add_argument(
-        "--channels", type=positive, metavar="N", default=64, help="width of the random checkpoint, a multiple of 32; 320 is the real size"
+        "--channels",
+        type=positive,
+        metavar="N",
+        default=64,
+        help="width of the random checkpoint, a multiple of 32; 320 is the real size",
     )
-    p.add_argument("--out", type=Path, metavar="DIR", default=Path("accel-report"), help="folder of the report")
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("accel-report"), help="folder of the report"
+    )
     add_engine_arguments(p)
 
 
@@ -80,7 +126,10 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     engine = Engine(donor, make_config(args, args.backend))
     engine.prepare()
-    say(f"backend {engine.status.backend}: {engine.status.state}" + (f" ({engine.status.reason})" if engine.status.reason else ""))
+    say(
+        f"backend {engine.status.backend}: {engine.status.state}"
+        + (f" ({engine.status.reason})" if engine.status.reason else "")
+    )
     waited = None
     if engine.job:
         say("images are made without acceleration while the compiler works; here is one")
@@ -125,7 +174,9 @@ def _random_checkpoint(args: argparse.Namespace) -> Path:
     return path
 
 
-def _loras(args: argparse.Namespace, architecture: Architecture) -> list[tuple[dict[str, LowRank], float]]:
+def _loras(
+    args: argparse.Namespace, architecture: Architecture
+) -> list[tuple[dict[str, LowRank], float]]:
     tags = [parse_tag(t) for t in args.lora]
     if not tags:
         path = args.out / "random-lora.safetensors"
@@ -138,7 +189,10 @@ def _pictures(unets: dict[str, Denoiser], noise: Noise, steps: int) -> list[Pict
     """A picture by each UNet, made step by step in turn: whatever else the machine does meanwhile slows all of them alike."""
     pictures = [Picture(label, noise.latent) for label in unets]
     running: list[Iterator[Tensor]] = [sample(unet, noise, steps) for unet in unets.values()]
-    with torch.no_grad(), tqdm(total=steps * len(unets), desc=" / ".join(unets), unit="step", leave=False) as bar:
+    with (
+        torch.no_grad(),
+        tqdm(total=steps * len(unets), desc=" / ".join(unets), unit="step", leave=False) as bar,
+    ):
         for _ in range(steps):
             for picture, steps_of in zip(pictures, running, strict=True):
                 start = time.perf_counter()
@@ -183,7 +237,11 @@ def _results(engine: Engine, pictures: list[Picture], noise: Noise, donor: UNet)
 
 
 def _summary(r: dict[str, Any]) -> str:
-    first = "" if r["seconds_to_first_image"] is None else f"first image after {r['seconds_to_first_image']} s, not accelerated yet; "
+    first = (
+        ""
+        if r["seconds_to_first_image"] is None
+        else f"first image after {r['seconds_to_first_image']} s, not accelerated yet; "
+    )
     lines = [
         f"{r['architecture']} on {r['device']}, {r['dtype']}, {r['size']}x{r['size']}, {r['steps']} guided steps, "
         f"backend {r['backend']} ({r['state']})",
@@ -204,7 +262,11 @@ def _summary(r: dict[str, Any]) -> str:
 def _verdict(r: dict[str, Any]) -> int:
     """The exit status; a failure is said in words too."""
     if not r["same_after_lora"]:
-        say("error: the picture after taking the LoRA out differs from the one before; expected the same bits. Please report this")
+        say(
+            "error: the picture after taking the LoRA out differs from the one before; expected the same bits. Please report this"
+        )
     if not r["error_ok"]:
-        say(f"error: with acceleration the error is {r['error_on']:.1e}, without {r['error_off']:.1e}. Please report this")
+        say(
+            f"error: with acceleration the error is {r['error_on']:.1e}, without {r['error_off']:.1e}. Please report this"
+        )
     return 0 if r["same_after_lora"] and r["error_ok"] else 1

@@ -45,7 +45,12 @@ def add(commands: Commands) -> None:
         metavar="NAME",
         help="sd1, sd2, sdxl, sdxl-refiner, or a checkpoint file; may be repeated",
     )
-    p.add_argument("--workers", type=positive, metavar="N", help="compiling processes (default: by the machine)")
+    p.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="compiling processes (default: by the machine)",
+    )
     add_store_arguments(p)
     add_device_arguments(p)
 
@@ -67,9 +72,25 @@ def run(args: argparse.Namespace) -> int:
         assert artifact is not None
         seconds = round(job.progress().elapsed_s, 1)
         built.append(
-            {"architecture": architecture.name, "key": artifact.key, "bytes": artifact.bytes, "compiled": job.compiled, "seconds": seconds}
+            {
+                "architecture": architecture.name,
+                "key": artifact.key,
+                "bytes": artifact.bytes,
+                "compiled": job.compiled,
+                "seconds": seconds,
+            }
         )
-        made = f"{job.compiled} of {len(target.units)} units compiled in {seconds} s" if job.compiled else "there already"
-        lines.append(f"{architecture.name}: {made}, {artifact.bytes / 1e6:.1f} MB, artifact {artifact.key[:12]}")
-    show({"artifacts": built, "store": str(store.root)}, args, "\n".join([*lines, f"store: {store.root}"]))
+        made = (
+            f"{job.compiled} of {len(target.units)} units compiled in {seconds} s"
+            if job.compiled
+            else "there already"
+        )
+        lines.append(
+            f"{architecture.name}: {made}, {artifact.bytes / 1e6:.1f} MB, artifact {artifact.key[:12]}"
+        )
+    show(
+        {"artifacts": built, "store": str(store.root)},
+        args,
+        "\n".join([*lines, f"store: {store.root}"]),
+    )
     return 0

@@ -9,8 +9,20 @@ shown: list[Component] = []  # all there are, in the order of creation
 
 
 class Component:
-    def __init__(self, value: Any = None, *, elem_id: str | None = None, elem_classes: list[str] | None = None, visible: bool = True):
-        self.value, self.elem_id, self.elem_classes, self.visible = value, elem_id, elem_classes, visible
+    def __init__(
+        self,
+        value: Any = None,
+        *,
+        elem_id: str | None = None,
+        elem_classes: list[str] | None = None,
+        visible: bool = True,
+    ):
+        self.value, self.elem_id, self.elem_classes, self.visible = (
+            value,
+            elem_id,
+            elem_classes,
+            visible,
+        )
         shown.append(self)
 
 
@@ -23,7 +35,14 @@ class Textbox(Component):
 
 
 class Button(Component):
-    def __init__(self, value: str = "Run", *, variant: str = "secondary", visible: bool = True, elem_id: str | None = None):
+    def __init__(
+        self,
+        value: str = "Run",
+        *,
+        variant: str = "secondary",
+        visible: bool = True,
+        elem_id: str | None = None,
+    ):
         super().__init__(value, elem_id=elem_id, visible=visible)
         self.variant = variant
 
@@ -37,12 +56,19 @@ class Button(Component):
         show_progress: Any = "full",
         _js: str | None = None,
     ) -> None:
-        self._handler, self._inputs, self._outputs, self.api_name = fn, inputs or [], outputs or [], api_name
+        self._handler, self._inputs, self._outputs, self.api_name = (
+            fn,
+            inputs or [],
+            outputs or [],
+            api_name,
+        )
 
     def press(self) -> None:
         """What the page does: one value for one output, else one for each."""
         answer = self._handler(*(i.value for i in self._inputs))
-        for output, value in zip(self._outputs, answer if len(self._outputs) > 1 else [answer], strict=True):
+        for output, value in zip(
+            self._outputs, answer if len(self._outputs) > 1 else [answer], strict=True
+        ):
             output.value = value
 
 

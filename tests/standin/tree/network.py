@@ -32,7 +32,11 @@ class NetworkModule:
         self.dora_scale = weights.w.get("dora_scale")
 
     def multiplier(self) -> float:
-        return self.network.te_multiplier if "transformer" in self.sd_key[:20] else self.network.unet_multiplier
+        return (
+            self.network.te_multiplier
+            if "transformer" in self.sd_key[:20]
+            else self.network.unet_multiplier
+        )
 
     def calc_scale(self) -> float:
         if self.scale is not None:

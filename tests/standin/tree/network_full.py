@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 class ModuleTypeFull:
-    def create_module(self, net: network.Network, weights: network.NetworkWeights) -> NetworkModuleFull | None:
+    def create_module(
+        self, net: network.Network, weights: network.NetworkWeights
+    ) -> NetworkModuleFull | None:
         return NetworkModuleFull(net, weights) if "diff" in weights.w else None
 
 

@@ -8,14 +8,22 @@ from torch import Tensor, nn
 
 
 class ModuleTypeLora:
-    def create_module(self, net: network.Network, weights: network.NetworkWeights) -> NetworkModuleLora | None:
-        return NetworkModuleLora(net, weights) if {"lora_up.weight", "lora_down.weight"} <= weights.w.keys() else None
+    def create_module(
+        self, net: network.Network, weights: network.NetworkWeights
+    ) -> NetworkModuleLora | None:
+        return (
+            NetworkModuleLora(net, weights)
+            if {"lora_up.weight", "lora_down.weight"} <= weights.w.keys()
+            else None
+        )
 
 
 class NetworkModuleLora(network.NetworkModule):
     def __init__(self, net: network.Network, weights: network.NetworkWeights):
         super().__init__(net, weights)
-        self.up_model, self.down_model = (_holder(weights.w[f"lora_{which}.weight"]) for which in ("up", "down"))
+        self.up_model, self.down_model = (
+            _holder(weights.w[f"lora_{which}.weight"]) for which in ("up", "down")
+        )
         self.mid_model = None
         self.dim = weights.w["lora_down.weight"].shape[0]
 
@@ -32,7 +40,9 @@ class NetworkModuleLora(network.NetworkModule):
 def _holder(weight: Tensor) -> nn.Linear | nn.Conv2d:
     outputs, inputs, *kernel = weight.shape
     module = (
-        nn.Conv2d(inputs, outputs, tuple(kernel), padding=kernel[0] // 2, bias=False) if kernel else nn.Linear(inputs, outputs, bias=False)
+        nn.Conv2d(inputs, outputs, tuple(kernel), padding=kernel[0] // 2, bias=False)
+        if kernel
+        else nn.Linear(inputs, outputs, bias=False)
     )
     with torch.no_grad():
         module.weight.copy_(weight)

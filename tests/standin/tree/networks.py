@@ -24,7 +24,10 @@ def assign_network_names_to_compvis_modules(sd_model: Any) -> None:
         sd_model.network_layer_mapping[module.network_layer_name] = module
 
 
-KEPT = {"weight": "network_weights_backup", "bias": "network_bias_backup"}  # where the base of each is kept
+KEPT = {
+    "weight": "network_weights_backup",
+    "bias": "network_bias_backup",
+}  # where the base of each is kept
 
 
 def network_apply_weights(self: Any) -> None:
@@ -80,7 +83,11 @@ def network_restore_weights_from_backup(self: Any) -> None:
 
 
 def network_reset_cached_weight(self: Any) -> None:
-    self.network_current_names, self.network_weights_backup, self.network_bias_backup = (), None, None
+    self.network_current_names, self.network_weights_backup, self.network_bias_backup = (
+        (),
+        None,
+        None,
+    )
 
 
 def _patched_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -111,7 +118,10 @@ def _patched_load(original: Callable[..., None]) -> Callable[..., None]:
 
 def patch() -> None:
     for cls in PATCHED:
-        for name, patched in (("forward", _patched_forward), ("_load_from_state_dict", _patched_load)):
+        for name, patched in (
+            ("forward", _patched_forward),
+            ("_load_from_state_dict", _patched_load),
+        ):
             _originals[cls, name] = vars(cls).get(name)
             setattr(cls, name, patched(getattr(cls, name)))
 

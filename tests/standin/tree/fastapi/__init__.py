@@ -35,7 +35,14 @@ class FastAPI:
     def __init__(self) -> None:
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Any], Sequence[Depends]]] = []
 
-    def add_api_route(self, path: str, endpoint: Callable[..., Any], *, methods: list[str], dependencies: Sequence[Depends] = ()) -> None:
+    def add_api_route(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        *,
+        methods: list[str],
+        dependencies: Sequence[Depends] = (),
+    ) -> None:
         pattern = re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path))
         self._routes += [(method, pattern, endpoint, dependencies) for method in methods]
 
@@ -60,7 +67,9 @@ def _resolve(function: Callable[..., Any], request: Request) -> Any:
     if not inspect.isroutine(function):
         return function(request)
     given = {
-        p.name: _resolve(p.default.dependency, request) if isinstance(p.default, Depends) else request
+        p.name: _resolve(p.default.dependency, request)
+        if isinstance(p.default, Depends)
+        else request
         for p in inspect.signature(function).parameters.values()
     }
     return function(**given)

@@ -29,7 +29,9 @@ class ResBlock(TimestepBlock):
         c, o = spec.in_channels, spec.out_channels
         self.in_layers = nn.Sequential(GroupNorm32(c), nn.SiLU(), nn.Conv2d(c, o, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(spec.emb_channels, o))
-        self.out_layers = nn.Sequential(GroupNorm32(o), nn.SiLU(), nn.Dropout(0), nn.Conv2d(o, o, 3, padding=1))
+        self.out_layers = nn.Sequential(
+            GroupNorm32(o), nn.SiLU(), nn.Dropout(0), nn.Conv2d(o, o, 3, padding=1)
+        )
         self.skip_connection = nn.Identity() if c == o else nn.Conv2d(c, o, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -50,7 +52,10 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         source = x if context is None else context
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), self.to_k(source), self.to_v(source)))
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in (self.to_q(x), self.to_k(source), self.to_v(source))
+        )
         weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
         return self.to_out((weights @ v).transpose(1, 2).flatten(2))
 
@@ -77,7 +82,10 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     def __init__(self, channels: int, context_dim: int, heads: int):
         super().__init__()
-        self.attn1, self.attn2 = CrossAttention(channels, channels, heads), CrossAttention(channels, context_dim, heads)
+        self.attn1, self.attn2 = (
+            CrossAttention(channels, channels, heads),
+            CrossAttention(channels, context_dim, heads),
+        )
         self.ff = FeedForward(channels)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
 
@@ -96,7 +104,9 @@ class SpatialTransformer(nn.Module):
         c = spec.channels
         self.norm = nn.GroupNorm(32, c, eps=1e-6)
         self.proj_in, self.proj_out = nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1)
-        self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(c, spec.context_dim, spec.heads) for _ in range(spec.depth))
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(c, spec.context_dim, spec.heads) for _ in range(spec.depth)
+        )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         h = self.proj_in(self.norm(x)).permute(0, 2, 3, 1)
@@ -143,14 +153,24 @@ class UNetModel(nn.Module):
         super().__init__()
         a = architecture
         self.model_channels = a.model_channels
-        self.time_embed = nn.Sequential(nn.Linear(a.model_channels, a.emb_channels), nn.SiLU(), nn.Linear(a.emb_channels, a.emb_channels))
+        self.time_embed = nn.Sequential(
+            nn.Linear(a.model_channels, a.emb_channels),
+            nn.SiLU(),
+            nn.Linear(a.emb_channels, a.emb_channels),
+        )
         self.input_blocks = nn.ModuleList(map(_block, a.input_blocks))
         self.middle_block = _block(a.middle_block)
         self.output_blocks = nn.ModuleList(map(_block, a.output_blocks))
         out = a.output
-        self.out = nn.Sequential(GroupNorm32(out.in_channels), nn.SiLU(), nn.Conv2d(out.in_channels, out.out_channels, 3, padding=1))
+        self.out = nn.Sequential(
+            GroupNorm32(out.in_channels),
+            nn.SiLU(),
+            nn.Conv2d(out.in_channels, out.out_channels, 3, padding=1),
+        )
 
-    def forward(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **kwargs: Any
+    ) -> Tensor:
         assert y is None
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
         h, skips = x, []
@@ -166,7 +186,9 @@ class UNetModel(nn.Module):
 def _block(specs: Any) -> TimestepEmbedSequential:
     classes = {cls.__name__: cls for cls in (ResBlock, SpatialTransformer, Downsample, Upsample)}
     layers = (
-        classes[type(s).__name__](s) if type(s).__name__ in classes else nn.Conv2d(s.in_channels, s.out_channels, 3, padding=1)
+        classes[type(s).__name__](s)
+        if type(s).__name__ in classes
+        else nn.Conv2d(s.in_channels, s.out_channels, 3, padding=1)
         for s in specs
     )
     return TimestepEmbedSequential(*layers)
@@ -174,5 +196,7 @@ def _block(specs: Any) -> TimestepEmbedSequential:
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     half = channels // 2
-    angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+    angles = timesteps[:, None].float() * torch.exp(
+        -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
+    )
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

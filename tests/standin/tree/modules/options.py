@@ -15,7 +15,13 @@ class OptionInfo:
         component_args: Any = None,
         onchange: Callable[[], None] | None = None,
     ):
-        self.default, self.label, self.component, self.component_args, self.onchange = default, label, component, component_args, onchange
+        self.default, self.label, self.component, self.component_args, self.onchange = (
+            default,
+            label,
+            component,
+            component_args,
+            onchange,
+        )
         self.section: tuple[str, str] | None = None
         self.comment_after = ""
 
@@ -24,7 +30,9 @@ class OptionInfo:
         return self
 
 
-def options_section(section_identifier: tuple[str, str], options_dict: dict[str, OptionInfo]) -> dict[str, OptionInfo]:
+def options_section(
+    section_identifier: tuple[str, str], options_dict: dict[str, OptionInfo]
+) -> dict[str, OptionInfo]:
     for option in options_dict.values():
         option.section = section_identifier
     return options_dict
@@ -32,7 +40,9 @@ def options_section(section_identifier: tuple[str, str], options_dict: dict[str,
 
 class Options:
     def __init__(self, data_labels: dict[str, OptionInfo]):
-        self.data_labels = dict(data_labels)  # the WebUI sorts it into a new one: what is added to the templates later is not here
+        self.data_labels = dict(
+            data_labels
+        )  # the WebUI sorts it into a new one: what is added to the templates later is not here
         self.data: dict[str, Any] = {k: v.default for k, v in data_labels.items()}
 
     def __getattr__(self, item: str) -> Any:

@@ -41,8 +41,12 @@ def _batch(p: StableDiffusionProcessing, number: int) -> Tensor:
     x = p.x
     for step in range(p.steps):
         script_callbacks.cfg_denoiser_callback(x)
-        denoised = sd_models.model_data.sd_model.apply_model(x, p.timesteps, {"c_crossattn": [p.context]})
-        script_callbacks.cfg_denoised_callback(SimpleNamespace(x=denoised, sampling_step=step, total_sampling_steps=p.steps))
+        denoised = sd_models.model_data.sd_model.apply_model(
+            x, p.timesteps, {"c_crossattn": [p.context]}
+        )
+        script_callbacks.cfg_denoised_callback(
+            SimpleNamespace(x=denoised, sampling_step=step, total_sampling_steps=p.steps)
+        )
         x = x - 0.1 * denoised
     scripts.call("postprocess_batch", p, x, batch_number=number)
     return x

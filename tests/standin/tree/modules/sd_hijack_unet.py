@@ -16,7 +16,15 @@ class TorchHijackForUnet:
 
     def cat(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         h, skip = tensors
-        return torch.cat([F.interpolate(h, skip.shape[-2:], mode="nearest") if h.shape[-2:] != skip.shape[-2:] else h, skip], dim)
+        return torch.cat(
+            [
+                F.interpolate(h, skip.shape[-2:], mode="nearest")
+                if h.shape[-2:] != skip.shape[-2:]
+                else h,
+                skip,
+            ],
+            dim,
+        )
 
 
 th = TorchHijackForUnet()

@@ -48,7 +48,14 @@ def apply_unet(option: str | None = None) -> None:
 def create_unet_forward(original_forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The class forward of UNetModel as the WebUI patches it."""
 
-    def forward(self: nn.Module, x: Tensor, timesteps: Any = None, context: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self: nn.Module,
+        x: Tensor,
+        timesteps: Any = None,
+        context: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         if current_unet is not None:
             return current_unet.forward(x, timesteps, context, *args, **kwargs)
         return original_forward(self, x, timesteps, context, *args, **kwargs)

@@ -13,10 +13,16 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--api-auth")
 cmd_opts = argparse.Namespace()
 
-options_templates = options_section(("compatibility", "Compatibility"), {"lora_functional": OptionInfo(False, "Lora: use old method")})
+options_templates = options_section(
+    ("compatibility", "Compatibility"),
+    {"lora_functional": OptionInfo(False, "Lora: use old method")},
+)
 options_templates |= options_section(
     ("sd", "Stable Diffusion"),
-    {"sd_unet": OptionInfo("Automatic", "SD Unet"), "upcast_attn": OptionInfo(False, "Upcast cross attention layer to float32")},
+    {
+        "sd_unet": OptionInfo("Automatic", "SD Unet"),
+        "upcast_attn": OptionInfo(False, "Upcast cross attention layer to float32"),
+    },
 )
 opts = options.Options(options_templates)
 loaded_hypernetworks: list[object] = []

@@ -24,7 +24,11 @@ def _parts(layer):
 
 
 def _layers():
-    return [m for m in shared.sd_model.model.diffusion_model.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm))]
+    return [
+        m
+        for m in shared.sd_model.model.diffusion_model.modules()
+        if isinstance(m, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm))
+    ]
 
 
 def _apart(layer, dtype):
@@ -35,8 +39,16 @@ def _apart(layer, dtype):
     bias = layer.network_bias_backup if base is not None else layer.bias
     weight = layer.weight if base is None else base
     twin.weight = nn.Parameter(weight.detach().to(dtype, copy=True), requires_grad=False)
-    twin.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
-    twin.network_current_names, twin.network_weights_backup, twin.network_bias_backup = (), None, None
+    twin.bias = (
+        None
+        if bias is None
+        else nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
+    )
+    twin.network_current_names, twin.network_weights_backup, twin.network_bias_backup = (
+        (),
+        None,
+        None,
+    )
     return twin
 
 
@@ -109,7 +121,10 @@ def errors(names: str, strengths: str, dtype: str):
 def seconds(names: str, strengths: str, host: bool):
     """For the extension to read the files it does not hold, and to bring every layer of the UNet to this set, its way or ours."""
     began = time.perf_counter()
-    _wanted(names.split(",") if names else [], [float(s) for s in strengths.split(",")] if strengths else [])
+    _wanted(
+        names.split(",") if names else [],
+        [float(s) for s in strengths.split(",")] if strengths else [],
+    )
     read = time.perf_counter() - began
     layers = _layers()
     merger = lora.Loras(shared.sd_model.model.diffusion_model)
@@ -122,8 +137,12 @@ def seconds(names: str, strengths: str, host: bool):
     return {"read": read, "merged": time.perf_counter() - began}
 
 
-script_callbacks.on_app_started(lambda _, app: app.add_api_route("/accel-probe/errors", errors, methods=["GET"]))
-script_callbacks.on_app_started(lambda _, app: app.add_api_route("/accel-probe/seconds", seconds, methods=["GET"]))
+script_callbacks.on_app_started(
+    lambda _, app: app.add_api_route("/accel-probe/errors", errors, methods=["GET"])
+)
+script_callbacks.on_app_started(
+    lambda _, app: app.add_api_route("/accel-probe/seconds", seconds, methods=["GET"])
+)
 
 
 def overhead():
@@ -148,4 +167,6 @@ def _median(piece):
     return statistics.median(times)
 
 
-script_callbacks.on_app_started(lambda _, app: app.add_api_route("/accel-probe/overhead", overhead, methods=["GET"]))
+script_callbacks.on_app_started(
+    lambda _, app: app.add_api_route("/accel-probe/overhead", overhead, methods=["GET"])
+)
