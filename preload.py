@@ -6,11 +6,10 @@ import argparse
 def preload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accel-backend",
-        choices=("auto", "aoti", "jit", "tensorrt", "eager"),
+        metavar="NAME",
         default=None,
         help="how the UNet is accelerated, over what Settings > Acceleration says: auto takes the best that works here; aoti is compiled "
-        "once for all checkpoints of an architecture; jit is torch.compile, anew at each start; tensorrt is not supported yet; "
-        "eager compiles nothing",
+        "once for all checkpoints of an architecture; jit is torch.compile, anew at each start; eager compiles nothing",
     )
     parser.add_argument(
         "--accel-store",

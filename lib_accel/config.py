@@ -7,8 +7,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-BACKENDS = ("auto", "aoti", "jit", "tensorrt", "eager")
+AUTO = "auto"
 MIB = 1024**2
+
+LORA_BASES = ("auto", "host", "pinned", "gpu")
+"""Where base weights of layers that LoRAs touch are kept: `gpu` is video memory, `pinned` page-locked memory, `host` ordinary
+memory; `auto` takes video memory while enough of it is free, else pinned memory."""
 
 
 def default_store() -> Path:
@@ -28,7 +32,7 @@ def default_store() -> Path:
 class Config:
     """Raises ValueError when a value is out of range."""
 
-    backend: str = "auto"
+    backend: str = AUTO
     store: Path = field(default_factory=default_store)
     store_bytes: int = 2048 * MIB
     store_readonly: bool = False
@@ -36,10 +40,12 @@ class Config:
     blocking: bool = False  # wait for the compiler instead of making images without it meanwhile
     graphs: bool = True  # CUDA graphs, where the device has them
     graph_bytes: int = 1024 * MIB
+    lora_base: str = AUTO
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend is {self.backend!r}; expected one of {', '.join(BACKENDS)}")
+        if self.lora_base not in LORA_BASES:
+            expected = ", ".join(LORA_BASES)
+            raise ValueError(f"lora_base is {self.lora_base!r}; expected one of {expected}")
         for name, least in (("store_bytes", 1), ("graph_bytes", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected {least} or more bytes")

@@ -4,10 +4,8 @@ import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036  (this file must also load in the Pythons it turns away)
     sys.exit(
-        "lib_accel needs Python 3.10 or newer; this is {} ({}).".format(
-            sys.version.split()[0], sys.executable
-        )
-    )  # noqa: UP032
+        f"lib_accel needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable})."
+    )
 
 from lib_accel.tools import bootstrap
 

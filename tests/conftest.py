@@ -27,14 +27,6 @@ def same_random_numbers() -> None:
         torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def no_failures_of_others() -> None:
-    """What could not be made is remembered for the life of the process."""
-    engine = sys.modules.get("lib_accel.runtime.engine")
-    if engine is not None:
-        engine.forget_failures()
-
-
 @pytest.fixture(scope="session")
 def packaging() -> None:
     """For tests of what only a torch that makes packages can do (2.6 and later)."""

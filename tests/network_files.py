@@ -199,7 +199,7 @@ def shapes_of(checkpoint: Path) -> dict[str, Shape]:
             k.removeprefix(PREFIX): tuple(f.get_slice(k).get_shape())
             for k in f.keys()
             if k.startswith(PREFIX)
-        }  # noqa: SIM118
+        }
 
 
 def network(

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from lib_accel.compile import machine
-from lib_accel.compile.choose import choose, get
-from lib_accel.compile.machine import find_cxx, probe
+from lib_accel.compile import toolchain
+from lib_accel.compile.machine import probe
+from lib_accel.compile.session import Session
+from lib_accel.compile.toolchain import find_cxx
 from lib_accel.compile.units import unit_key, units_of
 from lib_accel.config import Config
-from lib_accel.errors import BackendUnavailable
 from lib_accel.store.store import MANIFEST, Artifact, ArtifactStore
 
 from . import tiny
@@ -31,9 +31,9 @@ OUTPUT = units_of(tiny.TINY)[-1]
 
 def choice(
     store: Path, backend: str = "auto", compile: bool = True, readonly: bool = False, **machine: Any
-):  # noqa: A002  (the setting's name)
+):
     """(backend, what is said of the better ones) on a machine that differs from this one, or from this one with a new torch."""
-    chosen = choose(
+    chosen = Session().choose(
         tiny.target(**{"packaging": True, **machine}),
         ArtifactStore(store, readonly=readonly),
         Config(backend, store, compile=compile),
@@ -68,7 +68,7 @@ def test_no_compiler_falls_to_eager_with_both_reasons(tmp_path: Path):
 
 def test_old_torch_on_a_new_python(tmp_path: Path):
     machine = replace(tiny.target().machine, packaging=False, compile=False, torch="2.1.2")
-    chosen = choose(
+    chosen = Session().choose(
         replace(tiny.target(), machine=machine), ArtifactStore(tmp_path), Config(store=tmp_path)
     )
     assert chosen.backend.name == "eager"
@@ -129,36 +129,23 @@ def test_gpu_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(machine, "TOOLKIT", tmp_path / "toolkit")
+    monkeypatch.setattr(toolchain, "TOOLKIT", tmp_path / "toolkit")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "triton", raising=False)
     package = tmp_path / "triton"
     package.mkdir()
     (package / "__init__.py").touch()
-    assert machine.find_gpu_headers() is None
+    assert toolchain.find_gpu_headers() is None
     headers = package / "backends" / "nvidia" / "include"
     headers.mkdir(parents=True)
     (headers / "cuda_runtime.h").touch()
-    assert machine.find_gpu_headers() == str(headers.parent)
+    assert toolchain.find_gpu_headers() == str(headers.parent)
     (tmp_path / "toolkit").mkdir()
-    assert machine.find_gpu_headers() == ""
-
-
-def test_tensorrt_says_why_it_does_not_serve(tmp_path: Path):
-    assert choice(tmp_path, "tensorrt") == (
-        "eager",
-        "tensorrt: this version of the extension makes no TensorRT engines yet; choose auto",
-    )
-    engine = tiny.engine(tmp_path, backend="tensorrt")
-    engine.prepare()
-    assert (engine.status.state, engine.status.backend) == ("eager", "eager")
-    assert "makes no TensorRT engines yet" in str(engine.status.reason)
-    with pytest.raises(BackendUnavailable, match="choose auto"):
-        get("tensorrt").start(engine.target, engine.store)
+    assert toolchain.find_gpu_headers() == ""
 
 
 def test_a_failed_backend_is_passed_over(tmp_path: Path):
-    chosen = choose(
+    chosen = Session().choose(
         tiny.target(), ArtifactStore(tmp_path), Config(store=tmp_path), {"aoti": "it broke"}
     )
     assert (chosen.backend.name, chosen.reason) == ("jit", "aoti: it broke")
@@ -203,7 +190,9 @@ def test_a_triton_that_does_not_import_is_none(tmp_path: Path, monkeypatch: pyte
 )  # torch's own, at an import of its own
 def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
     """Old torch, taken away here: `torch.compile`, beside the caller."""
-    engine, given = tiny.engine(tmp_path / "store", machine={"packaging": False}), tiny.inputs()
+    session = Session()
+    engine = tiny.engine(tmp_path / "store", machine={"packaging": False}, session=session)
+    given = tiny.inputs()
     with contextlib.closing(engine):
         engine.prepare()
         assert engine.job is not None
@@ -224,7 +213,9 @@ def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
         assert engine.counters.accelerated_calls == 3
         tiny.check(engine, tiny.inputs(batch=1, length=1))
         assert engine.counters.compiles == len(engine.units)
-    another = tiny.engine(tmp_path / "store", unet=tiny.donor(seed=5), machine={"packaging": False})
+    another = tiny.engine(
+        tmp_path / "store", unet=tiny.donor(seed=5), machine={"packaging": False}, session=session
+    )
     with contextlib.closing(another):
         another.prepare()
         assert (another.job, another.status.state, another.status.backend) == (
@@ -233,7 +224,9 @@ def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
             "jit",
         ), "compiled anew for other weights"
         tiny.check(another, given)
-        other = tiny.engine(tmp_path / "store", tiny.RELATIVE, machine={"packaging": False})
+        other = tiny.engine(
+            tmp_path / "store", tiny.RELATIVE, machine={"packaging": False}, session=session
+        )
         with contextlib.closing(
             other
         ):  # torch refuses compiled functions to everybody while one thread traces

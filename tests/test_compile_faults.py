@@ -23,9 +23,9 @@ from lib_accel.compile.aoti import worker_process
 from lib_accel.compile.aoti.job import CompileJob, load_artifact
 from lib_accel.compile.aoti.process_tree import remove
 from lib_accel.compile.aoti.worker_process import _environment
+from lib_accel.compile.session import Session
 from lib_accel.compile.units import units_of
 from lib_accel.errors import CompileFailed, NoRoom, StoreError
-from lib_accel.runtime.engine import forget_failures
 from lib_accel.store.store import ArtifactStore
 
 from . import tiny
@@ -167,7 +167,8 @@ def test_a_job_cancelled_by_another_model_is_begun_again(tmp_path: Path):
 
 def test_a_killed_worker(temp: Path, store: ArtifactStore):
     """Images go on meanwhile and afterwards; the reason names the unit it died at; nothing stays behind."""
-    engine, given = tiny.engine(store.root, backend="aoti"), tiny.inputs()
+    session = Session()
+    engine, given = tiny.engine(store.root, backend="aoti", session=session), tiny.inputs()
     expected = tiny.clean(engine, *given)
     with contextlib.closing(engine):
         engine.prepare()
@@ -188,12 +189,12 @@ def test_a_killed_worker(temp: Path, store: ArtifactStore):
         assert torch.equal(engine(*given), expected)
         engine.prepare()
         assert engine.job is None, "it does not try again and again"
-    another = tiny.engine(store.root, unet=tiny.donor(seed=2), backend="aoti")
+    another = tiny.engine(store.root, unet=tiny.donor(seed=2), backend="aoti", session=session)
     another.prepare()
     assert another.job is None, "nor for the next model: base and refiner take turns"
     assert another.status.reason == status.reason
-    forget_failures()
-    with contextlib.closing(tiny.engine(store.root, backend="aoti")) as again:
+    session.forget_failures()
+    with contextlib.closing(tiny.engine(store.root, backend="aoti", session=session)) as again:
         again.prepare()
         assert again.job is not None
 

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from lib_accel.model.architecture import Architecture
-from lib_accel.model.unet import join
 from lib_accel.runtime import engine as engine_module
 from lib_accel.runtime.engine import CompiledLayer
 from lib_accel.store.store import ArtifactStore
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)
-from .tiny import INPAINTING, RELATIVE, TINY, WITH_Y, Built, addresses, block_inputs, ready, served
+from .tiny import INPAINTING, RELATIVE, WITH_Y, Built, addresses, ready, served
 
 # -- the artifact
 
@@ -95,29 +94,6 @@ def test_a_forgotten_y_is_told_and_costs_nothing(tiny_store: Path):
     served(engine, given)
 
 
-def test_block_by_block_is_the_same_code(tiny_store: Path):
-    """As ControlNet drives a UNet: it runs the blocks itself and adds to the skip tensors."""
-    engine = ready(tiny_store)
-    x, timesteps, context, _ = given = tiny.inputs(height=27, width=33)
-    emb, h, skips = engine.unet.embed(timesteps, None), x, []
-    for i in range(len(TINY.input_blocks)):
-        h = engine.run_block(f"input_blocks.{i}", h, emb, context)
-        skips.append(h)
-    h = engine.run_block("middle_block", h, emb, context)
-    for i in range(len(TINY.output_blocks)):
-        h = engine.run_block(f"output_blocks.{i}", join(h, skips.pop()), emb, context)
-    assert torch.equal(engine.layers["out"](h, emb, context), served(engine, given))
-
-
-def test_a_block_takes_the_callers_dtype(tiny_store: Path):
-    engine = ready(tiny_store)
-    x, timesteps, context, _ = tiny.inputs()
-    emb = engine.unet.embed(timesteps, None)
-    out = engine.run_block("input_blocks.0", x.double(), emb.double(), context.double())
-    assert out.dtype == torch.float64
-    assert torch.equal(out.float(), engine.run_block("input_blocks.0", x, emb, context))
-
-
 def test_half_precision_images_from_full_precision_weights(tiny_store: Path):
     engine = ready(tiny_store)
     x, timesteps, context, _ = tiny.inputs()
@@ -162,8 +138,6 @@ def test_wrong_input_is_torchs_error_and_not_the_codes_fault(tiny_store: Path):
     ):
         with pytest.raises(RuntimeError):
             engine(*wrong)
-    with pytest.raises(RuntimeError):
-        engine.run_block("middle_block", x, engine.unet.embed(timesteps, None), context)
     assert engine.status.state == "ready"
     served(engine, given)
 
@@ -233,10 +207,7 @@ def test_close_undoes_everything(tiny_store: Path):
 
 @pytest.mark.parametrize("message", ["no kernel image\nand more", ""])
 def test_code_that_fails_is_dropped_with_a_reason(tiny_store: Path, message: str):
-    for call in (
-        lambda e, given: e(*given),
-        lambda e, given: e.run_block("middle_block", *block_inputs(e, given)),
-    ):
+    for call in (lambda e, given: e(*given),):
         engine, given = ready(tiny_store), tiny.inputs()
         expected = call(tiny.engine(tiny_store), given)
 

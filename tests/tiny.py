@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib_accel.compile.machine import Target, probe
+from lib_accel.compile.machine import probe
+from lib_accel.compile.session import Session
+from lib_accel.compile.target import Target
 from lib_accel.compile.units import units_of
 from lib_accel.config import Config
 from lib_accel.model.architecture import Architecture, Layer
@@ -54,10 +56,11 @@ def engine(
     store: Path, architecture: Architecture = TINY, unet: nn.Module | None = None, **options: Any
 ) -> Engine:
     """With `machine=`, on a machine that differs from this one by those fields."""
-    changes = options.pop("machine", {})
+    changes, session = options.pop("machine", {}), options.pop("session", None) or Session()
     return Engine(
         unet or donor(architecture),
         Config(store=store, **options),
+        session=session,
         machine=lambda device: replace(probe(device), **changes),
     )
 

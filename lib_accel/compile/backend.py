@@ -1,4 +1,4 @@
-"""The protocol of a backend."""
+"""The protocol of a backend: one way to make fast code for a target."""
 
 from __future__ import annotations
 
@@ -7,20 +7,32 @@ from typing import Protocol
 from ..config import Config
 from ..store.store import ArtifactStore
 from .jobs import Code, Job
-from .machine import Target
+from .target import Target
 
 
 class Backend(Protocol):
+    """A backend lives as long as its session and keeps the code it has loaded or made."""
+
     name: str
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
-        """A sentence saying why this backend cannot serve the target here and what to do, or None where it can."""
+        """Say in one sentence why this backend cannot serve `target` and what to do; None where it can."""
         ...
 
-    def ready(self, target: Target, store: ArtifactStore) -> Code | None:
-        """Code that is at hand without compiling. Raises ArtifactRejected for an artifact that must not serve."""
+    def make(self, target: Target, store: ArtifactStore) -> Code | Job:
+        """Return the code that is at hand, else a started job whose result is the code.
+
+        Raises ArtifactRejected for stored code that must not serve, StoreError where the store cannot be read.
+        """
         ...
 
-    def start(self, target: Target, store: ArtifactStore) -> Job:
-        """Begin making the code beside the caller; the job's result is the code."""
+    def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
+        """Return the size on disk of the target's code in `store`, or None where it is not complete there.
+
+        Raises StoreError where the store cannot be read.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Stop every job of this backend."""
         ...

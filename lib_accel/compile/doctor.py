@@ -15,8 +15,11 @@ from ..config import Config
 from ..errors import AccelError
 from ..model import presets
 from ..store.store import ArtifactStore
-from .choose import AUTO_ORDER, choose
-from .machine import Machine, Target, cuda_advice, cxx_advice, probe, triton_advice
+from .eager import Eager
+from .machine import Machine, probe
+from .session import Session
+from .target import Target
+from .toolchain import cuda_advice, cxx_advice, triton_advice
 from .units import units_of
 
 
@@ -137,12 +140,12 @@ def _temporary() -> Finding:
 
 def _backends(target: Target, store: ArtifactStore) -> list[Finding]:
     config = Config(store=store.root)
-    choice = choose(target, store, config)
+    choice = Session().choose(target, store, config)
     findings = [
         Finding("note", f"backend {name} does not work here", why) for name, why in choice.refused
     ]
-    name = choice.backend.name
-    if name == AUTO_ORDER[-1] and target.machine.device_type != "cuda":
+    name = choice.backend.name if choice.backend else "none"
+    if name in ("none", Eager.name) and target.machine.device_type != "cuda":
         findings.append(
             Finding(
                 "problem",

@@ -10,6 +10,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator
+from weakref import WeakSet
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -19,7 +20,8 @@ from ..errors import ArtifactRejected, CompileFailed
 from ..model import architecture as arch
 from ..store.store import ArtifactStore
 from .jobs import Code, Job
-from .machine import Target, cxx_advice, spaced_folder
+from .target import Target
+from .toolchain import cxx_advice, spaced_folder
 from .units import UnitFn, UnitModule, describe, example_inputs
 from .verify import check_unit
 
@@ -47,12 +49,23 @@ class Jit:
             return f"torch.compile is not tried on {machine.device_type}"
         return None
 
-    def ready(self, target: Target, store: ArtifactStore) -> Code | None:
-        code = _at_hand(target)
-        return code if len(code) == len(target.units) else None
+    def __init__(self) -> None:
+        self._jobs: WeakSet[JitJob] = WeakSet()
 
-    def start(self, target: Target, store: ArtifactStore) -> Job:
-        return JitJob(target).start()
+    def make(self, target: Target, store: ArtifactStore) -> Code | Job:
+        code = _at_hand(target)
+        if len(code) == len(target.units):
+            return code
+        job = JitJob(target)
+        self._jobs.add(job)
+        return job.start()
+
+    def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
+        return None
+
+    def cancel(self) -> None:
+        for job in list(self._jobs):
+            job.cancel()
 
 
 _made: dict[tuple[arch.Layer, torch.dtype, torch.device], UnitFn] = {}

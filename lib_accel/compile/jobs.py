@@ -8,11 +8,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from weakref import WeakSet
 
 from ..errors import AccelError, CompileFailed
 from ..model import architecture as arch
-from .machine import Target
+from .target import Target
 from .units import UnitFn
 
 Code = Mapping[arch.Layer, UnitFn]
@@ -36,14 +35,6 @@ class Progress:
 
 EXIT_WAIT_S = 30.0
 
-_jobs: WeakSet[Job] = WeakSet()
-
-
-def cancel_all() -> None:
-    """Also those that no engine waits for."""
-    for job in list(_jobs):
-        job.cancel()
-
 
 class Job(ABC):
     """Runs `work` in a thread. `result` gives the code, or raises what went wrong."""
@@ -62,7 +53,6 @@ class Job(ABC):
 
     def start(self) -> Job:
         self._started = time.monotonic()
-        _jobs.add(self)
         atexit.register(self._at_exit)
         self._thread.start()
         return self

@@ -8,11 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import os
 import platform
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,7 @@ from typing import Any
 import torch
 import torch.export
 
-from .. import ENGINE_VERSION
-from ..model import architecture as arch
-from .units import canonical_json, unit_key
+from .toolchain import find_cxx, find_gpu_headers
 
 
 @dataclass(frozen=True)
@@ -124,114 +119,3 @@ def _runs_single_threaded() -> bool:
 
 def _package_loader() -> Any:
     return getattr(getattr(torch._C, "_aoti", None), "AOTIModelPackageLoader", None)
-
-
-def find_cxx() -> str | None:
-    """The C++ compiler Inductor would call."""
-    names = (
-        [os.environ["CXX"]]
-        if os.environ.get("CXX")
-        else (["cl", "clang-cl"] if sys.platform == "win32" else ["g++", "clang++", "c++"])
-    )
-    return next((path for path in map(shutil.which, names) if path), None)
-
-
-def cxx_advice() -> str:
-    if sys.platform == "win32":
-        return (
-            "install the Visual Studio Build Tools (C++, English language pack) and start the WebUI where they are known: "
-            'in webui-user.bat, call "...\\VC\\Auxiliary\\Build\\vcvars64.bat"'
-        )
-    return "install g++ (Debian, Ubuntu: apt install g++)"
-
-
-TOOLKIT = Path(
-    "C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA"
-    if sys.platform == "win32"
-    else "/usr/local/cuda"
-)
-
-
-def triton_advice() -> str:
-    return "pip install triton-windows" if sys.platform == "win32" else "pip install triton"
-
-
-def find_gpu_headers() -> str | None:
-    """What the C++ part of AOTInductor's GPU code includes. torch looks for a toolkit only, and raises where there is none.
-
-    Triton brings the same headers, but for one (compiler/include).
-    """
-    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc")
-    if torch.version.hip or named or TOOLKIT.exists():
-        return ""
-    spec = importlib.util.find_spec("triton")
-    folders = [
-        Path(root, "backends", "nvidia")
-        for root in (spec and spec.submodule_search_locations) or ()
-    ]
-    return next(
-        (str(folder) for folder in folders if (folder / "include" / "cuda_runtime.h").is_file()),
-        None,
-    )
-
-
-def cuda_advice() -> str:
-    return f"install the CUDA toolkit {torch.version.cuda}, or set CUDA_HOME to where it is"
-
-
-def spaced_folder() -> Path | None:
-    """One with a space in its name that Inductor would hand to g++ without quotes."""
-    folders = (
-        []
-        if sys.platform == "win32"
-        else [Path(torch.__file__).parent, Path(tempfile.gettempdir())]
-    )
-    return next((folder for folder in folders if " " in str(folder)), None)
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is to be compiled, and for what: everything an artifact's key is made of."""
-
-    units: tuple[arch.Layer, ...]
-    dtype: torch.dtype
-    device: torch.device
-    machine: Machine
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        return {
-            "engine": ENGINE_VERSION,
-            "units": sorted(unit_key(u) for u in self.units),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "machine": self.machine.identity(),
-            "options": dict(self.options),
-        }
-
-    @property
-    def key(self) -> str:
-        """Hex sha256 of the recipe."""
-        return hashlib.sha256(canonical_json(self.recipe).encode()).hexdigest()
-
-    def foreign(self, recipe: dict[str, Any]) -> str | None:
-        """Why code made by that recipe cannot run here, or None: `torch 2.9.1, here 2.13.0`."""
-        ours = self.recipe
-        theirs = {
-            **recipe.get("machine", {}),
-            "engine": recipe.get("engine"),
-            "dtype": recipe.get("dtype"),
-            "options": recipe.get("options"),
-        }
-        mine = {
-            **ours["machine"],
-            "engine": ours["engine"],
-            "dtype": ours["dtype"],
-            "options": ours["options"],
-        }
-        differ = [
-            f"{name} {theirs.get(name)!r}, here {value!r}"
-            for name, value in mine.items()
-            if theirs.get(name) != value
-        ]
-        return "; ".join(differ) or None

@@ -11,11 +11,13 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError, UnsupportedArchitecture
 from ..model.unet import LayerFn
 from ..runtime.control import Companion
 from ..runtime.engine import CompiledLayer, Counters, Engine
+from ..runtime.lora_bases import Bases
 from . import webui
 from .inspection import Inspector, networks_behind, own_forward, summary
 from .layers import HostLayer, Layers
@@ -48,9 +50,9 @@ class Counts:
 class Attachment:
     """Raises AccelError when the UNet cannot be taken over at all."""
 
-    def __init__(self, unet: nn.Module, config: Config):
+    def __init__(self, unet: nn.Module, config: Config, session: Session):
         self.unet = unet
-        self.engine = Engine(unet, config, device=webui.device())
+        self.engine = Engine(unet, config, session=session, device=webui.device())
         names = [name for name, _ in self.engine.architecture.layers()]
         self._inspector = Inspector(unet, names)
         self._host_layers: dict[str, LayerFn] = {
@@ -60,7 +62,7 @@ class Attachment:
             name for name, spec in self.engine.architecture.layers() if spec in self.engine.units
         ]
         self._layers = Layers(unet, compiled, self.engine, self._begin)
-        self._loras = Loras(unet)
+        self._loras = Loras(unet, Bases(config.lora_base, webui.say))
         self._driver: object = None  # somebody else's forward, where one stands on the UNet
         self._controls: WeakSet[nn.Module] = (
             WeakSet()

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.lora_merge import ORDINARY, PINNED, LowRank, Term, keep, merge, place
+from ..runtime.lora_bases import Bases
+from ..runtime.lora_merge import LowRank, Term, merge
 from . import webui
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
@@ -29,7 +30,8 @@ _UNFINISHED = (
 class Loras:
     """Keeps the layers of one UNet at the set of networks the Lora extension wants."""
 
-    def __init__(self, unet: nn.Module):
+    def __init__(self, unet: nn.Module, bases: Bases):
+        self._bases = bases
         self._layers = [m for m in unet.modules() if isinstance(m, _TYPES)]
         self._wanted: Any = None
         self._marks: list[object] = []
@@ -59,7 +61,7 @@ class Loras:
                 continue
             changed += 1
             if by_us:
-                _set(layer, parts, wanted if parts else ())
+                self._set(layer, parts, wanted if parts else ())
             else:
                 networks.network_apply_weights(layer)
         self._wanted, self._marks = wanted, self._look()
@@ -73,9 +75,7 @@ class Loras:
             if (base := vars(layer).get("network_weights_backup")) is not None and base.is_cuda
         ]
         for layer in there:
-            layer.network_weights_backup = keep(
-                layer.network_weights_backup, layer.network_weights_backup.device, PINNED, webui.say
-            )
+            layer.network_weights_backup = self._bases.park(layer.network_weights_backup)
         if there:
             torch.cuda.empty_cache()
         return bool(there)
@@ -87,69 +87,65 @@ class Loras:
                 layer.network_weights_backup = layer.network_bias_backup = None
                 layer.network_current_names = ()
 
+    def _set(self, layer: Any, parts: list[Any], mark: tuple[object, ...]) -> None:
+        """The layer's weight and bias from their base with these network modules; whole or not at all."""
+        weight, bias = layer.weight, getattr(layer, "bias", None)
+        base = self._base(layer, weight, bias)
+        base_bias = layer.network_bias_backup
+        layer.network_current_names = _UNFINISHED
+        terms: list[Term] = [_term(part, weight) for part in parts]
+        try:
+            more = merge(weight, base, terms)
+        except torch.cuda.OutOfMemoryError:
+            more = merge(weight, base.cpu(), terms, torch.device("cpu"))
+        with torch.no_grad():
+            total = (
+                base_bias
+                if more is None
+                else more
+                if base_bias is None
+                else base_bias.to(more) + more
+            )
+            if total is None:
+                layer.bias = None
+            elif bias is None:
+                layer.bias, layer._accel_grown = (
+                    nn.Parameter(total.to(weight), requires_grad=False),
+                    True,
+                )
+            else:
+                bias.copy_(total)
+        layer.network_current_names = mark
+
+    def _base(self, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The weight without networks, kept where the Lora extension keeps it: of a layer never touched there is no second copy."""
+        base: Tensor | None = getattr(layer, "network_weights_backup", None)
+        if base is None:
+            if getattr(layer, "network_current_names", ()):
+                raise RuntimeError(
+                    f"{layer.network_layer_name}: networks are merged but its base was not kept; load the checkpoint again"
+                )
+            base = layer.network_weights_backup = self._bases.keep(weight.detach(), weight.device)
+            layer.network_bias_backup = None if bias is None else bias.detach().clone()
+        elif (
+            weight.is_cuda
+            and not base.is_cuda
+            and not base.is_pinned()
+            and self._bases.place(base, weight.device) != "host"
+        ):
+            base = layer.network_weights_backup = self._bases.keep(
+                base, weight.device
+            )  # it was the Lora extension's own copy
+        return base
+
     def _look(self) -> list[object]:
         return [vars(layer).get("network_current_names", ()) for layer in self._layers]
-
-
-def _set(layer: Any, parts: list[Any], mark: tuple[object, ...]) -> None:
-    """The layer's weight and bias from their base with these network modules; whole or not at all."""
-    weight, bias = layer.weight, getattr(layer, "bias", None)
-    base = _base(layer, weight, bias)
-    base_bias = layer.network_bias_backup
-    layer.network_current_names = _UNFINISHED
-    terms: list[Term] = [_term(part, weight) for part in parts]
-    try:
-        more = merge(weight, base, terms)
-    except torch.cuda.OutOfMemoryError:
-        more = merge(weight, base.cpu(), terms, torch.device("cpu"))
-    with torch.no_grad():
-        total = (
-            base_bias if more is None else more if base_bias is None else base_bias.to(more) + more
-        )
-        if total is None:
-            layer.bias = None
-        elif bias is None:
-            layer.bias, layer._accel_grown = (
-                nn.Parameter(total.to(weight), requires_grad=False),
-                True,
-            )
-        else:
-            bias.copy_(total)
-    layer.network_current_names = mark
 
 
 def _shrink(layer: Any) -> None:
     """Take a bias away that a network gave the layer, when other weights were loaded into it: the backup is gone by then."""
     if vars(layer).pop("_accel_grown", False) and layer.network_bias_backup is None:
         layer.bias = None
-
-
-def _base(layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The weight without networks, kept where the Lora extension keeps it: of a layer never touched there is no second copy."""
-    base: Tensor | None = getattr(layer, "network_weights_backup", None)
-    if base is None:
-        if getattr(layer, "network_current_names", ()):
-            raise RuntimeError(
-                f"{layer.network_layer_name}: networks are merged but its base was not kept; load the checkpoint again"
-            )
-        base = layer.network_weights_backup = keep(
-            weight.detach(), weight.device, _wish(), webui.say
-        )
-        layer.network_bias_backup = None if bias is None else bias.detach().clone()
-    elif (
-        weight.is_cuda
-        and not base.is_cuda
-        and not base.is_pinned()
-        and place(base, weight.device, _wish()) != ORDINARY
-    ):
-        base = layer.network_weights_backup = keep(
-            base, weight.device, _wish(), webui.say
-        )  # it was the Lora extension's own copy
-    return base
-
-
-def _wish() -> str:
-    return str(webui.option("accel_lora_base"))
 
 
 # -- what one network does to one layer

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ..compile.doctor import Finding, examine
-from ..compile.jobs import cancel_all
+from ..compile.session import Session
 from ..errors import AccelError
-from ..runtime.engine import Counters, forget_failures
+from ..runtime.engine import Counters
 from ..store.store import ArtifactStore, Entry
 from . import attachment, webui
 from .attachment import Attachment, Counts
@@ -28,6 +28,7 @@ class Service:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._session = Session()
         self._seen: weakref.WeakSet[nn.Module] = (
             weakref.WeakSet()
         )  # every UNet that was loaded, attached or not
@@ -61,8 +62,8 @@ class Service:
             self._stale = False  # once: for a value out of range this raises, the WebUI takes it back, and images go on
             wanted = webui.config() if webui.enabled() else None
             if wanted is None:
-                cancel_all()
-                forget_failures()
+                self._session.cancel()
+                self._session.forget_failures()
             for unet in list(self._seen):
                 here = attachment.of(unet)
                 before = here.engine.config if here else None
@@ -115,7 +116,7 @@ class Service:
     def shutdown(self) -> None:
         """Undo everything (the extension is being unloaded)."""
         with self._lock:
-            cancel_all()
+            self._session.cancel()
             for unet in list(self._seen):
                 self._detach(unet)
 
@@ -125,7 +126,7 @@ class Service:
         self._refused.pop(unet, None)
         here = None
         try:
-            here = Attachment(unet, webui.config())
+            here = Attachment(unet, webui.config(), self._session)
             self._counts.append(here.counts)
             here.install()  # first, so that the status can tell how far a blocking `prepare` is
             here.engine.prepare()
@@ -162,7 +163,7 @@ class Service:
             with webui.idle() as idle:  # attaching moves weights
                 if not idle:
                     raise AccelError("an image is being made: ask again when it is done")
-                forget_failures()
+                self._session.forget_failures()
                 self._detach(unet)
                 self._attach(unet)
             if unet in self._refused:

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
-from ..config import BACKENDS
-from ..runtime.lora_merge import AUTOMATIC, ORDINARY, PINNED, VIDEO
+from ..compile.session import BACKENDS
+from ..config import AUTO, LORA_BASES
 from . import webui
 
 SECTION = ("accel", "Acceleration")
@@ -22,9 +22,9 @@ def register(changed: Callable[[], None]) -> None:
         "accel_enable": info(True, "Apply acceleration in UNet when loading models").info(
             "takes effect for the next image; images are the same, only sooner"
         ),
-        "accel_backend": info("auto", "Backend", gr.Radio, {"choices": list(BACKENDS)}).info(
-            "auto takes the best that works on this machine and says why a better one does not"
-        ),
+        "accel_backend": info(
+            "auto", "Backend", gr.Radio, {"choices": [AUTO, *(b.name for b in BACKENDS)]}
+        ).info("auto takes the best that works on this machine and says why a better one does not"),
         "accel_while_compiling": info(
             webui.CONTINUE,
             "While the compiler works (once per architecture)",
@@ -44,10 +44,10 @@ def register(changed: Callable[[], None]) -> None:
             {"minimum": 0, "maximum": 8192, "step": 64},
         ).info("0 switches them off"),
         "accel_lora_base": info(
-            AUTOMATIC,
+            AUTO,
             "Weights without LoRA are kept in",
             gr.Radio,
-            {"choices": [AUTOMATIC, ORDINARY, PINNED, VIDEO]},
+            {"choices": list(LORA_BASES)},
         ).info(
             "a copy of the layers LoRAs have touched; the faster that memory, the sooner LoRAs change. For layers touched later"
         ),

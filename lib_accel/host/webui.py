@@ -45,6 +45,7 @@ def config() -> Config:
         blocking=bool(flag("accel_blocking")) or option("accel_while_compiling") == WAIT,
         graphs=int(option("accel_graphs_mib")) > 0,
         graph_bytes=int(option("accel_graphs_mib")) * MIB,
+        lora_base=option("accel_lora_base"),
     )
 
 

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..compile.choose import Choice, choose
 from ..compile.jobs import Code, Job, Progress
-from ..compile.machine import Machine, Target, probe
+from ..compile.machine import Machine, probe
+from ..compile.session import Choice, Session
+from ..compile.target import Target
 from ..compile.units import UnitFn, input_widths, side_input, units_of, widest
 from ..config import Config
 from ..errors import AccelError, ArtifactRejected, BadWeights, CompileFailed, NoRoom, StoreError
@@ -53,15 +54,6 @@ class Status:
     progress: Progress | None
     artifact: dict[str, Any] | None  # {"key", "bytes"}
     counters: Counters
-
-
-_not_made: dict[tuple[Config, str], dict[str, str]] = {}
-"""Why backends could not make the code of a target, as configured: true for the next model of the architecture too."""
-
-
-def forget_failures() -> None:
-    """Try again what could not be made in this process."""
-    _not_made.clear()
 
 
 class CompiledLayer:
@@ -132,6 +124,7 @@ class Engine:
     donor: nn.Module
     config: Config = field(default_factory=Config)
     counters: Counters = field(default_factory=Counters)
+    session: Session = field(default_factory=Session)
     machine: Callable[[torch.device], Machine] = probe
     device: torch.device | None = (
         None  # where images are computed; by default where the weights are now
@@ -184,11 +177,13 @@ class Engine:
             ):  # made elsewhere and imported since
                 self._not_made.clear()
         while True:
-            self._choice = choose(target, self.store, self.config, self._all_failed)
+            self._choice = self.session.choose(target, self.store, self.config, self._all_failed)
             try:
-                code = self._choice.backend.ready(target, self.store)
-                if code is None:
-                    self.job = self._choice.backend.start(target, self.store)
+                if self._choice.backend is None:
+                    return
+                code = self._choice.backend.make(target, self.store)
+                if isinstance(code, Job):
+                    self.job = code
                     if self.config.blocking:
                         self.job.wait()
                         self.take_up()
@@ -219,7 +214,7 @@ class Engine:
             self._install(job.result())
         except (CompileFailed, ArtifactRejected, StoreError) as e:
             passing = isinstance(e, (NoRoom, StoreError))
-            (self._failed if passing else self._not_made)[self._choice.backend.name] = str(e)
+            (self._failed if passing else self._not_made)[self._backend_name] = str(e)
             self.prepare()
         return True
 
@@ -254,11 +249,16 @@ class Engine:
                 return
             except StoreError as e:
                 error = e
-        self._failed[self._choice.backend.name] = str(error)
+        self._failed[self._backend_name] = str(error)
+
+    @property
+    def _backend_name(self) -> str:
+        backend = self._choice.backend if self._choice else None
+        return backend.name if backend else "none"
 
     @property
     def _not_made(self) -> dict[str, str]:
-        return _not_made.setdefault((self.config, self.target.key), {})
+        return self.session.failures(self.target, self.config)
 
     @property
     def _all_failed(self) -> dict[str, str]:
@@ -371,18 +371,6 @@ class Engine:
             x, s = (t.to(layer.dtype) for t in (h, h if side is None else side))
             return self._guarded(lambda of: of(x, s, s), layer, layer.module).to(h.dtype)
 
-    def run_block(self, name: str, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """One block (`input_blocks.3`) at compiled speed. dtypes follow the weights, and h's comes back."""
-        self._follow()
-        with torch.no_grad(), without_autocast(h.device):
-            x, emb, context = (t.to(self.unet.dtype) for t in (h, emb, context))
-            out = self._guarded(
-                lambda layers: self.unet.run_block(name, x, emb, context, layers),
-                self.layers,
-                self.unet.layers,
-            )
-            return out.to(h.dtype)
-
     def _guarded(self, run: Callable[[T], Tensor], compiled: T, clean: T) -> Tensor:
         """`run` with what is compiled; if that fails and with what is clean it does not, compiled code is dropped."""
         try:
@@ -423,12 +411,7 @@ class Engine:
             self._graphs = GraphCache(
                 lambda *i: self.unet(*i, self.layers), self.config.graph_bytes
             )
-        if (
-            self._code
-            and self._choice
-            and self._choice.backend.name == "aoti"
-            and not self.target.machine.recordable
-        ):
+        if self._code and self._backend_name == "aoti" and not self.target.machine.recordable:
             self._graphs.refuse(
                 f"torch {torch.__version__} waits inside compiled code; that needs torch 2.7 or later"
             )
@@ -437,7 +420,7 @@ class Engine:
     def _fail(self, error: RuntimeError) -> None:
         """Compiled code failed at run time: leave it for good, say why, go on without."""
         assert self._choice is not None
-        self._failed[self._choice.backend.name] = (
+        self._failed[self._backend_name] = (
             f"it failed while computing: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         )
         self._code = {}
@@ -461,7 +444,7 @@ class Engine:
         target = self.target
         job = self.job  # once: images take it away while a page asks
         compiling = job is not None and not job.done
-        backend = self._choice.backend.name if self._choice else "none"
+        backend = self._backend_name
         if compiling:
             state = "compiling"
         elif self._code:

@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..config import AUTO
 from ..errors import BadCheckpoint
 from ..model.architecture import Architecture, SpatialTransformer
 from ..model.diffusers_names import layer_aliases
 from ..model.unet import UNet
-from .lora_merge import AUTOMATIC, LowRank, keep, merge
+from .lora_bases import Bases
+from .lora_merge import LowRank, merge
 
 _log = logging.getLogger(__name__)
 
@@ -77,11 +79,11 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
 class Merger:
     """Merges LoRAs into `parameters` in place. The base of every weight that was ever touched is kept: taking out is one exact copy.
 
-    `where` bases are kept: one of merge.py's places.
+    `where` bases are kept: one of config.LORA_BASES.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], where: str = AUTOMATIC):
-        self._parameters, self._where = parameters, where
+    def __init__(self, parameters: Mapping[str, nn.Parameter], where: str = AUTO):
+        self._parameters, self._bases = parameters, Bases(where, _log.warning)
         self._base: dict[str, Tensor] = {}
         self._merged: set[str] = set()
 
@@ -95,7 +97,7 @@ class Merger:
         for name in touched:
             p = self._parameters[name].detach()
             if name not in self._base:
-                self._base[name] = keep(p, p.device, self._where, _log.warning)
+                self._base[name] = self._bases.keep(p, p.device)
             merge(p, self._base[name], wanted.get(name, ()))
         self._merged = set(wanted)
         return len(touched)

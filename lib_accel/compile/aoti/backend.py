@@ -8,8 +8,9 @@ from ...config import Config
 from ...errors import AccelError
 from ...store.store import ArtifactStore
 from ..jobs import Code, Job
-from ..machine import Target, cuda_advice, cxx_advice, spaced_folder, triton_advice
-from .job import compile_job, load_artifact
+from ..target import Target
+from ..toolchain import cuda_advice, cxx_advice, spaced_folder, triton_advice
+from .job import cancel_jobs, compile_job, load_artifact
 
 
 class Aoti:
@@ -44,9 +45,13 @@ class Aoti:
             return f"CUDA's headers were not found; {cuda_advice()}, or import an artifact made on a machine like this"
         return None
 
-    def ready(self, target: Target, store: ArtifactStore) -> Code | None:
+    def make(self, target: Target, store: ArtifactStore) -> Code | Job:
         artifact = store.get(target.key)
-        return load_artifact(artifact, target) if artifact else None
+        return load_artifact(artifact, target) if artifact else compile_job(target, store)
 
-    def start(self, target: Target, store: ArtifactStore) -> Job:
-        return compile_job(target, store)
+    def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
+        entry = store.entry(target.key)
+        return entry.bytes if entry else None
+
+    def cancel(self) -> None:
+        cancel_jobs()

@@ -21,7 +21,7 @@ from ...errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ...model import architecture as arch
 from ...store.store import Artifact, ArtifactStore, LockBusy
 from ..jobs import Code, Job
-from ..machine import Target
+from ..target import Target
 from ..units import UnitFn, describe, unit_key
 from ..verify import Verdict
 from .process_tree import remove
@@ -50,6 +50,11 @@ def compile_job(target: Target, store: ArtifactStore) -> CompileJob:
             job = _running[store.root, target.key] = CompileJob(target, store)
             job.start()
         return job
+
+
+def cancel_jobs() -> None:
+    for job in list(_running.values()):
+        job.cancel()
 
 
 class CompileJob(Job):

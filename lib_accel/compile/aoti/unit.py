@@ -27,9 +27,7 @@ TRACE_SIZE = (2, 24, 20, 77)
 """(B, H, W, L) of the tracing example: every size differs from 1 and from the others, so that none is taken for a constant."""
 
 
-def compile_unit(
-    layer: arch.Layer, dtype: torch.dtype, device: torch.device, options: dict[str, Any], path: Path
-) -> None:
+def compile_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device, path: Path) -> None:
     """Write the compiled unit to `path` (`*.pt2`): dynamic batch, height, width and context length.
 
     Raises whatever torch's compiler raises; the caller names it.
@@ -52,9 +50,7 @@ def compile_unit(
             strict=False,
         )
         raw = path.with_suffix(".raw.pt2")
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(raw), inductor_configs=options
-        )
+        torch._inductor.aoti_compile_and_package(program, package_path=str(raw))
     _repack(raw, path)
     raw.unlink()
 

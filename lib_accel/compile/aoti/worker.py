@@ -3,7 +3,7 @@
 It reads one task a line (JSON) from standard input and answers on standard output, one line each. When standard input ends
 the parent is gone: the process has its whole group (the C++ compiler, Triton's workers) and the folder taken away (`ending`).
 
-Task: {"unit": layer dict, "dtype": "float32", "device": "cpu", "options": {...}, "path": "...pt2", "threads": 1}
+Task: {"unit": layer dict, "dtype": "float32", "device": "cpu", "path": "...pt2", "threads": 1}
 Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...}, "seconds": s} or {"error": "..."}.
 """
 
@@ -83,7 +83,7 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
     )
     path = Path(task["path"])
     _say(answers, stage="compile")
-    compile_unit(layer, dtype, device, task["options"], path)
+    compile_unit(layer, dtype, device, path)
     _say(answers, stage="check")
     verdict = check_unit(layer, load_unit(path, device), dtype, device, alone=True)
     if device.type == "cuda":

@@ -16,7 +16,8 @@ import psutil
 import torch
 
 from ...model import architecture as arch
-from ..machine import Machine, Target
+from ..machine import Machine
+from ..target import Target
 from ..units import unit_key
 from .process_tree import end
 
@@ -126,7 +127,6 @@ class Worker:
             "unit": arch.layer_to_dict(layer),
             "dtype": str(target.dtype).removeprefix("torch."),
             "device": str(target.device),
-            "options": dict(target.options),
             "path": str(self.folder / f"{unit_key(layer)}.pt2"),
             "threads": self.threads,
         }

@@ -24,7 +24,7 @@ from ...model.architecture import Architecture
 from ...model.precision import relative_error
 from ...model.unet import UNet
 from ...runtime.lora_files import Merger, random_deltas
-from ...runtime.lora_merge import ORDINARY, PINNED, VIDEO, LowRank
+from ...runtime.lora_merge import LowRank
 from ..bench.kernels import kernels
 from ..bench.measure import Call, Row, flops, interleave, matmul_rate, timed
 from ..bench.precise import precise_call
@@ -294,7 +294,7 @@ def _change_rows(
         "none": [],
     }
     rows = []
-    for where in (VIDEO, PINNED, ORDINARY) if device.type == "cuda" else (ORDINARY,):
+    for where in ("gpu", "pinned", "host") if device.type == "cuda" else ("host",):
         seconds: dict[str, list[float]] = {name: [] for name in changes}
         for _ in range(min(args.rounds, 7)):
             merger = Merger(dict(setup.parameters), where)

@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from ...compile.jobs import Job
-from ...config import BACKENDS, MIB, Config, default_store
+from ...compile.session import BACKENDS
+from ...config import AUTO, MIB, Config, default_store
 from ...errors import AccelError
 from ...model import presets
 from ...model.architecture import Architecture
@@ -55,7 +56,7 @@ def command(
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
-        choices=BACKENDS,
+        choices=(AUTO, *(b.name for b in BACKENDS)),
         default="auto",
         help="what makes the fast code: aoti compiles once and keeps it, jit is torch.compile, eager compiles nothing; "
         "auto takes the best that works here",

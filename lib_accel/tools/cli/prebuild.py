@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from ...compile.aoti.backend import Aoti
 from ...compile.aoti.job import CompileJob
-from ...compile.choose import get
-from ...compile.machine import Target, probe
+from ...compile.machine import probe
+from ...compile.target import Target
 from ...compile.units import units_of
 from ...config import Config
 from ...errors import BackendUnavailable
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     built, lines = [], []
     for architecture in args.family:
         target = Target(units_of(architecture), dtype, device, probe(device))
-        why = get("aoti").why_not(target, store, Config(store=args.store))
+        why = Aoti().why_not(target, store, Config(store=args.store))
         if why:
             raise BackendUnavailable(why)
         job = CompileJob(target, store, args.workers)
