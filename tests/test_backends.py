@@ -212,7 +212,7 @@ def test_jit_compiles_in_a_thread_and_is_right(tmp_path: Path):
         assert counters["stats"]["unique_graphs"] == compiled, "the caller waited for the compiler"
         assert engine.counters.accelerated_calls == 3
         tiny.check(engine, tiny.inputs(batch=1, length=1))
-        assert engine.counters.compiles == len(engine.units)
+        assert engine.counters.compiles == len(engine.target.units)
     another = tiny.engine(
         tmp_path / "store", unet=tiny.donor(seed=5), machine={"packaging": False}, session=session
     )
@@ -406,27 +406,27 @@ def test_what_was_made_is_taken_up_only_for_the_weights_it_was_made_for(own_stor
     store.discard(tiny.target().key, "a test wants it made again")
     engine = tiny.engine(own_store, backend="aoti")
     with contextlib.closing(engine):
-        weights = engine.donor.state_dict()
+        weights = engine.network.state_dict()
         engine.prepare()
         first = engine.job
         assert first is not None
         assert first.wait(60)
-        engine.donor.to("meta")
+        engine.network.to("meta")
         assert not engine.take_up(), "while the weights are away it waits"
         assert engine.job is first
-        engine.donor.load_state_dict(weights, assign=True)
-        engine.donor.double()
+        engine.network.load_state_dict(weights, assign=True)
+        engine.network.double()
         assert engine.take_up()
         assert engine.job not in (None, first), "the new dtype is compiled for"
-        assert torch.equal(engine(*given), tiny.clean(engine, *given))
+        assert torch.equal(engine.compute(*given), tiny.clean(engine, *given))
         assert engine.counters.accelerated_calls == 0
-        engine.donor.float()
+        engine.network.float()
         tiny.check(engine, given)
         tiny.served(engine, given)
         assert engine.status.state == "ready"
         calls = engine.counters.accelerated_calls
-        engine.donor.double()
-        assert torch.equal(engine(*given), tiny.clean(engine, *given))
+        engine.network.double()
+        assert torch.equal(engine.compute(*given), tiny.clean(engine, *given))
         assert (engine.status.state, engine.status.reason, engine.counters.accelerated_calls) == (
             "compiling",
             None,

@@ -174,7 +174,7 @@ def test_a_killed_worker(temp: Path, store: ArtifactStore):
         engine.prepare()
         assert engine.job is not None
         compiling(temp)
-        assert torch.equal(engine(*given), expected)
+        assert torch.equal(engine.compute(*given), expected)
         workers(temp)[0].kill()
         assert engine.job.wait(PATIENCE_S)
         nothing_left(temp, store)
@@ -186,7 +186,7 @@ def test_a_killed_worker(temp: Path, store: ArtifactStore):
             f" at {name}" in str(status.reason)
             for name in ("ResBlock 64 -> 64", "SpatialTransformer 64 x1")
         )
-        assert torch.equal(engine(*given), expected)
+        assert torch.equal(engine.compute(*given), expected)
         engine.prepare()
         assert engine.job is None, "it does not try again and again"
     another = tiny.engine(store.root, unet=tiny.donor(seed=2), backend="aoti", session=session)
@@ -301,7 +301,7 @@ def test_closed_while_compiling(temp: Path, store: ArtifactStore):
     assert job.wait(20)
     assert not engine.take_up()
     nothing_left(temp, store)
-    assert torch.equal(engine(*given), expected)
+    assert torch.equal(engine.compute(*given), expected)
 
 
 def test_another_dtype_while_compiling(temp: Path, store: ArtifactStore):
@@ -311,8 +311,8 @@ def test_another_dtype_while_compiling(temp: Path, store: ArtifactStore):
         engine.prepare()
         first = engine.job
         assert first is not None
-        engine.donor.double()
-        assert torch.equal(engine(*given), tiny.clean(engine, *given))
+        engine.network.double()
+        assert torch.equal(engine.compute(*given), tiny.clean(engine, *given))
         second = engine.job
         assert second is not None
         assert (first.target.dtype, second.target.dtype) == (torch.float32, torch.float64)
@@ -385,7 +385,7 @@ def test_a_compiler_that_compiles_something_else(
     assert (status.state, status.backend) == ("fallback", "eager")
     assert "is inaccurate: relative error" in str(status.reason)
     assert "at (B, H, W, L) = (" in str(status.reason)
-    assert torch.equal(engine(*given), expected)
+    assert torch.equal(engine.compute(*given), expected)
     nothing_left(temp, store)
 
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from lib_accel.model.architecture import Architecture
+from lib_accel.model.unet import build_layer
 from lib_accel.runtime import engine as engine_module
-from lib_accel.runtime.engine import CompiledLayer
+from lib_accel.runtime.binding import INT32_LIMIT, CompiledLayer
 from lib_accel.store.store import ArtifactStore
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)
-from .tiny import INPAINTING, RELATIVE, WITH_Y, Built, addresses, ready, served
+from .tiny import INPAINTING, RELATIVE, TINY, WITH_Y, Built, addresses, ready, served
 
 # -- the artifact
 
@@ -90,7 +91,7 @@ def test_a_forgotten_y_is_told_and_costs_nothing(tiny_store: Path):
     engine = ready(tiny_store, WITH_Y)
     x, timesteps, context, _ = given = tiny.inputs(WITH_Y)
     with pytest.raises(ValueError, match=r"needs y: \[B, 12\]"):
-        engine(x, timesteps, context)
+        engine.compute(x, timesteps, context)
     served(engine, given)
 
 
@@ -111,7 +112,7 @@ def test_in_any_mode_of_the_host(
     tiny_store: Path, mode: Callable[[], contextlib.AbstractContextManager[Any]]
 ):
     engine = ready(tiny_store)
-    engine.donor.requires_grad_(True)
+    engine.network.requires_grad_(True)
     expected = served(engine, tiny.inputs())
     with mode():
         out = served(engine, tiny.inputs())
@@ -124,8 +125,8 @@ def test_one_timestep_or_prompt_for_a_whole_batch(tiny_store: Path):
     engine = ready(tiny_store)
     x, timesteps, context, _ = tiny.inputs(batch=3)
     for t, c in ((timesteps[:1], context), (timesteps, context[:1]), (timesteps[:1], context[:1])):
-        expected = engine(x, t.expand(3), c.expand(3, -1, -1))
-        assert tiny.error(engine(x, t, c), expected.double()) < 2e-6
+        expected = engine.compute(x, t.expand(3), c.expand(3, -1, -1))
+        assert tiny.error(engine.compute(x, t, c), expected.double()) < 2e-6
 
 
 def test_wrong_input_is_torchs_error_and_not_the_codes_fault(tiny_store: Path):
@@ -137,7 +138,7 @@ def test_wrong_input_is_torchs_error_and_not_the_codes_fault(tiny_store: Path):
         (x, timesteps, torch.cat([context, context[:1]])),
     ):
         with pytest.raises(RuntimeError):
-            engine(*wrong)
+            engine.compute(*wrong)
     assert engine.status.state == "ready"
     served(engine, given)
 
@@ -192,13 +193,13 @@ def test_close_undoes_everything(tiny_store: Path):
     engine.close()
     engine.close()
     assert addresses(donor) == at
-    assert all(p.is_meta for p in engine.unet.parameters()), (
+    assert all(p.is_meta for p in engine.clean.parameters()), (
         "weights the host throws away must not live on with us"
     )
     assert all(
         torch.equal(v, before[k]) and v.is_contiguous() for k, v in donor.state_dict().items()
     )
-    assert torch.equal(engine(*given), expected), "without compiled code"
+    assert torch.equal(engine.compute(*given), expected), "without compiled code"
     assert engine.counters.accelerated_calls == 1
     assert engine.status.state == "eager"
     engine.prepare()
@@ -207,33 +208,20 @@ def test_close_undoes_everything(tiny_store: Path):
 
 @pytest.mark.parametrize("message", ["no kernel image\nand more", ""])
 def test_code_that_fails_is_dropped_with_a_reason(tiny_store: Path, message: str):
-    for call in (lambda e, given: e(*given),):
-        engine, given = ready(tiny_store), tiny.inputs()
-        expected = call(tiny.engine(tiny_store), given)
+    engine, given = ready(tiny_store), tiny.inputs()
+    expected = tiny.engine(tiny_store).compute(*given)
 
-        def broken(inputs: list[Tensor]) -> Tensor:
-            raise RuntimeError(message)
+    def broken(inputs: list[Tensor]) -> Tensor:
+        raise RuntimeError(message)
 
-        for layer in engine.layers.values():
-            if isinstance(layer, CompiledLayer):
-                layer._fn = broken
-        for _ in range(2):
-            assert torch.equal(call(engine, given), expected)
-        assert engine.status.state == "fallback"
-        assert (
-            f"aoti: it failed while computing: {message.partition(chr(10))[0] or 'RuntimeError'}"
-            == engine.status.reason
-        )
-        assert engine.counters.accelerated_calls == 0
-
-
-class HeldGraphs:
-    """As much of a GraphCache as memory has to do with."""
-
-    bytes, refused = 64 * tiny.MIB, None
-
-    def clear(self) -> None:
-        self.bytes = 0
+    for layer in engine.compiled_layers().values():
+        layer.unit = broken
+    for _ in range(2):
+        assert torch.equal(engine.compute(*given), expected)
+    assert engine.status.state == "fallback"
+    first_line = message.partition("\n")[0] or "RuntimeError"
+    assert engine.status.reason == f"aoti: it failed while computing: {first_line}"
+    assert engine.counters.accelerated_calls == 0
 
 
 @pytest.mark.parametrize(
@@ -246,19 +234,20 @@ def test_out_of_memory_takes_what_graphs_hold_first(
     monkeypatch.setattr(engine_module, "out_of_memory_errors", lambda device: errors[0])
     engine, given = ready(tiny_store), tiny.inputs()
     expected = served(engine, given)
-    engine._graphs = graphs = HeldGraphs()  # type: ignore[assignment]
+    held = [True]  # what CUDA graphs hold, given back once
+    monkeypatch.setattr(engine, "release_graphs", lambda: bool(held) and held.pop())
     layer = engine.compiled_layers()["middle_block.0"]
-    good = layer._fn
+    good = layer.unit
 
     def full_while_held(inputs: list[Tensor]) -> Tensor:
-        if graphs.bytes:
+        if held:
             errors[0] += 1
             raise error
         return good(inputs)
 
-    layer._fn = full_while_held
+    layer.unit = full_while_held
     assert torch.equal(served(engine, given), expected)
-    assert not engine.release_graphs(), "there are none left to give"
+    assert not held
 
 
 def test_out_of_memory_is_the_hosts_where_nothing_can_be_given_back(tiny_store: Path):
@@ -267,9 +256,9 @@ def test_out_of_memory_is_the_hosts_where_nothing_can_be_given_back(tiny_store: 
     def full(inputs: list[Tensor]) -> Tensor:
         raise torch.cuda.OutOfMemoryError("out of memory")
 
-    engine.compiled_layers()["middle_block.0"]._fn = full
+    engine.compiled_layers()["middle_block.0"].unit = full
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        engine(*given)
+        engine.compute(*given)
     assert engine.status.state == "ready"
 
 
@@ -282,29 +271,27 @@ def test_running_out_of_memory_is_no_failure_of_the_code(
     engine, given = ready(tiny_store), tiny.inputs()
     expected = served(engine, given)
     layer = engine.compiled_layers()["middle_block.0"]
-    good = layer._fn
+    good = layer.unit
 
     def full(inputs: list[Tensor]) -> Tensor:
         errors[0] += 1
         raise RuntimeError("aoti_torch_empty_strided(...) API call failed")
 
-    layer._fn = full
-    assert torch.equal(engine(*given), tiny.clean(engine, *given))
-    layer._fn = good
+    layer.unit = full
+    assert torch.equal(engine.compute(*given), tiny.clean(engine, *given))
+    layer.unit = good
     assert torch.equal(served(engine, given), expected)
     assert engine.status.state == "ready"
 
 
-def test_what_32_bits_cannot_count_runs_without_compiled_code(tiny_store: Path):
-    layer = ready(tiny_store).compiled_layers()["middle_block.1"]
-    pixels = engine_module.INT32_LIMIT // (8 * 64)
+def test_more_elements_than_32_bits_count_run_without_compiled_code():
+    spec = dict(TINY.layers())["middle_block.1"]
+    layer = CompiledLayer(lambda inputs: inputs[0], build_layer(spec), spec, torch.float32)
+    pixels = INT32_LIMIT // (8 * 64)
+    context = torch.empty(1, 7, tiny.CONTEXT, device="meta")
     for count, fits in ((pixels - 1, True), (pixels, False)):
-        h, context = (
-            torch.empty(1, 64, 1, count, device="meta"),
-            torch.empty(1, 7, tiny.CONTEXT, device="meta"),
-        )
-        layer._parameters = [h]
-        assert layer._fits([h, context]) == fits
+        h = torch.empty(1, 64, 1, count, device="meta")
+        assert layer.fits([h, context]) == fits
 
 
 def test_layers_of_others_run_their_way(tiny_store: Path):
@@ -316,11 +303,11 @@ def test_layers_of_others_run_their_way(tiny_store: Path):
         return 2 * h
 
     x, timesteps, context, y = given
-    out = engine(x, timesteps, context, y, {"middle_block.1": patched})
+    out = engine.compute(x, timesteps, context, y, {"middle_block.1": patched})
     assert len(seen) == 1
     assert torch.allclose(
         out,
-        tiny.clean(engine, *given, {**engine.unet.layers, "middle_block.1": patched}),
+        tiny.clean(engine, *given, {**engine.clean.layers, "middle_block.1": patched}),
         atol=1e-5,
     )
     assert not torch.allclose(out, served(engine, given), atol=1e-3)

@@ -25,20 +25,22 @@ def test_binding_copies_nothing(tiny_store: Path):
     before, objects = addresses(donor), list(donor.parameters())
     engine = ready(tiny_store, unet=donor)
     served(engine, tiny.inputs())
-    assert addresses(donor) == addresses(engine.unet) == before
-    assert all(a is b for a, b in zip(objects, engine.unet.parameters(), strict=True))
+    assert addresses(donor) == addresses(engine.clean) == before
+    assert all(a is b for a, b in zip(objects, engine.clean.parameters(), strict=True))
 
 
 def test_another_checkpoint_compiles_nothing(tiny_store: Path):
     engine = ready(tiny_store, unet=tiny.donor(seed=7))
     tiny.check(engine, tiny.inputs())
     assert (engine.counters.compiles, engine.counters.accelerated_calls) == (0, 1)
-    assert not torch.allclose(engine(*tiny.inputs()), ready(tiny_store)(*tiny.inputs()), atol=1e-2)
+    assert not torch.allclose(
+        engine.compute(*tiny.inputs()), ready(tiny_store).compute(*tiny.inputs()), atol=1e-2
+    )
 
 
 def test_a_lora_is_seen_by_the_next_call_and_taken_out_exactly(tiny_store: Path):
     engine, given = ready(tiny_store), tiny.inputs()
-    merger = Merger(dict(engine.donor.named_parameters()))
+    merger = Merger(dict(engine.network.named_parameters()))
     plain, binds = served(engine, given), engine.counters.binds
     first, second = (random_deltas(TINY, rank=4, seed=seed) for seed in (1, 2))
     seen = [plain]
@@ -53,7 +55,7 @@ def test_a_lora_is_seen_by_the_next_call_and_taken_out_exactly(tiny_store: Path)
 
 
 def layer_of(engine: Engine) -> Any:
-    return engine.donor.get_submodule("middle_block.1.transformer_blocks.0.attn1")
+    return engine.network.get_submodule("middle_block.1.transformer_blocks.0.attn1")
 
 
 MOVES: dict[str, Callable[[Engine], Any]] = {
@@ -63,11 +65,13 @@ MOVES: dict[str, Callable[[Engine], Any]] = {
     "another address": lambda e: setattr(
         layer_of(e).to_q.weight, "data", layer_of(e).to_q.weight.data * 2
     ),
-    "channels last": lambda e: e.donor.to(memory_format=torch.channels_last),
+    "channels last": lambda e: e.network.to(memory_format=torch.channels_last),
     "transposed memory": lambda e: [
-        setattr(p, "data", p.data.t().contiguous().t()) for p in e.donor.parameters() if p.ndim == 2
+        setattr(p, "data", p.data.t().contiguous().t())
+        for p in e.network.parameters()
+        if p.ndim == 2
     ],
-    "there and back": lambda e: e.donor.double().float(),
+    "there and back": lambda e: e.network.double().float(),
 }
 
 
@@ -91,8 +95,8 @@ def test_code_never_meets_weights_of_another_dtype(
         cpu_operators, "fastest_dtype", lambda weights: weights
     )  # a CPU that is fast at bfloat16
     engine, given = ready(tiny_store), tiny.inputs()
-    engine.donor.to(dtype)
-    assert torch.equal(engine(*given), tiny.clean(engine, *given))
+    engine.network.to(dtype)
+    assert torch.equal(engine.compute(*given), tiny.clean(engine, *given))
     status = engine.status
     assert (status.state, engine.counters.accelerated_calls, status.dtype) == (
         "eager",
@@ -100,7 +104,7 @@ def test_code_never_meets_weights_of_another_dtype(
         str(dtype).removeprefix("torch."),
     )
     assert "compiling is switched off" in str(status.reason)
-    engine.donor.float()
+    engine.network.float()
     tiny.check(engine, given)
     assert (engine.status.state, engine.counters.accelerated_calls) == ("ready", 1)
 
@@ -112,8 +116,8 @@ def test_code_serves_narrow_weights_that_are_widened(
         cpu_operators, "fastest_dtype", lambda weights: torch.float32
     )  # a CPU that is slow at bfloat16
     engine, given = ready(tiny_store), tiny.inputs()
-    engine.donor.bfloat16()
-    at = addresses(engine.donor)
+    engine.network.bfloat16()
+    at = addresses(engine.network)
     tiny.check(engine, given)
     served(engine, given)
     assert (engine.status.state, engine.status.dtype, engine.counters.compiles) == (
@@ -121,33 +125,33 @@ def test_code_serves_narrow_weights_that_are_widened(
         "float32",
         0,
     )
-    assert addresses(engine.donor) == at
-    assert {p.dtype for p in engine.donor.parameters()} == {torch.bfloat16}
+    assert addresses(engine.network) == at
+    assert {p.dtype for p in engine.network.parameters()} == {torch.bfloat16}
 
 
 def test_unusable_weights_are_refused_until_they_are_back(tiny_store: Path):
     engine, given = ready(tiny_store), tiny.inputs()
     expected = served(engine, given)
-    layer = engine.donor.get_submodule("out.2")
-    before = {name: p.data for name, p in engine.donor.named_parameters()}
+    layer = engine.network.get_submodule("out.2")
+    before = {name: p.data for name, p in engine.network.named_parameters()}
     layer.bfloat16()
     with pytest.raises(
         BadWeights, match=r"out\.2\.weight is torch\.bfloat16 .* expected one dtype"
     ):
-        engine(*given)
+        engine.compute(*given)
     layer.float()
     layer.weight.data = layer.weight.data[:2]  # type: ignore[union-attr, index, assignment]
     with pytest.raises(
         BadWeights,
         match=r"out\.2\.weight: got the shape \[2, 64, 3, 3\], expected the shape \[4, 64, 3, 3\]",
     ):
-        engine(*given)
+        engine.compute(*given)
     layer.weight.data = before["out.2.weight"]
     served(engine, given)
-    engine.donor.to("meta")
+    engine.network.to("meta")
     with pytest.raises(BadWeights, match="meta device"):
-        engine(*given)
-    engine.donor.load_state_dict(before, assign=True)
+        engine.compute(*given)
+    engine.network.load_state_dict(before, assign=True)
     assert torch.equal(served(engine, given), expected)
 
 
@@ -164,9 +168,8 @@ def test_a_bias_that_appears_is_computed(tiny_store: Path):
     after = served(engine, tiny.inputs())
     assert tiny.error(after, donor(*tiny.inputs()).double()) < 1e-5
     assert tiny.error(after, before.double()) > 1e-4
-    assert set(engine.layers) - set(engine.compiled_layers()) == set(engine.unet.layers) - set(
-        ready(tiny_store).compiled_layers()
-    ) | {"middle_block.1"}
+    others = ready(tiny_store).compiled_layers().keys()
+    assert others - engine.compiled_layers().keys() == {"middle_block.1"}
     attention.to_q.bias = None
     assert torch.equal(served(engine, tiny.inputs()), before)
     attention.to_q.bias = nn.Parameter(torch.ones(63))
@@ -174,6 +177,6 @@ def test_a_bias_that_appears_is_computed(tiny_store: Path):
         with pytest.raises(
             BadWeights, match=r"middle_block.*to_q\.bias: this UNet has no such parameter"
         ):
-            engine(*tiny.inputs())
+            engine.compute(*tiny.inputs())
     attention.to_q.bias = None
     assert torch.equal(served(engine, tiny.inputs()), before)

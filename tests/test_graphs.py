@@ -68,7 +68,7 @@ def test_no_graphs_on_a_cpu(tiny_store: Path):
     engine = tiny.ready(tiny_store)
     for _ in range(3):
         tiny.served(engine, tiny.inputs())
-    assert engine._graphs is None
+    assert engine.graphs is None
 
 
 # -- with one
@@ -88,7 +88,7 @@ def given(**size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def plain(engine: Engine, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    return UNet(engine.architecture).adopt(dict(engine.donor.named_parameters()))(*inputs)
+    return UNet(engine.architecture).adopt(dict(engine.network.named_parameters()))(*inputs)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -97,7 +97,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def captures(engine: Engine) -> int:
-    return engine._graphs.captures if engine._graphs else 0
+    return engine.graphs.captures if engine.graphs else 0
 
 
 SIZES = (
@@ -115,7 +115,7 @@ def test_replay_is_the_plain_call():
     for size in SIZES:
         for seed in range(3):
             inputs = given(**size, seed=seed)
-            assert same(engine(*inputs), plain(engine, inputs))
+            assert same(engine.compute(*inputs), plain(engine, inputs))
     assert captures(engine) == len(SIZES)
 
 
@@ -126,7 +126,7 @@ def test_interleaved_shapes_do_not_disturb_each_other():
     inputs = [given(**size, seed=i) for i, size in enumerate(SIZES)]
     expected = [plain(engine, each) for each in inputs]
     for _ in range(4):
-        got = [engine(*each) for each in inputs]
+        got = [engine.compute(*each) for each in inputs]
         assert all(same(a, b) for a, b in zip(got, expected, strict=True))
     assert captures(engine) == len(SIZES)
 
@@ -134,10 +134,10 @@ def test_interleaved_shapes_do_not_disturb_each_other():
 @gpu
 def test_weights_changed_in_place_are_seen_without_a_new_recording():
     engine, inputs = on_gpu(), given()
-    before = [engine(*inputs) for _ in range(3)][-1]
+    before = [engine.compute(*inputs) for _ in range(3)][-1]
     with torch.no_grad():
-        engine.donor.get_parameter("out.2.weight").mul_(2)
-    after = engine(*inputs)
+        engine.network.get_parameter("out.2.weight").mul_(2)
+    after = engine.compute(*inputs)
     assert same(after, plain(engine, inputs))
     assert not same(after, before)
     assert captures(engine) == 1
@@ -147,12 +147,12 @@ def test_weights_changed_in_place_are_seen_without_a_new_recording():
 def test_moved_weights_are_recorded_again():
     engine, inputs = on_gpu(), given()
     for _ in range(3):
-        engine(*inputs)
-    engine.donor.get_submodule("out.2").weight = nn.Parameter(
-        engine.donor.get_parameter("out.2.weight").data * 2
+        engine.compute(*inputs)
+    engine.network.get_submodule("out.2").weight = nn.Parameter(
+        engine.network.get_parameter("out.2.weight").data * 2
     )
     for _ in range(3):
-        assert same(engine(*inputs), plain(engine, inputs))
+        assert same(engine.compute(*inputs), plain(engine, inputs))
     assert captures(engine) == 2
 
 

@@ -139,7 +139,7 @@ def exact(module: nn.Module, architecture: Architecture, given: Inputs) -> Tenso
 @torch.no_grad()
 def clean(e: Engine, *given: Any) -> Tensor:
     """What the engine answers where there is no compiled code, to the bit."""
-    return e.unet(*given)
+    return e.clean(*given)
 
 
 def error(value: Tensor, reference: Tensor) -> float:
@@ -149,9 +149,9 @@ def error(value: Tensor, reference: Tensor) -> float:
 def check(e: Engine, given: Inputs) -> None:
     """The engine's answer is as near to float64 as torch's own kernels come (1.25 x their error; 1e-6 is float32's noise here)."""
     architecture = e.architecture
-    reference = exact(e.donor, architecture, given)
+    reference = exact(e.network, architecture, given)
     own = error(clean(e, *given), reference)
-    out = e(*given)
+    out = e.compute(*given)
     assert out.shape == reference.shape
     assert out.dtype == given[0].dtype
     assert error(out, reference) <= 1.25 * max(own, 1e-6), f"torch itself: {own:.2e}"
@@ -168,7 +168,7 @@ def ready(store: Path, architecture: Architecture = TINY, unet: nn.Module | None
 def served(e: Engine, given: Inputs) -> Tensor:
     """The answer, which compiled code must have given."""
     before = e.counters.accelerated_calls
-    out = e(*given)
+    out = e.compute(*given)
     assert e.counters.accelerated_calls == before + 1
     return out
 
@@ -180,4 +180,4 @@ def addresses(module: nn.Module) -> list[int]:
 def block_inputs(e: Engine, given: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """h, emb and context for any block."""
     x, timesteps, context, _ = given
-    return x.mean(1, keepdim=True).expand(-1, 64, -1, -1), e.unet.embed(timesteps, None), context
+    return x.mean(1, keepdim=True).expand(-1, 64, -1, -1), e.clean.embed(timesteps, None), context

@@ -37,6 +37,10 @@ class Session:
         self._backends: dict[str, Backend] = {b.name: b() for b in BACKENDS}
         self._failures: dict[tuple[Config, str], dict[str, str]] = {}
 
+    def backend(self, name: str) -> Backend:
+        """Return a backend by name. Raises KeyError."""
+        return self._backends[name]
+
     def choose(
         self,
         target: Target,

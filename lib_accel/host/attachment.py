@@ -1,9 +1,9 @@
-"""One loaded model's UNet, taken over: instance attributes `forward` that are put there and taken away exactly."""
+"""One loaded model's UNet in the WebUI: accelerated, and given back exactly as it was."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -15,28 +15,27 @@ from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError, UnsupportedArchitecture
 from ..model.unet import LayerFn
-from ..runtime.control import Companion
-from ..runtime.engine import CompiledLayer, Counters, Engine
+from ..runtime.accelerated import Accelerated, Call, accelerated, mark
+from ..runtime.binding import CompiledLayer
+from ..runtime.engine import Counters
 from ..runtime.lora_bases import Bases
 from . import webui
+from .controls import AcceleratedControl
 from .inspection import Inspector, networks_behind, own_forward, summary
-from .layers import HostLayer, Layers
+from .layers import HostLayer, LayerForwards
 from .lora import Loras
-
-_KEY = (
-    "_accel_attachment"  # on the network, so that what we did lives and dies with the model object
-)
 
 
 @dataclass
 class Counts:
-    """What one attachment has done. Outlives it, so that the sums of a process never fall."""
+    """What one attachment has done. It outlives the attachment, so that no sum ever falls."""
 
     engine: Counters
     host_calls: int = 0
     lora_merges: int = 0
 
     def to_dict(self) -> dict[str, int]:
+        """Return the counters that the status shows."""
         e = self.engine
         return {
             "compiles": e.compiles,
@@ -47,261 +46,180 @@ class Counts:
         }
 
 
-class Attachment:
-    """Raises AccelError when the UNet cannot be taken over at all."""
+class Attachment(Accelerated):
+    """A UNet of the WebUI, accelerated.
+
+    Beside the UNet's forward it stands on the forward of every compiled layer, so that extensions
+    which call the layers themselves (ControlNet) run compiled code too. Before each call it merges
+    the wanted LoRAs and looks for what others have changed. Raises AccelError where the UNet cannot
+    be accelerated at all.
+    """
 
     def __init__(self, unet: nn.Module, config: Config, session: Session):
-        self.unet = unet
-        self.engine = Engine(unet, config, session=session, device=webui.device())
-        names = [name for name, _ in self.engine.architecture.layers()]
-        self._inspector = Inspector(unet, names)
+        super().__init__(unet, config, session, webui.device())
+        specs = dict(self.engine.architecture.layers())
+        self.inspector = Inspector(unet, specs)
         self._host_layers: dict[str, LayerFn] = {
-            name: HostLayer(unet.get_submodule(name)) for name in names
+            name: HostLayer(unet.get_submodule(name)) for name in specs
         }
-        compiled = [
-            name for name, spec in self.engine.architecture.layers() if spec in self.engine.units
-        ]
-        self._layers = Layers(unet, compiled, self.engine, self._begin)
-        self._loras = Loras(unet, Bases(config.lora_base, webui.say))
+        compiled = [name for name, spec in specs.items() if spec in self.engine.target.units]
+        self._layers = LayerForwards(unet, compiled, self.engine, self._begin_pass)
+        self.loras = Loras(unet, Bases(config.lora_base, webui.say))
         self._driver: object = None  # somebody else's forward, where one stands on the UNet
-        self._controls: WeakSet[nn.Module] = (
-            WeakSet()
-        )  # networks that drive the UNet, taken over as well
+        self._controls: WeakSet[nn.Module] = WeakSet()  # control networks that are accelerated too
         self.counts = Counts(self.engine.counters)
-        self.reason: str | None = None  # why the last call, or a part of it, was not accelerated
-        self._said: set[str] = set()
+        self._explained: set[str] = set()
 
     # -- coming and going
 
     def install(self) -> None:
-        """Take the UNet over. Where somebody else's forward stands there, his comes first: he calls its layers, or ours in turn."""
-        setattr(self.unet, _KEY, self)
+        """Put our forwards on the UNet and its layers. Idempotent.
+
+        A forward of another extension on the UNet stays: it calls the layers, or us in turn.
+        """
+        mark(self.unet, self)
         self.unet._apply = self._apply
         there = vars(self.unet).get("forward")
-        if (
-            there is None
-            or isinstance(getattr(there, "__self__", None), Attachment)
-            or own_forward(self.unet, "forward")
-        ):
+        ours = isinstance(getattr(there, "__self__", None), Attachment)
+        if there is None or ours or own_forward(self.unet, "forward"):
             self.unet.forward = self._forward
         self._layers.install()
 
     def remove(self, keep_compiling: bool = False) -> None:
-        """Leave the UNet exactly as it was found."""
-        self._remove_forward()
+        """Leave the UNet and its control networks exactly as they were found. Idempotent."""
         self._layers.remove()
         vars(self.unet).pop("_apply", None)
         for network in list(self._controls):
-            control = of(network)
-            if isinstance(control, _Control):
+            control = accelerated(network)
+            if isinstance(control, AcceleratedControl):
                 control.remove()
-        vars(self.unet).pop(_KEY, None)
-        self.engine.close(keep_compiling)
-
-    def _remove_forward(self) -> None:
-        if getattr(vars(self.unet).get("forward"), "__self__", None) is self:
-            del self.unet.forward
+        super().remove(keep_compiling)
 
     def _apply(self, *args: Any, **named: Any) -> nn.Module:
-        """Stands in for `nn.Module._apply`, what `to` calls: a model that is thrown away goes to the meta device, its weights with it.
+        """Stand in for `nn.Module._apply`, which `to` calls.
 
-        We share them, and they would stay until the next model is complete.
+        The WebUI discards a model by moving it to the meta device. We share its weights and would
+        keep them alive until the next model is complete.
         """
         type(self.unet)._apply(self.unet, *args, **named)
         if next(self.unet.parameters()).is_meta:
-            self._loras.forget()
-            self.remove(
-                keep_compiling=True
-            )  # base and refiner take turns: each would end the other's compiler for ever
+            self.loras.forget()
+            # base and refiner take turns: each would stop the other's compiler for ever
+            self.remove(keep_compiling=True)
         return self.unet
 
     def take_up(self) -> None:
-        """Between images: install what the compiler has finished. "Compiling" is then no longer the reason."""
+        """Serve what the compiler has finished. Called between images."""
         if self.engine.take_up():
             self.reason = None
 
     # -- computing
 
-    def _forward(
-        self, x: Tensor, timesteps: Any = None, context: Any = None, *rest: Any, **named: Any
-    ) -> Tensor:
-        """Stands in for `UNetModel.forward`; shapes as there."""
-        if (
-            of(self.unet) is not self
-        ):  # removed while somebody else kept our forward, who has put it back since
-            self._remove_forward()
-            return self._host_forward(x, timesteps, context, *rest, **named)
-        y = rest[0] if rest else named.get("y")
-        more = [
-            *(type(value).__name__ for value in rest[1:]),
-            *(name for name in named if name != "y"),
-        ]
-        reason = self._why_not_call(context, more) or self.why_not(x)
-        if (
-            reason is None
-            and torch.is_grad_enabled()
-            and (x.requires_grad or context.requires_grad)
-        ):
-            reason = "this call is differentiated"
-        replaced, around = self._inspector.look() if reason is None else ({}, None)
-        if around:
-            return self._host_forward(
-                x, timesteps, context, *rest, **named
-            )  # which calls `_begin`, and our layers
-        with self._layers_aside():
-            if reason is None:
-                self._merge()
-                self._explain(summary(replaced) if replaced else None)
-                try:
-                    return self._compute(
-                        x,
-                        timesteps,
-                        context,
-                        y,
-                        {name: self._host_layers[name] for name in replaced},
-                    )
-                except AccelError as e:
-                    reason = str(e)
-            self._explain(reason)
-            self.counts.host_calls += 1
-            return self._host_forward(x, timesteps, context, *rest, **named)
+    def why_not(self, call: Call) -> str | None:
+        """Return why compiled code cannot serve this call, or None."""
+        return self.why_not_now(call.x) or super().why_not(call)
 
-    def _compute(self, *given: Any) -> Tensor:
-        try:
-            return self.engine(*given)
-        except torch.cuda.OutOfMemoryError:
-            if not self.release_memory():
-                raise
-        return self.engine(*given)
+    def compute(self, call: Call) -> Tensor:
+        """Compute a call that `why_not` has let pass."""
+        replaced, around = self.inspector.look()
+        if around:  # only the UNet's own code knows the way from layer to layer; those are ours
+            return super().original(call)
+        with self._layers.paused():
+            self._merge_loras()
+            self._explain(summary(replaced) if replaced else None)
+            layers = {name: self._host_layers[name] for name in replaced}
+            given = (call.x, call.timesteps, call.context, call.y, layers)
+            try:
+                return self.engine.compute(*given)
+            except torch.cuda.OutOfMemoryError:
+                if not self.release_memory():
+                    raise
+            return self.engine.compute(*given)
 
-    def release_memory(self) -> bool:
-        """Give back the video memory that CUDA graphs and the bases of LoRAs hold, if they hold any."""
-        return any([self.engine.release_graphs(), self._loras.park()])
+    def fall_back(self, call: Call, reason: str) -> Tensor:
+        """Compute a call with the UNet's own forward and layers, because of `reason`."""
+        self._explain(reason)
+        self.counts.host_calls += 1
+        with self._layers.paused():
+            return self.original(call)
 
-    def _host_forward(self, *args: Any, **named: Any) -> Tensor:
-        return type(self.unet).forward(self.unet, *args, **named)  # type: ignore[no-any-return]
+    def _begin_pass(self, h: Tensor) -> Mapping[str, CompiledLayer]:
+        """Return the layers to compute with compiled code in the pass that begins with `h`.
 
-    def _begin(self, h: Tensor) -> Mapping[str, CompiledLayer]:
-        """Somebody else drives the UNet, or the WebUI's own forward does, and a pass begins: what compiled code computes in it."""
-        reason = self.why_not(h)
+        Another extension drives the UNet, or the UNet's own forward does.
+        """
+        reason = self.why_not_now(h)
         if reason is None:
             try:
-                replaced, around = self._inspector.look()
-                self._merge()
+                replaced, around = self.inspector.look()
+                self._merge_loras()
                 compiled = self.engine.compiled_layers()
-                self._take_over_controls()
+                self._accelerate_controls()
+            except AccelError as error:
+                reason = str(error)
+            else:
                 driven = around or "another extension drives the UNet"
                 if compiled:
-                    self._explain(
-                        "; ".join(
-                            [
-                                f"{driven}: compiled layer by layer",
-                                *([summary(replaced)] if replaced else []),
-                            ]
-                        )
-                    )
+                    parts = [f"{driven}: compiled layer by layer"]
+                    self._explain("; ".join(parts + ([summary(replaced)] if replaced else [])))
                     self.engine.counters.accelerated_calls += 1
                     return {name: layer for name, layer in compiled.items() if name not in replaced}
-                reason = f"{driven}: without compiled code its layers run the WebUI's way"
-            except AccelError as e:
-                reason = str(e)
+                reason = f"{driven}: without compiled code its layers run unaccelerated"
         self._explain(reason)
         self.counts.host_calls += 1
         return {}
 
-    @contextlib.contextmanager
-    def _layers_aside(self) -> Iterator[None]:
-        """For a whole call: the engine knows the layers better, and the WebUI's way is to be just that."""
-        before, self._layers.aside = self._layers.aside, True
-        try:
-            yield
-        finally:
-            self._layers.aside = before
-
-    def _merge(self) -> None:
-        self.counts.lora_merges += self._loras.bring_up_to_date()
-
-    def why_not(self, x: Tensor) -> str | None:
-        """Why compiled code cannot serve now, or None."""
+    def why_not_now(self, x: Tensor) -> str | None:
+        """Return why the WebUI or the weights keep compiled code from serving now, or None."""
         if not webui.enabled():
             return "acceleration is switched off for this image"
-        now = webui.why_not_now(self.unet)
-        if now:
+        if now := webui.why_not_now(self.unet):
             return now
         weight = next(self.unet.parameters())
         if weight.device != x.device:
-            return f"the weights are on {weight.device} and the image on {x.device} (--lowvram moves them piece by piece)"
+            return (
+                f"the weights are on {weight.device} and the image on {x.device} "
+                "(--lowvram moves them piece by piece)"
+            )
         if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"the weights are stored as {weight.dtype}"
-        return (
-            "compiling; images are made without acceleration until then"
-            if self.engine.job is not None
-            else None
-        )
-
-    def _why_not_call(self, context: Any, more: list[str]) -> str | None:
-        if more or not isinstance(context, torch.Tensor):
-            return f"this call gives the UNet more than compiled code knows: {', '.join(more) or type(context).__name__}"
+        if self.engine.job is not None:
+            return "compiling; images are made without acceleration until then"
         return None
 
+    def _merge_loras(self) -> None:
+        self.counts.lora_merges += self.loras.bring_up_to_date()
+
     def _explain(self, reason: str | None) -> None:
-        """Remember it for the status, and say it in the console the first time."""
+        """Keep the reason for the status, and print it the first time."""
         self.reason = reason
-        if reason and reason not in self._said:
-            self._said.add(reason)
+        if reason and reason not in self._explained:
+            self._explained.add(reason)
             webui.say(reason)
 
-    # -- what drives the UNet
+    def release_memory(self) -> bool:
+        """Free the video memory of CUDA graphs and of LoRA base weights; return whether any was."""
+        return any([self.engine.release_graphs(), self.loras.park()])
+
+    # -- control networks
 
     @property
     def control_models(self) -> int:
-        """Networks beside the UNet that our code computes."""
+        """How many control networks run on this UNet's compiled code."""
         return len(self._controls)
 
-    def _take_over_controls(self) -> None:
-        """Networks of a UNet's layers behind the forward that drives this UNet (ControlNets) get the same compiled code."""
+    def _accelerate_controls(self) -> None:
+        """Accelerate the control networks behind the forward that drives this UNet."""
         driver = vars(self.unet).get("forward")
         if driver is self._driver:
             return
         self._driver = driver
         for network in networks_behind(driver, but=self.unet):
-            there = of(network)
+            there = accelerated(network)
             if isinstance(there, Attachment) or (there and there.engine is self.engine):
                 continue
             if there:
                 there.remove()
-            try:
-                _Control(network, self.engine).install()
-            except UnsupportedArchitecture:
-                continue
-            self._controls.add(network)
-
-
-class _Control:
-    """A ControlNet or its like, run by the UNet's code. Raises UnsupportedArchitecture when it has none of a UNet's layers."""
-
-    def __init__(self, network: nn.Module, engine: Engine):
-        self.network, self.engine = network, engine
-        self._companion = Companion(network)
-        self._inspector = Inspector(network, self._companion.specs)
-        self._layers = Layers(network, list(self._companion.specs), engine, self._begin)
-
-    def install(self) -> None:
-        setattr(self.network, _KEY, self)
-        self._layers.install()
-
-    def remove(self) -> None:
-        self._layers.remove()
-        vars(self.network).pop(_KEY, None)
-        self._companion.close()
-
-    def _begin(self, h: Tensor) -> Mapping[str, CompiledLayer]:
-        if not webui.enabled() or webui.why_not_now(self.network):
-            return {}
-        compiled, changed = self._companion.compiled_layers(self.engine), self._inspector.look()[0]
-        return {name: layer for name, layer in compiled.items() if name not in changed}
-
-
-def of(network: nn.Module | None) -> Any:
-    """What took a network over, if anything did."""
-    return vars(network).get(_KEY) if network is not None else None
+            with contextlib.suppress(UnsupportedArchitecture):  # it has none of a UNet's layers
+                AcceleratedControl(network, self.engine).install()
+                self._controls.add(network)

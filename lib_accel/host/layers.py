@@ -1,97 +1,105 @@
-"""The layers of a live network, each of whose forwards is ours: so they keep their speed whoever calls them.
+"""The forwards of a live network's layers, ours while the network is accelerated.
 
-ControlNet and others put their own forward on the UNet and call its blocks themselves. What they call in the end are layers,
-and those are what is compiled.
+ControlNet and others put a forward of their own on the UNet and call its blocks themselves. Those
+call layers in the end, and a layer is what is compiled: so it stays fast whoever calls it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..runtime.engine import CompiledLayer, Engine
+from ..runtime.binding import CompiledLayer
+from ..runtime.engine import Engine
 from . import webui
 from .inspection import own_forward
 
+BeginPass = Callable[[Tensor], Mapping[str, CompiledLayer]]
+"""Given the first input of a pass, returns the layers that compiled code computes in it."""
+
 
 class HostLayer:
-    """A layer that runs the WebUI's way, called as the clean UNet calls its layers."""
+    """A layer computed by the network's own module, called as the clean UNet calls its layers."""
 
     def __init__(self, module: nn.Module):
         names = {c.__name__ for c in type(module).__mro__}
         self._module = module
-        self._extra = (
-            "emb"
-            if "TimestepBlock" in names
-            else "context"
-            if "SpatialTransformer" in names
-            else None
-        )
+        self._takes_emb = "TimestepBlock" in names
+        self._takes_context = "SpatialTransformer" in names
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        side = [emb] if self._takes_emb else [context] if self._takes_context else []
         with webui.autocast():
-            side = () if self._extra is None else (emb if self._extra == "emb" else context,)
-            out = self._module(h, *side)
-        return out.to(h.dtype)
+            return self._module(h, *side).to(h.dtype)
 
 
-class Layers:
-    """Takes over layers of `network` by name. `begin` is asked before the first of each pass which of them to compute compiled."""
+class LayerForwards:
+    """Puts a forward of ours on layers of `network`, by name, and takes it away exactly."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        names: list[str],
-        engine: Engine,
-        begin: Callable[[Tensor], Mapping[str, CompiledLayer]],
-    ):
-        self._engine, self._begin = engine, begin
-        self._taken = [
-            _TakenLayer(self, name, network.get_submodule(name), i) for i, name in enumerate(names)
+    def __init__(self, network: nn.Module, names: list[str], engine: Engine, begin_pass: BeginPass):
+        self._engine, self._begin_pass = engine, begin_pass
+        self._forwards = [
+            _LayerForward(self, name, network.get_submodule(name), i)
+            for i, name in enumerate(names)
         ]
-        self._at = len(names)
+        self._position = len(names)  # of the layer that ran last
         self._compiled: Mapping[str, CompiledLayer] = {}
-        self.aside = False  # while true, every layer runs the WebUI's way
+        self._paused = False
 
     def install(self) -> None:
-        for layer in self._taken:
-            there = vars(layer.module).get("forward")
-            if there is not layer and (there is None or own_forward(layer.module, "forward")):
-                layer.before, layer.module.forward = there, layer
+        """Put our forwards in place where nobody else's stand. Idempotent."""
+        for forward in self._forwards:
+            there = vars(forward.module).get("forward")
+            if there is not forward and (there is None or own_forward(forward.module, "forward")):
+                forward.before, forward.module.forward = there, forward
 
     def remove(self) -> None:
         """Leave every layer as it was found."""
         self._compiled = {}
-        for layer in self._taken:
-            if vars(layer.module).get("forward") is layer:
-                if layer.before is None or isinstance(layer.before, _TakenLayer):
-                    del layer.module.forward
-                else:
-                    layer.module.forward = layer.before
+        for forward in self._forwards:
+            if vars(forward.module).get("forward") is not forward:
+                continue
+            if forward.before is None or isinstance(forward.before, _LayerForward):
+                del forward.module.forward
+            else:
+                forward.module.forward = forward.before
 
-    def run(self, taken: _TakenLayer, h: Tensor, side: Tensor | None) -> Tensor | None:
-        """Compiled, or None where the layer must run the WebUI's way. A pass begins when the layers begin anew."""
-        if self.aside:
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let every layer run its module's own code inside the `with`: a whole call is computed."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def run(self, forward: _LayerForward, h: Tensor, side: Tensor | None) -> Tensor | None:
+        """Compute a layer with compiled code; None where its module must.
+
+        A new pass begins where the layers begin from the front again.
+        """
+        if self._paused:
             return None
-        if taken.position <= self._at:
-            self._compiled = self._begin(h)
-        self._at = taken.position
-        layer = self._compiled.get(taken.name)
-        return None if layer is None else self._engine.run_layer(layer, h, side)
+        if forward.position <= self._position:
+            self._compiled = self._begin_pass(h)
+        self._position = forward.position
+        layer = self._compiled.get(forward.name)
+        return None if layer is None else self._engine.compute_layer(layer, h, side)
 
 
-class _TakenLayer:
-    """Stands as `forward` on one layer: `(h)`, `(h, emb)` or `(h, context)`."""
+class _LayerForward:
+    """Stands as `forward` on one layer: called with `(h)`, `(h, emb)` or `(h, context)`."""
 
-    def __init__(self, layers: Layers, name: str, module: nn.Module, position: int):
-        self._layers, self.name, self.module, self.position = layers, name, module, position
+    def __init__(self, owner: LayerForwards, name: str, module: nn.Module, position: int):
+        self._owner, self.name, self.module, self.position = owner, name, module, position
         self.before: Any = None
 
     def __call__(self, h: Tensor, side: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
-        out = None if rest or named else self._layers.run(self, h, side)
-        if out is not None:
-            return out
-        given = () if side is None else (side,)
-        return type(self.module).forward(self.module, h, *given, *rest, **named)  # type: ignore[no-any-return]
+        out = None if rest or named else self._owner.run(self, h, side)
+        if out is None:
+            given = () if side is None else (side,)
+            out = type(self.module).forward(self.module, h, *given, *rest, **named)
+        return out

@@ -61,7 +61,7 @@ class Loras:
                 continue
             changed += 1
             if by_us:
-                self._set(layer, parts, wanted if parts else ())
+                self.set_networks(layer, parts, wanted if parts else ())
             else:
                 networks.network_apply_weights(layer)
         self._wanted, self._marks = wanted, self._look()
@@ -87,7 +87,7 @@ class Loras:
                 layer.network_weights_backup = layer.network_bias_backup = None
                 layer.network_current_names = ()
 
-    def _set(self, layer: Any, parts: list[Any], mark: tuple[object, ...]) -> None:
+    def set_networks(self, layer: Any, parts: list[Any], mark: tuple[object, ...]) -> None:
         """The layer's weight and bias from their base with these network modules; whole or not at all."""
         weight, bias = layer.weight, getattr(layer, "bias", None)
         base = self._base(layer, weight, bias)

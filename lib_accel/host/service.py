@@ -13,9 +13,10 @@ from torch import nn
 from ..compile.doctor import Finding, examine
 from ..compile.session import Session
 from ..errors import AccelError
+from ..runtime.accelerated import accelerated
 from ..runtime.engine import Counters
 from ..store.store import ArtifactStore, Entry
-from . import attachment, webui
+from . import webui
 from .attachment import Attachment, Counts
 from .clock import Clock
 
@@ -65,7 +66,7 @@ class Service:
                 self._session.cancel()
                 self._session.forget_failures()
             for unet in list(self._seen):
-                here = attachment.of(unet)
+                here = accelerated(unet)
                 before = here.engine.config if here else None
                 if before == wanted:
                     continue  # "Apply settings" calls once for each option, changed or not
@@ -85,15 +86,15 @@ class Service:
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 return
-            if attachment.of(unet) is None:
+            if accelerated(unet) is None:
                 self._seen.add(unet)
                 if unet not in self._refused:
                     self._attach(unet)
             for other in self._seen:
-                parked = attachment.of(other)
+                parked = accelerated(other)
                 if parked is not None and other is not unet:
                     parked.release_memory()
-            here = attachment.of(unet)
+            here = accelerated(unet)
             if here is not None:
                 here.install()
                 here.take_up()
@@ -121,7 +122,7 @@ class Service:
                 self._detach(unet)
 
     def _attach(self, unet: nn.Module) -> None:
-        if attachment.of(unet) is not None:
+        if accelerated(unet) is not None:
             return  # the same object with other weights: the engine follows them by itself
         self._refused.pop(unet, None)
         here = None
@@ -143,7 +144,7 @@ class Service:
         )
 
     def _detach(self, unet: nn.Module, keep_compiling: bool = False) -> None:
-        here = attachment.of(unet)
+        here = accelerated(unet)
         if here is None:
             return
         here.remove(keep_compiling)
@@ -157,7 +158,7 @@ class Service:
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 raise AccelError("no model is loaded, or acceleration is off: nothing to build")
-            here = attachment.of(unet)
+            here = accelerated(unet)
             if here is not None and (here.engine.job is not None or here.engine.complete):
                 return
             with webui.idle() as idle:  # attaching moves weights
@@ -210,12 +211,12 @@ class Service:
         return backend if accelerated else None
 
     def current(self) -> Attachment | None:
-        return attachment.of(webui.unet_of(webui.current_model()))
+        return accelerated(webui.unet_of(webui.current_model()))
 
     def status(self) -> dict[str, Any]:
         """The document of `GET /accel/v1/status`. Waits for nothing, not even for a compiler that an image waits for."""
         unet = webui.unet_of(webui.current_model())
-        here = attachment.of(unet)
+        here = accelerated(unet)
         out: dict[str, Any] = {
             "enabled": webui.enabled(),
             "state": "off",

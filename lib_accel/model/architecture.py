@@ -392,7 +392,9 @@ class _Reader:
     def linear(self, name: str, inputs: int, outputs: int | None = None, bias: bool = True) -> int:
         outputs = outputs or self.any_shape(f"{name}.weight", 2)[0]
         self.take(f"{name}.weight", (outputs, inputs))
-        if bias or f"{name}.bias" in self.shapes:  # a LoRA may have given it one: `UNet.grown`
+        if (
+            bias or f"{name}.bias" in self.shapes
+        ):  # a LoRA may have given it one: `UNet.extra_biases`
             self.take(f"{name}.bias", (outputs,))
         return outputs
 

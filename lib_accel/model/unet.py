@@ -264,14 +264,14 @@ class UNet(nn.Module):
         self._shapes = {
             name: p.shape for name, p in self.named_parameters()
         }  # what adopted ones become later does not count
-        self.grown: set[str] = (
+        self.extra_biases: set[str] = (
             set()
         )  # parameters that this architecture does not have, and that were adopted all the same
 
     def adopt(self, parameters: Parameters) -> UNet:
         """Take these Parameter objects as our own: no copy, and whatever happens to them happens here.
 
-        A linear layer may have been given a bias (some LoRA types do that); it is in `grown` then.
+        A linear layer may have been given a bias (some LoRA types do that); it is in `extra_biases` then.
         Raises BadWeights where a name is missing or unknown, or a shape differs.
         """
         extra = parameters.keys() - self._shapes.keys()
@@ -281,11 +281,11 @@ class UNet(nn.Module):
             raise BadWeights(
                 f"{unknown[0]}: this UNet has no such parameter; expected those of {self.architecture.name} alone"
             )
-        for name in self.grown - extra:
+        for name in self.extra_biases - extra:
             set_parameter(self, name, None)
         for name in extra:
             set_parameter(self, name, parameters[name])
-        self.grown = extra
+        self.extra_biases = extra
         for name, shape in self._shapes.items():
             theirs = parameters.get(name)
             if theirs is None or theirs.shape != shape:
@@ -293,6 +293,14 @@ class UNet(nn.Module):
                 raise BadWeights(f"{name}: got {got}, expected the shape {list(shape)}")
             set_parameter(self, name, theirs)
         return self
+
+    def release(self) -> None:
+        """Hold no adopted parameter: every one becomes a fresh one without storage."""
+        for name in self.extra_biases:
+            set_parameter(self, name, None)
+        self.extra_biases = set()
+        for name, shape in self._shapes.items():
+            set_parameter(self, name, _empty(*shape))
 
     def _may_be_given(self, name: str, shape: torch.Size) -> bool:
         home, _, own = name.rpartition(".")

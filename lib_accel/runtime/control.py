@@ -1,65 +1,74 @@
-"""Another network built of a UNet's layers (a ControlNet is its encoder): run by the UNet's compiled code with weights of its own."""
+"""Control networks: other networks that are built of a UNet's layers and run on its compiled units.
+
+A ControlNet is the encoder of a UNet with weights of its own. Compiled units take weights as
+inputs, so those of the UNet compute it as well.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
-from ..compile.jobs import Code
-from ..errors import BadWeights, UnsupportedArchitecture
-from ..model.architecture import layers_in
-from ..model.unet import build_layer, set_parameter
-from .engine import CompiledLayer, Engine
-from .weights import Weights
+from ..errors import UnsupportedArchitecture
+from ..model.architecture import Layer, layers_in
+from ..model.unet import LayerFn, Parameters, build_layer, set_parameter
+from .binding import Binding, CompiledLayer
+from .engine import Engine
 
 
-class Companion:
-    """Raises UnsupportedArchitecture when `donor` holds no layer of a UNet."""
+class ControlLayers:
+    """The residual blocks and transformers of a control network, built again without weights."""
 
-    def __init__(self, donor: nn.Module):
-        self.specs = layers_in(donor)
+    def __init__(self, specs: Mapping[str, Layer]):
+        self._specs = specs
+        self.extra_biases: set[str] = set()
+        self.compute_dtype: torch.dtype | None = None
+        self.release()
+
+    def adopt(self, parameters: Parameters) -> None:
+        """Share these Parameter objects, by the network's names for them."""
+        for name, layer in self._modules.items():
+            for own, _ in list(layer.named_parameters()):
+                set_parameter(layer, own, parameters[f"{name}.{own}"])
+
+    def release(self) -> None:
+        """Hold no parameter of anybody."""
+        self._modules = {name: build_layer(spec) for name, spec in self._specs.items()}
+        self.layers: Mapping[str, LayerFn] = self._modules
+
+
+class ControlNetwork:
+    """A control network on the compiled units of `engine`.
+
+    Raises UnsupportedArchitecture when `network` holds no layer of a UNet.
+    """
+
+    def __init__(self, network: nn.Module, engine: Engine):
+        self.specs = layers_in(network)
         if not self.specs:
+            kind = type(network).__name__
             raise UnsupportedArchitecture(
-                f"a {type(donor).__name__} holds no residual block and no transformer of a UNet"
+                f"a {kind} holds no residual block and no transformer of a UNet"
             )
-        self._weights = Weights(donor)
-        self._code: Code | None = None
-        self._layers: dict[str, CompiledLayer] = {}
+        self._engine = engine
+        self._binding = Binding(network, ControlLayers(self.specs), self.specs, engine.device)
+        self._bound: object = None
 
-    def compiled_layers(self, engine: Engine) -> Mapping[str, CompiledLayer]:
-        """By name, those for which `engine` has code; none while the weights lie elsewhere or are of another dtype than the UNet's."""
-        if engine.code is not self._code or self._weights.moved():
-            self._code, self._layers = engine.code, {}
-            with contextlib.suppress(
-                BadWeights
-            ):  # mixed or unloaded: its own code computes it, or says what is wrong
-                self._bind(engine)
-        return self._layers
+    def compiled_layers(self) -> Mapping[str, CompiledLayer]:
+        """Return by name the layers that the engine has compiled units for.
 
-    def _bind(self, engine: Engine) -> None:
-        named = self._weights.accept()
-        first = next(iter(named.values()))
-        if (
-            not engine.code
-            or first.device != engine.device
-            or first.dtype != next(engine.donor.parameters()).dtype
-        ):
-            return
-        self._weights.set_layout(compiled=True)
-        self._weights.accept()
-        for name, spec in self.specs.items():
-            if spec in engine.code:
-                layer = build_layer(spec)
-                for own, _ in list(layer.named_parameters()):
-                    set_parameter(layer, own, named[f"{name}.{own}"])
-                self._layers[name] = CompiledLayer(
-                    engine.code[spec], layer, spec, engine.unet.dtype
-                )
+        There are none while the weights lie elsewhere, or in another dtype than the UNet's.
+        Raises BadWeights.
+        """
+        if self._engine.units is not self._bound or self._binding.moved():
+            self._bound = self._engine.units
+            self._binding.bind(self._engine.units, self._engine.dtype)
+        same_dtype = self._binding.weight_dtype == self._engine.binding.weight_dtype
+        return self._binding.compiled if same_dtype else {}
 
     def close(self) -> None:
-        self._layers, self._code = {}, None
-        self._weights.forget()
-        if not any(p.is_meta for p in self._weights.parameters()):
-            self._weights.set_layout(compiled=False)
+        """Give the network its memory layout back and hold none of its weights."""
+        self._bound = None
+        self._binding.release()

@@ -1,342 +1,171 @@
-"""One UNet, accelerated: binds compiled code to somebody else's weights and keeps doing so while they change.
+"""One accelerated UNet: follows its weights, computes its calls, and does without code that fails.
 
-`prepare` starts, `take_up` installs what a background job has finished (between images), a call computes. Nothing here
-waits for a compiler unless the configuration says so, and nothing here makes an image fail that would have been made
-without it: code that fails is dropped with a reason and the clean UNet goes on.
+Nothing here waits for a compiler unless the configuration says so, and no image fails that the
+UNet's own forward would have made.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..compile.jobs import Code, Job, Progress
 from ..compile.machine import Machine, probe
-from ..compile.session import Choice, Session
+from ..compile.session import Session
 from ..compile.target import Target
-from ..compile.units import UnitFn, input_widths, side_input, units_of, widest
+from ..compile.units import units_of
 from ..config import Config
-from ..errors import AccelError, ArtifactRejected, BadWeights, CompileFailed, NoRoom, StoreError
-from ..model import cpu_operators
-from ..model.architecture import Architecture, Layer
+from ..errors import BadWeights
+from ..model.architecture import Architecture
 from ..model.precision import without_autocast
 from ..model.unet import LayerFn, UNet
-from ..store.store import ArtifactStore
+from .binding import Binding, CompiledLayer
 from .graphs import GraphCache
-from .weights import Weights
+from .provider import NO_BACKEND, Provider
 
-T = TypeVar("T")
-
-INT32_LIMIT = 2**31
-"""Compiled GPU code counts elements in 32 bits (Inductor does, for what it was traced at); torch's own kernels know when not to."""
+Inputs = tuple[Tensor, Tensor, Tensor, "Tensor | None"]
+"""x, timesteps, context and y of a UNet call."""
 
 
 @dataclass
 class Counters:
-    compiles: int = 0  # units compiled by this engine
-    binds: int = 0  # times weights were found elsewhere and taken up
-    accelerated_calls: int = 0  # UNet calls that ran compiled code
+    """What an engine has done so far."""
+
+    compiles: int = 0  # units compiled
+    binds: int = 0  # times that weights were found moved and were bound again
+    accelerated_calls: int = 0  # UNet calls that compiled code has computed
 
 
 @dataclass(frozen=True)
 class Status:
-    state: str  # "eager" | "compiling" | "ready" | "fallback"
+    """How an accelerated UNet stands."""
+
+    state: str  # "eager", "compiling", "ready" or "fallback"
     reason: str | None  # why no better backend serves, or what failed
     backend: str
     architecture: str
     dtype: str
     device: str
     progress: Progress | None
-    artifact: dict[str, Any] | None  # {"key", "bytes"}
+    artifact: dict[str, object] | None  # {"key": hex digest, "bytes": size in the store}
     counters: Counters
 
 
-class CompiledLayer:
-    """A layer of the clean UNet, computed by compiled code from the layer's own parameters.
-
-    Compiled code checks nothing and would read past the end of tensors it was not made for: those go through the layer
-    itself, which broadcasts them (one `emb` for a whole batch), computes them (SD1 at 4096x4096, two images) or says what
-    is wrong with them.
-    """
-
-    def __init__(self, fn: UnitFn, module: nn.Module, spec: Layer, dtype: torch.dtype):
-        self._fn, self.module, self._side, self.dtype = fn, module, side_input(spec), dtype
-        self._parameters: list[Tensor] = list(module.parameters())
-        self._widen = any(
-            p.dtype != dtype for p in self._parameters
-        )  # asked once: 686 times `to` take 0.7 ms to do nothing
-        self._widths, self._widest = input_widths(spec), widest(spec)
-
-    def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        inputs = [h] if self._side is None else [h, emb if self._side == "emb" else context]
-        if not self._fits(inputs):
-            return self.module(h, emb, context)
-        inputs = [
-            h.contiguous(memory_format=torch.channels_last),
-            *(side.contiguous() for side in inputs[1:]),
-        ]
-        return self._fn(
-            inputs
-            + ([p.to(self.dtype) for p in self._parameters] if self._widen else self._parameters)
-        )
-
-    @property
-    def takes_emb(self) -> bool:
-        """Whether its side input is the time embedding, not the context."""
-        return self._side == "emb"
-
-    def _fits(self, inputs: list[Tensor]) -> bool:
-        h, weight = inputs[0], self._parameters[0]
-        if (
-            h.ndim != 4
-            or h.shape[1] != self._widths[0]
-            or inputs[-1].shape[-1] != (self._widths[1] if self._side else h.shape[-1])
-        ):
-            return False
-        if h.device.type != "cpu" and h.numel() // h.shape[1] * self._widest >= INT32_LIMIT:
-            return False
-        return all(
-            t.shape[0] == h.shape[0]
-            and t.numel()
-            and t.dtype == self.dtype
-            and t.device == weight.device
-            for t in inputs
-        )
-
-
-def out_of_memory_errors(device: torch.device) -> int:
-    """How many there were on this device in this process."""
-    return torch.cuda.memory_stats(device).get("num_ooms", 0) if device.type == "cuda" else 0
-
-
-@dataclass(eq=False)
 class Engine:
-    """Accelerates `donor`, a UNet with the LDM parameter names, whose Parameters it shares.
+    """Computes the calls of `network`, a UNet with the LDM parameter names, from its own weights.
 
-    Raises UnsupportedArchitecture or BadWeights from the constructor when the donor is not one it can serve.
+    `device` is where images are computed; by default, where the weights are now. Calls must come
+    from one thread at a time. Raises UnsupportedArchitecture or BadWeights where the network cannot
+    be served.
     """
 
-    donor: nn.Module
-    config: Config = field(default_factory=Config)
-    counters: Counters = field(default_factory=Counters)
-    session: Session = field(default_factory=Session)
-    machine: Callable[[torch.device], Machine] = probe
-    device: torch.device | None = (
-        None  # where images are computed; by default where the weights are now
-    )
-
-    def __post_init__(self) -> None:
-        self.architecture = Architecture.from_module(self.donor)
-        self.units = units_of(self.architecture)
-        self.unet = UNet(self.architecture)
-        self.weights = Weights(self.donor)
-        self.device = self.device or next(self.donor.parameters()).device
-        self.store = ArtifactStore(
-            self.config.store, self.config.store_bytes, self.config.store_readonly
-        )
-        self.job: Job | None = None
-        self._code: Code = {}
-        self._code_dtype: torch.dtype | None = None  # which weights the code is for
-        self._artifact: dict[str, Any] | None = None  # of the store, where the code came from one
-        self._choice: Choice | None = None
-        self._failed: dict[
-            str, str
-        ] = {}  # backends that failed while loading or computing, with the reason
-        self._discarded: str | None = None  # why the artifact that was at hand is not used
-        self._graphs: GraphCache | None = None
-        self._ooms = out_of_memory_errors(self.device)
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Config | None = None,
+        session: Session | None = None,
+        device: torch.device | None = None,
+        machine: Callable[[torch.device], Machine] = probe,
+    ):
+        self.network, self.config, self._machine = network, config or Config(), machine
+        self.device = device or next(network.parameters()).device
+        self.architecture = Architecture.from_module(network)
+        self.counters = Counters()
+        self._units = units_of(self.architecture)
+        self._provider = Provider(self.config, session or Session())
+        self.clean = UNet(self.architecture)
+        specs = dict(self.architecture.layers())
+        self.binding = Binding(network, self.clean, specs, self.device)
+        self._layers: dict[str, LayerFn] = {}
+        self.graphs: GraphCache | None = None
+        self._memory_errors = out_of_memory_errors(self.device)
         self._bind()
 
-    # -- getting ready
+    # -- getting compiled code
 
     @property
     def target(self) -> Target:
-        assert self.device is not None
-        return Target(self.units, self.unet.dtype, self.device, self.machine(self.device))
+        """What has to be compiled for this network, as its weights are now."""
+        return Target(self._units, self.binding.dtype, self.device, self._machine(self.device))
+
+    @property
+    def job(self) -> Job | None:
+        """The job that makes this network's units, while there is one."""
+        return self._provider.job
+
+    @property
+    def units(self) -> Code:
+        """The compiled units that serve; empty while there are none."""
+        return self._provider.units
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that activations are computed in."""
+        return self.binding.dtype
 
     def prepare(self) -> None:
-        """Take code that is at hand, else start making it. Returns at once unless the configuration is blocking."""
-        if self.weights.moved():
+        """Load compiled units from the store, else start making them. Raises BadWeights."""
+        if self.binding.moved():
             self._bind()
-        target = self.target
-        if self.job is not None and self.job.target.key != target.key:
-            self.job.cancel()
-            self.job = None
-        if self.job is not None:
-            return  # under way already
-        with contextlib.suppress(
-            AccelError
-        ):  # a store that cannot be used is the backend's to report
-            if self._not_made and self.store.contains(
-                target.key
-            ):  # made elsewhere and imported since
-                self._not_made.clear()
-        while True:
-            self._choice = self.session.choose(target, self.store, self.config, self._all_failed)
-            try:
-                if self._choice.backend is None:
-                    return
-                code = self._choice.backend.make(target, self.store)
-                if isinstance(code, Job):
-                    self.job = code
-                    if self.config.blocking:
-                        self.job.wait()
-                        self.take_up()
-                    return
-            except (ArtifactRejected, StoreError) as e:
-                self._reject(target, e)
-                continue
-            self._install(code)
-            return
+        self._provider.prepare(self.target)
+        self._bind_new_units()
 
     def take_up(self) -> bool:
-        """Install what the background job has made, if it has ended; call it between images. True when something changed."""
-        if self.job is None or not self.job.done:
+        """Begin to serve what a finished job has made. Call it between images.
+
+        Returns whether anything changed.
+        """
+        if not self._provider.finished:
             return False
         try:
-            self._follow()  # may find another dtype and prepare for that: what was made is in the store, for later
+            self._follow()  # weights of another dtype need another job
         except BadWeights:
-            return False  # unloaded or half moved: the code waits, the next call says what is wrong
-        if self.job is None or not self.job.done:
-            return True
-        job, self.job = self.job, None
-        if job.cancelled:  # by another model that wanted the same
-            self.prepare()
-            return True
-        self.counters.compiles += job.take_count()
-        assert self._choice is not None
-        try:
-            self._install(job.result())
-        except (CompileFailed, ArtifactRejected, StoreError) as e:
-            passing = isinstance(e, (NoRoom, StoreError))
-            (self._failed if passing else self._not_made)[self._backend_name] = str(e)
-            self.prepare()
+            return False  # the model is unloaded or half moved; the next call says so
+        self._provider.collect()
+        self.counters.compiles = self._provider.compiles
+        self._bind_new_units()
         return True
 
     def close(self, keep_compiling: bool = False) -> None:
-        """Forget graphs and code, give the donor its memory layout back, and hold its weights no longer; a later call takes them up again.
+        """Give the network its memory layout back and hold none of its weights; a call begins anew.
 
-        Compiling stops, unless what it makes will be wanted by another model: then that one finds it under way or made.
+        `keep_compiling` leaves a running job to the next network of this architecture.
         """
-        if self.job is not None and not keep_compiling:
-            self.job.cancel()
-        self.job = None
-        self._code, self._compiled = {}, {}
-        self._choice = None
-        self.layers = dict(self.unet.layers)
+        self._provider.close(keep_compiling)
         self._drop_graphs()
-        self.weights.set_layout(compiled=False)
-        self.weights.forget()
-        self.unet.to("meta")
+        self.binding.release()
+        self._layers = dict(self.clean.layers)
 
-    def _reject(self, target: Target, error: AccelError) -> None:
-        """A damaged artifact is removed once, so that a good one can be made; if that fails too, the backend is out."""
-        assert self._choice is not None
-        if (
-            isinstance(error, ArtifactRejected)
-            and self._discarded is None
-            and not self.store.readonly
-            and self.store.contains(target.key)
-        ):
-            try:
-                self.store.discard(target.key, str(error))
-                self._discarded = str(error)
-                return
-            except StoreError as e:
-                error = e
-        self._failed[self._backend_name] = str(error)
-
-    @property
-    def _backend_name(self) -> str:
-        backend = self._choice.backend if self._choice else None
-        return backend.name if backend else "none"
-
-    @property
-    def _not_made(self) -> dict[str, str]:
-        return self.session.failures(self.target, self.config)
-
-    @property
-    def _all_failed(self) -> dict[str, str]:
-        """Backends not to try, with the reason of each."""
-        return {**self._not_made, **self._failed}
-
-    def _install(self, code: Code) -> None:
-        self._code, self._code_dtype = code, self.unet.dtype
-        self._discarded = None if code else self._discarded
-        entry = None
-        with contextlib.suppress(
-            StoreError
-        ):  # only told of: code that was just made serves without the store too
-            entry = self.store.entry(self.target.key) if code else None
-        self._artifact = {"key": entry.key, "bytes": entry.bytes} if entry else None
-        self._bind()
-
-    # -- weights
+    # -- following the weights
 
     def _bind(self) -> None:
-        """Share the donor's parameters as they are now. Weights parked elsewhere (medvram) get compiled code when they come back."""
-        try:
-            self.unet.adopt(self.weights.accept())
-        except BadWeights:
-            self.weights.forget()  # not taken up, so the next call has to ask again
-            self._drop_graphs()
-            raise
-        self.unet.compute_dtype = None
-        if self.device is not None and self.device.type == "cpu":
-            self.unet.compute_dtype = cpu_operators.fastest_dtype(self.unet.dtype)
-        self._dtype = self.unet.dtype
-        if self._dtype != self._code_dtype:
-            self._code = {}  # it must never meet these weights
-        self._compiled: dict[str, CompiledLayer] = {}
-        if self._code and next(self.unet.parameters()).device == self.device:
-            self.weights.set_layout(compiled=True)
-            for name, spec in self.architecture.layers():
-                if spec in self._code and not any(
-                    p.startswith(f"{name}.") for p in self.unet.grown
-                ):
-                    self._compiled[name] = CompiledLayer(
-                        self._code[spec], self.unet.get_submodule(name), spec, self._dtype
-                    )
-            self.weights.accept()  # the layout may have moved some
-        self.layers: dict[str, LayerFn] = {**self.unet.layers, **self._compiled}
+        """Bind to the weights as they are now. Raises BadWeights."""
         self._drop_graphs()
-        self.counters.binds += 1
+        self._bound = self._provider.units
+        self.binding.bind(self._bound, self._provider.dtype)
+        self._layers = {**self.clean.layers, **self.binding.compiled}
+        self.counters.binds = self.binding.count
+
+    def _bind_new_units(self) -> None:
+        if self._provider.units is not self._bound:
+            self._bind()
 
     def _follow(self) -> None:
-        """Notice weights that have moved. Code for another dtype is dropped, and the right one asked for."""
-        if not self.weights.moved():
+        """Bind again where weights have moved, and prepare again where they have another dtype."""
+        if not self.binding.moved():
             return
-        before = self._dtype  # not the UNet's own: that has changed with the parameters it shares
+        before = self.binding.dtype
         self._bind()
-        if self._choice is not None and self._dtype != before:
+        if self._provider.prepared and self.binding.dtype != before:
             self.prepare()
-
-    def _drop_graphs(self) -> None:
-        """What was recorded read weights where they were. Why nothing is recorded, if so, stays."""
-        if self._graphs is not None:
-            self._graphs.clear()
-
-    def release_graphs(self) -> bool:
-        """Give back the video memory that CUDA graphs hold, if they hold any. They are recorded anew when they are next of use."""
-        if self._graphs is None or not self.graph_bytes:
-            return False
-        self._graphs.clear()
-        torch.cuda.empty_cache()
-        return True
-
-    @property
-    def graph_bytes(self) -> int:
-        """Video memory that CUDA graphs hold."""
-        return self._graphs.bytes if self._graphs is not None else 0
 
     # -- computing
 
-    def __call__(
+    def compute(
         self,
         x: Tensor,
         timesteps: Tensor,
@@ -344,131 +173,161 @@ class Engine:
         y: Tensor | None = None,
         replaced: Mapping[str, LayerFn] | None = None,
     ) -> Tensor:
-        """`x: [B, in_channels, H, W]`, `timesteps: [B]`, `context: [B, L, context_dim]`, `y: [B, adm]` -> `[B, out_channels, H, W]`.
+        """Compute one call of the UNet.
 
-        `replaced`: layers by name that somebody else has changed and that must run their way; the rest stays compiled.
-        Raises BadWeights when the donor's weights cannot be used as they are.
+        `x: [B, in_channels, H, W]`, `timesteps: [B]`, `context: [B, L, context_dim]`,
+        `y: [B, adm_channels]` -> `[B, out_channels, H, W]` in x's dtype. `replaced` are layers by
+        name that run instead of ours. Raises BadWeights where the weights cannot be used.
         """
         self._follow()
+        inputs = (x, timesteps, context, y)
         with torch.no_grad(), without_autocast(x.device):
-            out = self._guarded(
-                lambda layers: self._run(layers, replaced, x, timesteps, context, y),
-                self.layers,
-                self.unet.layers,
+            out = self._guard(
+                functools.partial(self._run, replaced, inputs),
+                functools.partial(
+                    self.clean.forward, *inputs, {**self.clean.layers, **(replaced or {})}
+                ),
             )
-        if self._code:
+        if self.binding.compiled:
             self.counters.accelerated_calls += 1
         return out
 
     def compiled_layers(self) -> Mapping[str, CompiledLayer]:
-        """Those that compiled code computes now, by name: for whoever drives the UNet itself. Ask at every pass; weights may move."""
-        self._follow()
-        return self._compiled
+        """Return the compiled layers by name, for whoever calls a UNet's layers one by one.
 
-    def run_layer(self, layer: CompiledLayer, h: Tensor, side: Tensor | None = None) -> Tensor:
-        """`h: [B, C, H, W]` through one of `compiled_layers`; `side` is its emb or its context. Any dtypes; h's comes back."""
+        Ask before every pass, because weights may move. Raises BadWeights.
+        """
+        self._follow()
+        return self.binding.compiled
+
+    def compute_layer(self, layer: CompiledLayer, h: Tensor, side: Tensor | None = None) -> Tensor:
+        """Compute one of `compiled_layers`: `h: [B, C, H, W]` -> `[B, C', H', W']` in h's dtype.
+
+        `side` is its `emb: [B, emb_channels]` or `context: [B, L, context_dim]`, of any dtype.
+        """
         with torch.no_grad(), without_autocast(h.device):
             x, s = (t.to(layer.dtype) for t in (h, h if side is None else side))
-            return self._guarded(lambda of: of(x, s, s), layer, layer.module).to(h.dtype)
-
-    def _guarded(self, run: Callable[[T], Tensor], compiled: T, clean: T) -> Tensor:
-        """`run` with what is compiled; if that fails and with what is clean it does not, compiled code is dropped."""
-        try:
-            return run(compiled)
-        except RuntimeError as e:
-            failure = e.with_traceback(None)  # its frames hold the activations of the whole call
-        out_of_memory = (
-            isinstance(failure, torch.cuda.OutOfMemoryError) or self._ran_out_of_memory()
-        )
-        if out_of_memory and self.release_graphs():
-            return self._guarded(run, compiled, clean)
-        if isinstance(failure, torch.cuda.OutOfMemoryError):
-            try:
-                raise failure  # the host has its own ways to make room, and would have run out too
-            finally:
-                del failure  # it refers to this frame
-        out = run(clean)
-        if self._code and not (
-            out_of_memory or self._ran_out_of_memory()
-        ):  # without code: dropped in this pass, or never there
-            self._fail(failure)
-        return out
-
-    def _ran_out_of_memory(self) -> bool:
-        """Since the last time. AOTInductor's code raises that as it raises everything: the type of the error is lost."""
-        assert self.device is not None
-        before, self._ooms = self._ooms, out_of_memory_errors(self.device)
-        return self._ooms > before
+            compiled = functools.partial(layer, x, s, s)
+            return self._guard(compiled, functools.partial(layer.module, x, s, s)).to(h.dtype)
 
     def _run(
-        self, layers: Mapping[str, LayerFn], replaced: Mapping[str, LayerFn] | None, *inputs: Any
+        self,
+        replaced: Mapping[str, LayerFn] | None,
+        inputs: Inputs,
     ) -> Tensor:
-        if replaced:  # unknown code: it may do what a graph cannot record
-            return self.unet(*inputs, {**layers, **replaced})
-        if inputs[0].device.type != "cuda" or not self.config.graphs or layers is not self.layers:
-            return self.unet(*inputs, layers)
-        if self._graphs is None:
-            self._graphs = GraphCache(
-                lambda *i: self.unet(*i, self.layers), self.config.graph_bytes
+        if replaced:  # unknown code: a graph may not be able to record it
+            return self.clean.forward(*inputs, {**self._layers, **replaced})
+        if inputs[0].device.type != "cuda" or not self.config.graphs:
+            return self._run_plainly(*inputs)
+        if self.graphs is None:
+            self.graphs = GraphCache(self._run_plainly, self.config.graph_bytes)
+        if self._provider.backend == "aoti" and not self.target.machine.recordable and self.units:
+            self.graphs.refuse(
+                f"torch {torch.__version__} waits inside compiled code; that needs torch 2.7"
             )
-        if self._code and self._backend_name == "aoti" and not self.target.machine.recordable:
-            self._graphs.refuse(
-                f"torch {torch.__version__} waits inside compiled code; that needs torch 2.7 or later"
-            )
-        return self._graphs(*inputs)
+        return self.graphs(*inputs)
 
-    def _fail(self, error: RuntimeError) -> None:
-        """Compiled code failed at run time: leave it for good, say why, go on without."""
-        assert self._choice is not None
-        self._failed[self._backend_name] = (
-            f"it failed while computing: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        )
-        self._code = {}
-        self._bind()
-        self._choice = replace(self._choice, refused=tuple(self._all_failed.items()))
+    def _run_plainly(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
+    ) -> Tensor:
+        return self.clean.forward(x, timesteps, context, y, self._layers)
 
-    # -- telling
+    def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
+        """Return `compiled()`; where it fails and `clean()` does not, stop serving compiled code."""
+        while True:
+            try:
+                return compiled()
+            except RuntimeError as e:
+                error = e.with_traceback(None)  # its frames hold the activations of the whole call
+            out_of_memory = self._ran_out_of_memory(error)
+            if not (out_of_memory and self.release_graphs()):
+                break
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            try:
+                raise error  # the host has its own ways to free memory
+            finally:
+                del error  # it refers to this frame
+        out = clean()
+        if self.units and not (out_of_memory or self._ran_out_of_memory()):
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._provider.drop(f"it failed while computing: {first_line}")
+            self._bind()
+        return out
+
+    def _ran_out_of_memory(self, error: RuntimeError | None = None) -> bool:
+        """Whether memory has run out since the last question.
+
+        AOTInductor's code raises that as a plain RuntimeError: only the allocator's count tells.
+        """
+        before, self._memory_errors = self._memory_errors, out_of_memory_errors(self.device)
+        return isinstance(error, torch.cuda.OutOfMemoryError) or self._memory_errors > before
+
+    # -- CUDA graphs
+
+    def _drop_graphs(self) -> None:
+        """Forget recorded graphs: they read weights at the addresses of the time of recording."""
+        if self.graphs is not None:
+            self.graphs.clear()
+
+    def release_graphs(self) -> bool:
+        """Free the video memory of CUDA graphs; return whether there was any.
+
+        They are recorded again when they are next needed.
+        """
+        if not self.graph_bytes:
+            return False
+        self._drop_graphs()
+        torch.cuda.empty_cache()
+        return True
 
     @property
-    def code(self) -> Code:
-        """What is compiled, by layer; empty while nothing is."""
-        return self._code
+    def graph_bytes(self) -> int:
+        """Video memory that CUDA graphs hold."""
+        return self.graphs.bytes if self.graphs is not None else 0
+
+    # -- status
 
     @property
     def complete(self) -> bool:
-        """Whether code serves that the store still has: there is nothing to build."""
-        return bool(self._code) and self.store.contains(self.target.key)
+        """Whether compiled code serves and the store has it: there is nothing to build."""
+        return self._provider.kept_bytes is not None
+
+    @property
+    def can_compute(self) -> bool:
+        """Whether any backend serves this device; elsewhere the network's own forward must."""
+        return not self._provider.prepared or self._provider.backend != NO_BACKEND
 
     @property
     def status(self) -> Status:
-        target = self.target
-        job = self.job  # once: images take it away while a page asks
+        """How things stand now. Safe to read from any thread."""
+        provider, target = self._provider, self.target
+        job = provider.job  # read once: another thread may clear it
         compiling = job is not None and not job.done
-        backend = self._backend_name
         if compiling:
             state = "compiling"
-        elif self._code:
-            state = "ready"  # also where a better backend failed: the reason says so
+        elif provider.units:
+            state = "ready"  # also where a better backend failed; the reason names it
+        elif provider.failures or not self.can_compute:
+            state = "fallback"
         else:
-            state = "fallback" if self._all_failed else "eager"
+            state = "eager"
+        backend = provider.backend
+        if self.can_compute and not (provider.units or compiling):
+            backend = "eager"
+        reasons = (provider.reason, self.graphs and self.graphs.refused)
         return Status(
             state=state,
-            reason="; ".join(
-                filter(
-                    None,
-                    (
-                        self._discarded,
-                        self._choice and self._choice.reason,
-                        self._graphs and self._graphs.refused,
-                    ),
-                )
-            )
-            or None,
-            backend=backend if self._code or compiling else "eager",
+            reason="; ".join(filter(None, reasons)) or None,
+            backend=backend,
             architecture=self.architecture.name,
             dtype=str(target.dtype).removeprefix("torch."),
             device=target.machine.device_name,
             progress=job.progress() if job and compiling else None,
-            artifact=self._artifact if self._code else None,
+            artifact=provider.artifact,
             counters=self.counters,
         )
+
+
+def out_of_memory_errors(device: torch.device) -> int:
+    """Return how often the allocator of `device` has run out of memory in this process."""
+    return torch.cuda.memory_stats(device).get("num_ooms", 0) if device.type == "cuda" else 0

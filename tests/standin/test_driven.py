@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from lib_accel.runtime.accelerated import accelerated
 
 from ..tiny import inputs
 from .conftest import Start
@@ -32,17 +34,15 @@ def _expected(host: Host, units: list[Unit], **size: int) -> Tensor:
 
 
 def _compiled(host: Host) -> Counter[int]:
-    """Counts, from now on, compiled layers by the network that owns their weights."""
-    from lib_accel.host import attachment
+    """Count, from now on, compiled layers by the network that owns their weights."""
+    engine, seen = accelerated(host.unet).engine, Counter[int]()
+    original = engine.compute_layer
 
-    engine, seen = attachment.of(host.unet).engine, Counter[int]()
-    original = engine.run_layer
-
-    def run_layer(layer: Any, *given: Any) -> Tensor:
+    def compute_layer(layer: Any, *given: Any) -> Tensor:
         seen[id(next(layer.module.parameters()))] += 1
         return original(layer, *given)
 
-    engine.run_layer = run_layer
+    engine.compute_layer = compute_layer
     return seen
 
 
@@ -69,22 +69,20 @@ def test_driven_without_compiled_code(start: Start) -> None:
         assert torch.equal(host.call(), host.plain())
     reason = host.status()["reason"]
     assert reason.startswith(
-        "another extension drives the UNet: without compiled code its layers run the WebUI's way"
+        "another extension drives the UNet: without compiled code its layers run unaccelerated"
     ), reason
 
 
 def test_compiled_code_that_fails_while_driven(host: Host) -> None:
     """Every layer of that pass goes on by itself, and the reason is of the first that failed."""
-    from lib_accel.host import attachment
-
-    engine, failed = attachment.of(host.unet).engine, []
+    engine, failed = accelerated(host.unet).engine, []
 
     def fail(inputs: list[Tensor]) -> Tensor:
         failed.append(1)
         raise RuntimeError(f"layer {len(failed)} broke")
 
     for layer in engine.compiled_layers().values():
-        layer._fn = fail  # type: ignore[attr-defined]
+        layer.unit = fail
     drive(host.unet)
     assert torch.allclose(host.call(), host.plain(), atol=1e-5)
     assert len(failed) == UNIT_LAYERS
@@ -254,15 +252,15 @@ def test_a_pass_cut_short(host: Host) -> None:
     assert torch.equal(host.call(), plain)
 
 
-def test_both_reasons_are_told(host: Host) -> None:
-    """Why this image is made the WebUI's way, and why no better backend serves."""
-    engine = host.module("lib_accel.host.attachment").of(host.unet).engine
-    engine._choice = dataclasses.replace(engine._choice, refused=(("aoti", "it broke"),))
+def test_the_status_gives_both_reasons(start: Start, tmp_path: Path) -> None:
+    """Why this image is made without acceleration, and why no better backend serves."""
+    host = start("--accel-store", str(tmp_path / "empty"), "--accel-no-compile")
+    host.load()
     host.module("modules.shared").loaded_hypernetworks.append(object())
     host.call()
     reason = host.status()["reason"]
     assert "hypernetwork" in reason
-    assert reason.endswith("; aoti: it broke")
+    assert "; aoti: no artifact is at hand" in reason
 
 
 def test_a_reason_while_driven(host: Host) -> None:

@@ -18,25 +18,23 @@ from .host import MIDDLE_QUERY, Host, counted, factors, left_behind, own_attribu
 def test_compiling_outlives_the_model_it_began_for(start: Start, tmp_path: Path) -> None:
     """The WebUI throws the base away to load the refiner, and back again, twice an image."""
     host = start("--accel-store", str(tmp_path / "store"))
-    from lib_accel.host import attachment
+    from lib_accel.runtime.accelerated import accelerated
 
     first = host.load()
-    job = attachment.of(first).engine.job
+    job = accelerated(first).engine.job
     assert job is not None
     first.to("meta")  # as the WebUI discards a model
     second = host.load(seed=1)
-    assert attachment.of(first) is None
-    assert attachment.of(second).engine.job is job
+    assert accelerated(first) is None
+    assert accelerated(second).engine.job is job
     host.opts.set("accel_graphs_mib", 64)
     host.image()
-    assert attachment.of(second).engine.job is job, (
-        "a setting that has nothing to do with compiling"
-    )
+    assert accelerated(second).engine.job is job, "a setting that has nothing to do with compiling"
     second.to("meta")
     mixed: Any = host.new_unet()
     mixed.out[2].half()
     host.module("modules.sd_models").load_model(mixed)
-    assert attachment.of(mixed) is None
+    assert accelerated(mixed) is None
     assert not job.cancelled
     host.opts.set("accel_enable", False)
     assert job.cancelled, "off is off, though nobody waits for it"

@@ -58,10 +58,11 @@ def test_off_leaves_no_trace(start: Start) -> None:
 
 def test_graphs_make_room_for_the_vae(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end of an image, where video memory is short; there is none on a CPU, so both are played."""
-    from lib_accel.host import attachment, webui
+    from lib_accel.host import webui
+    from lib_accel.runtime.accelerated import accelerated
 
     released: list[int] = []
-    engine = attachment.of(host.unet).engine
+    engine = accelerated(host.unet).engine
     monkeypatch.setattr(
         engine, "release_graphs", lambda: released.append(engine.counters.accelerated_calls)
     )

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ...model.architecture import SpatialTransformer
 from ...model.unet import Conv2d, UNet, join, set_parameter
-from ...runtime.control import Companion
-from ...runtime.engine import CompiledLayer, Engine
+from ...runtime.binding import CompiledLayer
+from ...runtime.control import ControlNetwork
+from ...runtime.engine import Engine
 from ..checkpoint import random_weights
 from .measure import Call
 
@@ -23,7 +24,7 @@ class Control(nn.Module):
 
     def __init__(self, engine: Engine):
         super().__init__()
-        a, like = engine.architecture, next(engine.donor.parameters())
+        a, like = engine.architecture, next(engine.network.parameters())
         weights = random_weights(a, like.dtype, 1)
         unet = UNet(a).adopt(
             {
@@ -40,13 +41,13 @@ class Control(nn.Module):
             for layer in last
         ]
         self.zero = nn.ModuleList(_point(width, like) for width in [*widths, widths[-1]])
-        self._engine, self._companion = engine, Companion(self)
+        self._engine, self._control = engine, ControlNetwork(self, engine)
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
     ) -> list[Tensor]:
         """-> what to add to the middle block's output (last) and to each skip."""
-        compiled = self._companion.compiled_layers(self._engine)
+        compiled = self._control.compiled_layers()
         names = {name for name, _ in self._engine.architecture.layers()}
         unet = self._unet[0]
         run = runner(self._engine, unet, {name: compiled[name] for name in compiled.keys() & names})
@@ -77,7 +78,7 @@ def runner(engine: Engine, unet: UNet, compiled: dict[str, CompiledLayer]) -> Ru
         return (
             unet.layers[name](h, emb, context)
             if layer is None
-            else engine.run_layer(layer, h, emb if layer.takes_emb else context)
+            else engine.compute_layer(layer, h, emb if layer.takes_emb else context)
         )
 
     return run
@@ -92,7 +93,7 @@ def _block(run: Run, name: str, layers: int, h: Tensor, emb: Tensor, context: Te
 def driven(engine: Engine, inputs: Inputs, controls: int) -> Call:
     """A call of the UNet block by block, with that many control networks."""
     networks = [Control(engine) for _ in range(controls)]
-    unet, a = engine.unet, engine.architecture
+    unet, a = engine.clean, engine.architecture
 
     def call() -> Tensor:
         x, timesteps, context, y = inputs

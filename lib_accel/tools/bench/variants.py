@@ -69,7 +69,7 @@ def _ready(setup: Setup, backend: str, graphs: bool) -> Engine:
 
 def _engine(setup: Setup, backend: str, graphs: bool = False) -> Call:
     engine = _ready(setup, backend, graphs)
-    return lambda: engine(*setup.inputs)
+    return lambda: engine.compute(*setup.inputs)
 
 
 def _driven(setup: Setup, backend: str, controls: int) -> Call:

@@ -133,20 +133,20 @@ def run(args: argparse.Namespace) -> int:
     waited = None
     if engine.job:
         say("images are made without acceleration while the compiler works; here is one")
-        _pictures({"meanwhile": engine}, noise, args.steps)
+        _pictures({"meanwhile": engine.compute}, noise, args.steps)
         waited = time.monotonic() - started
         follow(engine.job, "compiling")
         engine.take_up()
     ready = time.monotonic() - started
-    pictures = _pictures({"off": donor, "on": engine}, noise, args.steps)
+    pictures = _pictures({"off": donor, "on": engine.compute}, noise, args.steps)
 
     merger, compiles = Merger(dict(donor.named_parameters())), engine.counters.compiles
     merge_started = time.monotonic()
     merger.set(loras)
     merged = time.monotonic() - merge_started
-    pictures += _pictures({"off, LoRA": donor, "on, LoRA": engine}, noise, args.steps)
+    pictures += _pictures({"off, LoRA": donor, "on, LoRA": engine.compute}, noise, args.steps)
     merger.set([])
-    again = _pictures({"LoRA removed": engine}, noise, args.steps)[0]
+    again = _pictures({"LoRA removed": engine.compute}, noise, args.steps)[0]
 
     result = {
         **_results(engine, pictures, noise, donor),
@@ -212,7 +212,7 @@ def _results(engine: Engine, pictures: list[Picture], noise: Noise, donor: UNet)
     inputs = (x, torch.tensor([500.0, 500.0], device=x.device), noise.context, noise.y)
     reference = precise_call(engine.architecture, dict(donor.named_parameters()), *inputs)
     with torch.no_grad():
-        errors = [relative_error(f(*inputs), reference) for f in (donor, engine)]
+        errors = [relative_error(f(*inputs), reference) for f in (donor, engine.compute)]
     s = engine.status
     return {
         "backend": s.backend,

@@ -10,7 +10,9 @@ import torch
 from modules import script_callbacks, shared
 from torch import nn
 
-from lib_accel.host import attachment, lora, webui
+from lib_accel.host import lora, webui
+from lib_accel.runtime.accelerated import accelerated
+from lib_accel.runtime.lora_bases import Bases
 
 
 def _wanted(names, strengths):
@@ -100,7 +102,7 @@ def errors(names: str, strengths: str, dtype: str):
         exact, ours, host = (_apart(layer, kind) for _ in range(3))
         weight, bias = _exact(exact, parts)
         for which, twin, bring in (
-            ("ours", ours, functools.partial(lora._set, parts=parts, mark=wanted)),
+            ("ours", ours, functools.partial(_loras().set_networks, parts=parts, mark=wanted)),
             ("host", host, networks.network_apply_weights),
         ):
             counted.clear()
@@ -127,7 +129,7 @@ def seconds(names: str, strengths: str, host: bool):
     )
     read = time.perf_counter() - began
     layers = _layers()
-    merger = lora.Loras(shared.sd_model.model.diffusion_model)
+    merger = _loras()
     began = time.perf_counter()
     if host:
         for layer in layers:
@@ -145,15 +147,19 @@ script_callbacks.on_app_started(
 )
 
 
+def _loras():
+    return lora.Loras(webui.unet_of(webui.current_model()), Bases("auto", webui.say))
+
+
 def overhead():
     """Milliseconds of everything we do in a UNet call besides computing it, medians of 200, nothing having changed."""
     unet = webui.unet_of(webui.current_model())
-    taken, x = attachment.of(unet), torch.zeros(2, 4, 16, 16)
+    taken, x = accelerated(unet), torch.zeros(2, 4, 16, 16)
     pieces = {
-        "conditions": lambda: taken.why_not(x),
-        "LoRAs": taken._loras.bring_up_to_date,
-        "layers": taken._inspector.look,
-        "weights": taken.engine.weights.moved,
+        "conditions": lambda: taken.why_not_now(x),
+        "LoRAs": taken.loras.bring_up_to_date,
+        "layers": taken.inspector.look,
+        "weights": taken.engine.binding.moved,
     }
     return {name: _median(piece) for name, piece in pieces.items()}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from lib_accel.errors import UnsupportedArchitecture
+from lib_accel.errors import BadWeights, UnsupportedArchitecture
 from lib_accel.host.inspection import networks_behind
 from lib_accel.model.architecture import layers_in
-from lib_accel.runtime.control import Companion
+from lib_accel.runtime.control import ControlNetwork
 from lib_accel.tools.bench.control import Control, driven
 
 from . import tiny
@@ -22,41 +22,44 @@ from .tiny import ready
 
 def test_a_unet_driven_block_by_block_is_the_same(tiny_store: Path):
     engine, given = ready(tiny_store), tiny.inputs()
-    layers, run_layer = [], engine.run_layer
-    engine.run_layer = lambda layer, *rest: (layers.append(layer), run_layer(layer, *rest))[1]  # type: ignore[method-assign]
+    layers, compute_layer = [], engine.compute_layer
+    engine.compute_layer = lambda layer, *rest: (layers.append(layer), compute_layer(layer, *rest))[
+        1
+    ]  # type: ignore[method-assign]
     out = driven(engine, given, controls=0)()
-    assert tiny.error(out, engine(*given).double()) < 1e-5
+    assert tiny.error(out, engine.compute(*given).double()) < 1e-5
     assert layers == list(engine.compiled_layers().values())
 
 
 def test_a_control_network_changes_the_result_and_is_computed_by_the_same_code(tiny_store: Path):
     engine, given = ready(tiny_store), tiny.inputs()
     control, bare = Control(engine), tiny.engine(tiny_store, backend="eager")
-    compiled = control._companion.compiled_layers(engine)
+    compiled = control._control.compiled_layers()
     assert {name for name in compiled if name.startswith("input_blocks")} == {
         name for name in engine.compiled_layers() if name.startswith("input_blocks")
     }
     theirs = control(*given)
-    control._engine = bare  # has no code: torch computes it
-    ours = control(*given)
+    uncompiled = Control(bare)
+    uncompiled.load_state_dict(control.state_dict())
+    ours = uncompiled(*given)
     assert all(tiny.error(a, b.double()) < 1e-5 for a, b in zip(theirs, ours, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(theirs, ours, strict=True)), (
         "compiled code never ran"
     )
-    assert tiny.error(driven(engine, given, controls=1)(), engine(*given).double()) > 1e-3
+    assert tiny.error(driven(engine, given, controls=1)(), engine.compute(*given).double()) > 1e-3
 
 
 def test_its_weights_are_followed(tiny_store: Path):
     engine, donor = ready(tiny_store), tiny.donor(seed=3)
-    companion = Companion(donor)
+    companion = ControlNetwork(donor, engine)
     name = "input_blocks.1.0"
     x, emb, context = tiny.block_inputs(engine, tiny.inputs())
 
     def check() -> None:
-        layer = companion.compiled_layers(engine)[name]
+        layer = companion.compiled_layers()[name]
         assert (
             tiny.error(
-                engine.run_layer(layer, x, emb), donor.layers[name](x, emb, context).double()
+                engine.compute_layer(layer, x, emb), donor.layers[name](x, emb, context).double()
             )
             < 1e-5
         )
@@ -68,15 +71,16 @@ def test_its_weights_are_followed(tiny_store: Path):
     weight.data = weight.data * 0.5
     check()
     donor.half()
-    assert not companion.compiled_layers(engine), "the code is for float32"
+    assert not companion.compiled_layers(), "the code is for float32"
     donor.float()
     check()
     donor.to("meta")
-    assert not companion.compiled_layers(engine)
+    with pytest.raises(BadWeights, match="the model has been unloaded"):
+        companion.compiled_layers()
     companion.close()
 
 
-def test_only_layers_of_a_unet_are_found():
+def test_only_layers_of_a_unet_are_found(tiny_store: Path):
     donor = tiny.donor()
     donor.get_submodule("input_blocks.1.0.emb_layers.1").weight = nn.Parameter(
         torch.zeros(128, 256)
@@ -85,7 +89,7 @@ def test_only_layers_of_a_unet_are_found():
     assert "input_blocks.1.0" not in found
     assert "middle_block.0" in found
     with pytest.raises(UnsupportedArchitecture, match="a Linear holds no residual block"):
-        Companion(nn.Linear(3, 4))
+        ControlNetwork(nn.Linear(3, 4), tiny.engine(tiny_store))
 
 
 def test_networks_behind_a_forward_are_found_past_large_ones():

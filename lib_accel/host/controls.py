@@ -1,0 +1,55 @@
+"""A ControlNet or its like in the WebUI, computed by the UNet's compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..errors import BadWeights
+from ..runtime.accelerated import mark
+from ..runtime.binding import CompiledLayer
+from ..runtime.control import ControlNetwork
+from ..runtime.engine import Engine
+from . import webui
+from .inspection import Inspector
+from .layers import LayerForwards
+
+
+class AcceleratedControl:
+    """A control network that runs on the compiled units of `engine`, from `install` to `remove`.
+
+    Raises UnsupportedArchitecture where the network has none of a UNet's layers.
+    """
+
+    def __init__(self, network: nn.Module, engine: Engine):
+        self.network, self.engine = network, engine
+        self._control = ControlNetwork(network, engine)
+        specs = self._control.specs
+        self._inspector = Inspector(network, specs)
+        self._layers = LayerForwards(network, list(specs), engine, self._begin_pass)
+        self._problem = ""
+
+    def install(self) -> None:
+        """Put our forwards on the network's layers. Idempotent."""
+        mark(self.network, self)
+        self._layers.install()
+
+    def remove(self) -> None:
+        """Leave the network exactly as it was found."""
+        self._layers.remove()
+        mark(self.network, None)
+        self._control.close()
+
+    def _begin_pass(self, h: Tensor) -> Mapping[str, CompiledLayer]:
+        if not webui.enabled() or webui.why_not_now(self.network):
+            return {}
+        try:
+            compiled = self._control.compiled_layers()
+        except BadWeights as error:  # mixed or unloaded: the network's own code computes it
+            if str(error) != self._problem:
+                self._problem = str(error)
+                webui.say(f"a control model is not accelerated: {error}")
+            return {}
+        changed = self._inspector.look()[0]
+        return {name: layer for name, layer in compiled.items() if name not in changed}

@@ -1,0 +1,159 @@
+"""Compiled units and the live weights of a network, brought together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..compile.jobs import Code
+from ..compile.units import UnitFn, input_widths, side_input, widest
+from ..errors import BadWeights
+from ..model import cpu_operators
+from ..model.architecture import Layer
+from ..model.unet import LayerFn, Parameters
+from .weights import Weights
+
+INT32_LIMIT = 2**31
+"""Inductor's GPU code counts elements in 32 bits; torch's own kernels change to 64 where needed."""
+
+
+class CompiledLayer:
+    """One layer of a network, computed by its compiled unit from the layer's own weights.
+
+    Compiled code checks nothing and would read past the end of tensors it was not made for. Such
+    tensors go through the clean layer, which broadcasts them (one `emb` for a whole batch),
+    computes them (SD1 at 4096x4096, two images) or raises what torch raises.
+    """
+
+    def __init__(self, unit: UnitFn, module: nn.Module, spec: Layer, dtype: torch.dtype):
+        self.unit, self.module, self.dtype = unit, module, dtype
+        self._side = side_input(spec)
+        self._weights: list[Tensor] = list(module.parameters())
+        # asked once: `to` on each of SD1's 686 weights takes 0.7 ms even where it does nothing
+        self._widen = any(w.dtype != dtype for w in self._weights)
+        self._widths, self._widest = input_widths(spec), widest(spec)
+
+    def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """Compute `h: [B, C, H, W]`, `emb: [B, emb]`, `context: [B, L, D]` -> `[B, C', H', W']`."""
+        side = emb if self.takes_emb else context
+        inputs = [h] if self._side is None else [h, side]
+        if not self.fits(inputs):
+            return self.module(h, emb, context)
+        inputs = [h.contiguous(memory_format=torch.channels_last), *map(_contiguous, inputs[1:])]
+        weights = self._weights
+        return self.unit(inputs + ([w.to(self.dtype) for w in weights] if self._widen else weights))
+
+    @property
+    def takes_emb(self) -> bool:
+        """Whether the layer's second input is the time embedding."""
+        return self._side == "emb"
+
+    def fits(self, inputs: list[Tensor]) -> bool:
+        """Whether the unit was made for tensors like `inputs`: `[h]`, or h and its second input."""
+        h, weight = inputs[0], self._weights[0]
+        if h.ndim != 4 or (h.shape[1], *(side.shape[-1] for side in inputs[1:])) != self._widths:
+            return False
+        elements = h.numel() // h.shape[1] * self._widest
+        if h.device.type != "cpu" and elements >= INT32_LIMIT:
+            return False
+        return all(
+            t.shape[0] == h.shape[0]
+            and t.numel()
+            and t.dtype == self.dtype
+            and t.device == weight.device
+            for t in inputs
+        )
+
+
+def _contiguous(t: Tensor) -> Tensor:
+    return t.contiguous()
+
+
+class Borrower(Protocol):
+    """Clean layers without weights of their own: a `UNet`, or the `ControlLayers` of a ControlNet."""
+
+    @property
+    def layers(self) -> Mapping[str, LayerFn]:
+        """The clean layers by name."""
+        ...
+
+    extra_biases: set[str]
+    compute_dtype: torch.dtype | None
+
+    def adopt(self, parameters: Parameters) -> object:
+        """Share these Parameter objects, by name. Raises BadWeights where one does not fit."""
+        ...
+
+    def release(self) -> None:
+        """Hold no parameter of anybody."""
+        ...
+
+
+class Binding:
+    """Keeps the clean layers and the compiled layers of one network on the network's live weights.
+
+    It is the one owner of every reference to those weights: `release` ends all of them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        clean: Borrower,
+        specs: Mapping[str, Layer],
+        device: torch.device,
+    ):
+        self._weights, self._clean, self._specs, self._device = (
+            Weights(network),
+            clean,
+            specs,
+            device,
+        )
+        self.compiled: dict[str, CompiledLayer] = {}
+        self.count = 0  # how often the weights were bound
+
+    def bind(self, units: Code, dtype: torch.dtype | None) -> None:
+        """Bind to the weights as they are now; `units` were made for `dtype`.
+
+        They do not serve where the weights need another dtype, or lie elsewhere than on `device`
+        (medvram). Raises BadWeights where nothing can be computed with the weights as they are.
+        """
+        self.compiled = {}
+        try:
+            named = self._weights.accept()
+            self._clean.adopt(named)
+        except BadWeights:
+            self._weights.forget()  # so that the next call looks again
+            raise
+        weight = next(iter(named.values()))
+        self.weight_dtype, self.weight_device = weight.dtype, weight.device
+        self.dtype = weight.dtype
+        if self._device.type == "cpu":
+            self.dtype = cpu_operators.fastest_dtype(weight.dtype)
+        self._clean.compute_dtype = self.dtype
+        if units and self.dtype == dtype and weight.device == self._device:
+            self._bind_units(units)
+        self.count += 1
+
+    def _bind_units(self, units: Code) -> None:
+        self._weights.set_layout(compiled=True)
+        self._weights.accept()  # the new layout may have moved some
+        for name, spec in self._specs.items():
+            extra = any(bias.startswith(f"{name}.") for bias in self._clean.extra_biases)
+            if spec in units and not extra:
+                layer = self._clean.layers[name]
+                assert isinstance(layer, nn.Module)
+                self.compiled[name] = CompiledLayer(units[spec], layer, spec, self.dtype)
+
+    def moved(self) -> bool:
+        """Whether a weight has been moved, replaced or retyped since `bind`."""
+        return self._weights.moved()
+
+    def release(self) -> None:
+        """Give the weights back their memory layout and hold none of them; `bind` begins again."""
+        self.compiled = {}
+        self._weights.set_layout(compiled=False)
+        self._weights.forget()
+        self._clean.release()

@@ -1,0 +1,199 @@
+"""Where compiled units come from: the choice of a backend, the job that makes them, and what failed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import ChainMap
+from collections.abc import Mapping
+
+import torch
+
+from ..compile.jobs import Code, Job
+from ..compile.session import Choice, Session
+from ..compile.target import Target
+from ..config import Config
+from ..errors import (
+    AccelError,
+    ArtifactRejected,
+    CompileFailed,
+    NoRoom,
+    StoreError,
+)
+from ..store.store import ArtifactStore
+
+NO_BACKEND = "none"
+
+
+class Provider:
+    """Finds the compiled units of a target in the store, or has them made in the background.
+
+    `units` is what may serve now: complete for the target, or empty. Raises ValueError from
+    `prepare` when the configuration names a backend that does not exist.
+    """
+
+    def __init__(self, config: Config, session: Session):
+        self._config, self._session = config, session
+        self._store = ArtifactStore(config.store, config.store_bytes, config.store_readonly)
+        self.units: Code = {}
+        self.compiles = 0  # units compiled for this provider
+        self.job: Job | None = None
+        self._target: Target | None = None
+        self._choice: Choice | None = None
+        self._failed: dict[str, str] = {}  # by backend: failures of this network alone
+        self._discarded: dict[str, str] = {}  # by key: why an artifact was removed from the store
+        self._kept_bytes: int | None = None
+
+    # -- getting units
+
+    def prepare(self, target: Target) -> None:
+        """Load the units of `target`, else start making them; wait only where the config says so.
+
+        While a job for the same target is running, nothing is done.
+        """
+        if self._target is None or self._target.key != target.key:
+            self._retarget(target)
+        if self.job is not None:
+            return
+        self._forget_what_was_imported_since(target)
+        while True:
+            self._choice = self._session.choose(target, self._store, self._config, self.failures)
+            backend = self._choice.backend
+            if backend is None:
+                return
+            try:
+                made = backend.make(target, self._store)
+            except (ArtifactRejected, StoreError) as error:
+                self._reject(error)
+                continue
+            if isinstance(made, Job):
+                self.job = made
+                if self._config.blocking:
+                    made.wait()
+                    self.collect()
+            else:
+                self._serve(made)
+            return
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that `units` were made for; None before `prepare`."""
+        return self._target.dtype if self._target else None
+
+    @property
+    def prepared(self) -> bool:
+        """Whether a backend was chosen, so that another target has to be prepared as well."""
+        return self._choice is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has ended and `collect` has something to do."""
+        return self.job is not None and self.job.done
+
+    def collect(self) -> None:
+        """Take over what a finished job has made, or remember why it failed and prepare again."""
+        if not self.finished:
+            return
+        job, self.job = self.job, None
+        assert job is not None
+        if job.cancelled:  # by another model that shared it
+            self.prepare(job.target)
+            return
+        self.compiles += job.take_count()
+        try:
+            self._serve(job.result())
+        except (CompileFailed, ArtifactRejected, StoreError) as error:
+            passing = isinstance(error, (NoRoom, StoreError))
+            (self._failed if passing else self._lasting)[self.backend] = str(error)
+            self.prepare(job.target)
+
+    def drop(self, reason: str) -> None:
+        """Stop serving the units, which failed for this network, and do not try their backend again."""
+        self._failed[self.backend] = reason
+        self.units = {}
+        assert self._choice is not None
+        self._choice = Choice(self._choice.backend, tuple(self.failures.items()))
+
+    def close(self, keep_compiling: bool) -> None:
+        """Forget the units and the choice. `keep_compiling` leaves the job to the next network."""
+        if self.job is not None and not keep_compiling:
+            self.job.cancel()
+        self.job, self._choice, self._target, self.units = None, None, None, {}
+
+    def _retarget(self, target: Target) -> None:
+        if self.job is not None:
+            self.job.cancel()
+        self.job, self.units, self._target = None, {}, target
+
+    def _serve(self, units: Code) -> None:
+        self.units, self._kept_bytes = units, None
+        if units:
+            self._discarded.clear()
+            with contextlib.suppress(StoreError):  # shown only; the units serve without the store
+                self._kept_bytes = self.kept_bytes
+
+    def _reject(self, error: AccelError) -> None:
+        """Remove a refused artifact once, so that a good one can be made; else give up the backend."""
+        key = getattr(error, "key", None)
+        if key is not None and key not in self._discarded and not self._store.readonly:
+            try:
+                self._store.discard(key, str(error))
+                self._discarded[key] = str(error)
+                return
+            except StoreError as failure:
+                error = failure
+        self._failed[self.backend] = str(error)
+
+    # -- failures
+
+    @property
+    def _lasting(self) -> dict[str, str]:
+        """Failures that hold for every network with this target: the code could not be made."""
+        assert self._target is not None
+        return self._session.failures(self._target, self._config)
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Backends that are not tried, with the reason of each."""
+        if self._target is None:
+            return self._failed
+        return ChainMap(self._failed, self._lasting)
+
+    def _forget_what_was_imported_since(self, target: Target) -> None:
+        for name in list(self._lasting):
+            with contextlib.suppress(
+                StoreError
+            ):  # the backend itself reports a store it cannot use
+                if self._session.backend(name).kept_bytes(target, self._store) is not None:
+                    del self._lasting[name]
+
+    # -- status
+
+    @property
+    def backend(self) -> str:
+        """Name of the chosen backend, "none" where there is no choice."""
+        chosen = self._choice.backend if self._choice else None
+        return chosen.name if chosen else NO_BACKEND
+
+    @property
+    def reason(self) -> str | None:
+        """Why no better backend serves, and which artifacts were removed; None where all is well."""
+        refused = self._choice.reason if self._choice else None
+        return "; ".join([*self._discarded.values(), *([refused] if refused else [])]) or None
+
+    @property
+    def kept_bytes(self) -> int | None:
+        """Size in the store of the units that serve, None where the store does not have them all.
+
+        Raises StoreError where the store cannot be read.
+        """
+        backend = self._choice.backend if self._choice else None
+        if not self.units or backend is None or self._target is None:
+            return None
+        return backend.kept_bytes(self._target, self._store)
+
+    @property
+    def artifact(self) -> dict[str, object] | None:
+        """Key and size of the stored code that serves, as of when it was loaded."""
+        if not self.units or self._kept_bytes is None or self._target is None:
+            return None
+        return {"key": self._target.key, "bytes": self._kept_bytes}
