@@ -1,4 +1,4 @@
-"""The one description of what the user wants. Built at the edge (command line, WebUI options), read everywhere else."""
+"""What the user wants, in one frozen object, built where options and flags are read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ AUTO = "auto"
 MIB = 1024**2
 
 LORA_BASES = ("auto", "host", "pinned", "gpu")
-"""Where base weights of layers that LoRAs touch are kept: `gpu` is video memory, `pinned` page-locked memory, `host` ordinary
-memory; `auto` takes video memory while enough of it is free, else pinned memory."""
+"""Where base weights of layers that LoRAs touch are kept.
+
+`gpu` is video memory, `pinned` page-locked memory, `host` ordinary memory. `auto` takes video
+memory while enough of it is free, else pinned memory.
+"""
 
 
 def default_store() -> Path:
-    """`ACCEL_STORE`, else the user's cache folder."""
+    """Return the folder of compiled code: `ACCEL_STORE`, else one in the user's cache folder."""
     if os.environ.get("ACCEL_STORE"):
         return Path(os.environ["ACCEL_STORE"])
     if sys.platform == "win32":
@@ -30,17 +33,17 @@ def default_store() -> Path:
 
 @dataclass(frozen=True)
 class Config:
-    """Raises ValueError when a value is out of range."""
+    """What the user wants. Raises ValueError when a value is out of range."""
 
-    backend: str = AUTO
-    store: Path = field(default_factory=default_store)
-    store_bytes: int = 2048 * MIB
+    backend: str = AUTO  # "auto" or a backend's name
+    store: Path = field(default_factory=default_store)  # folder of compiled code
+    store_bytes: int = 2048 * MIB  # largest size of that folder
     store_readonly: bool = False
-    compile: bool = True  # False: only artifacts that are at hand are used, nothing is compiled
-    blocking: bool = False  # wait for the compiler instead of making images without it meanwhile
+    compile: bool = True  # False: only stored code serves, nothing is compiled
+    blocking: bool = False  # wait for the compiler instead of computing without it meanwhile
     graphs: bool = True  # CUDA graphs, where the device has them
-    graph_bytes: int = 1024 * MIB
-    lora_base: str = AUTO
+    graph_bytes: int = 1024 * MIB  # video memory that CUDA graphs may hold
+    lora_base: str = AUTO  # one of LORA_BASES
 
     def __post_init__(self) -> None:
         if self.lora_base not in LORA_BASES:

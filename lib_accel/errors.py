@@ -1,40 +1,40 @@
-"""Every error this package raises on purpose.
+"""Every error that this package raises on purpose.
 
-Each message says what happened, what was expected and what to do, so that it can be shown to a user as it is.
+Each message says what happened, what was expected and what to do; it is shown to users unchanged.
 """
 
 
 class AccelError(Exception):
-    """Base class. Anything else that escapes the package is a bug."""
+    """Base class. Any other exception that leaves the package is a bug."""
 
 
 class UnsupportedArchitecture(AccelError):
-    """The UNet is not one this engine can describe; the message names the key or shape that did not fit."""
+    """A UNet that this package cannot describe. The message names the key or shape that differs."""
 
 
 class BadCheckpoint(AccelError):
-    """The file cannot be read as a checkpoint, or holds no UNet."""
+    """A file that cannot be read as a checkpoint or LoRA, or that holds no UNet."""
 
 
 class BadWeights(AccelError):
-    """The tensors do not fit the architecture, or are mixed in dtype or device, or hold NaN."""
+    """Tensors that do not fit the architecture, are mixed in dtype or device, or hold NaN."""
 
 
 class BackendUnavailable(AccelError):
-    """A backend cannot work here; the message is the reason the user reads."""
+    """A backend that cannot work here. The message is the reason that users read."""
 
 
 class CompileFailed(AccelError):
-    """The compiler failed, was cancelled, timed out or was killed."""
+    """A compile that failed, was cancelled, timed out or was killed."""
 
 
 class NoRoom(CompileFailed):
-    """For want of memory or disk space: another time it may succeed."""
+    """A compile that ran out of memory or disk space; another time it may succeed."""
 
 
 class ArtifactRejected(AccelError):
-    """An artifact is damaged, foreign, unsigned, inaccurate or in a directory others can write to."""
+    """An artifact that is damaged, incompatible, unsigned, inaccurate or writable by others."""
 
 
 class StoreError(AccelError):
-    """The artifact store cannot be read or written (permissions, a full disk)."""
+    """An artifact store that cannot be read or written (permissions, a full disk)."""

@@ -73,7 +73,7 @@ def _contiguous(t: Tensor) -> Tensor:
 
 
 class Borrower(Protocol):
-    """Clean layers without weights of their own: a `UNet`, or the `ControlLayers` of a ControlNet."""
+    """Clean layers without weights of their own: a `UNet`, or a ControlNet's `ControlLayers`."""
 
     @property
     def layers(self) -> Mapping[str, LayerFn]:

@@ -233,7 +233,7 @@ class Engine:
         return self.clean.forward(x, timesteps, context, y, self._layers)
 
     def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
-        """Return `compiled()`; where it fails and `clean()` does not, stop serving compiled code."""
+        """Return `compiled()`; where that fails and `clean()` does not, drop compiled code."""
         while True:
             try:
                 return compiled()

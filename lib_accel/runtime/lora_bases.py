@@ -17,7 +17,10 @@ FREE_BYTES = 8 * 2**30
 
 
 class Bases:
-    """Copies base weights to the place that `Config.lora_base` names. `say` is told, once, of a place that has run out."""
+    """Copies base weights to the place that `Config.lora_base` names.
+
+    `say` prints a line when pinned memory has run out, once.
+    """
 
     def __init__(self, where: str, say: Callable[[str], object]):
         self._where, self._say = where, say

@@ -1,4 +1,4 @@
-"""Where compiled units come from: the choice of a backend, the job that makes them, and what failed."""
+"""Where compiled units come from: the choice of a backend, its job, and what failed."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Provider:
             self.prepare(job.target)
 
     def drop(self, reason: str) -> None:
-        """Stop serving the units, which failed for this network, and do not try their backend again."""
+        """Stop serving units that failed, and do not try their backend again for this network."""
         self._failed[self.backend] = reason
         self.units = {}
         assert self._choice is not None
@@ -132,7 +132,7 @@ class Provider:
                 self._kept_bytes = self.kept_bytes
 
     def _reject(self, error: AccelError) -> None:
-        """Remove a refused artifact once, so that a good one can be made; else give up the backend."""
+        """Remove a refused artifact, once, to have it made again; else give up the backend."""
         key = getattr(error, "key", None)
         if key is not None and key not in self._discarded and not self._store.readonly:
             try:
@@ -176,7 +176,7 @@ class Provider:
 
     @property
     def reason(self) -> str | None:
-        """Why no better backend serves, and which artifacts were removed; None where all is well."""
+        """Why no better backend serves, and which artifacts were removed; or None."""
         refused = self._choice.reason if self._choice else None
         return "; ".join([*self._discarded.values(), *([refused] if refused else [])]) or None
 
