@@ -12,7 +12,7 @@ from lib_accel.model.presets import PRESETS, Structure, sd1, sd2, sdxl, sdxl_ref
 from lib_accel.model.unet import UNet
 
 from .families import real_shapes
-from .threads import one_thread  # noqa: F401  (a fixture)
+from ..threads import one_thread  # noqa: F401  (a fixture)
 
 REAL: dict[str, Callable[[], Architecture]] = {
     "sd1": sd1,

@@ -31,7 +31,7 @@ from .families import (
     small_unet,
     webui_forward,
 )
-from .threads import one_thread  # noqa: F401  (a fixture)
+from ..threads import one_thread  # noqa: F401  (a fixture)
 
 BOUND = 1e-5
 # batch, height and width in latents, context length
@@ -113,7 +113,7 @@ def original_family(request: pytest.FixtureRequest) -> str:
     package = original.package(request.param)
     if original.folder(package) is None:
         said = os.environ.get("LDM_PATH") or "not set"
-        message = f"NOT CHECKED against the original code: LDM_PATH ({said}) names no folder with {package}/. See tests/original.py"
+        message = f"NOT CHECKED against the original code: LDM_PATH ({said}) names no folder with {package}/. See tests/model/original.py"
         pytest.skip(message)
     return request.param
 
