@@ -19,8 +19,8 @@ from lib_accel.model.architecture import (
 )
 from lib_accel.model.unet import UNet
 
-from .families import FAMILIES, Shape, ldm_parameters, real_shapes, real_unet, shapes, small_unet
 from ..threads import one_thread  # noqa: F401  (a fixture)
+from .families import FAMILIES, Shape, ldm_parameters, real_shapes, real_unet, shapes, small_unet
 
 
 def transformers(architecture: Architecture) -> list[tuple[str, SpatialTransformer]]:

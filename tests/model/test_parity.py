@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel.errors import BadWeights
 from lib_accel.model.architecture import Architecture
 from lib_accel.model.unet import UNet
 
+from ..threads import one_thread  # noqa: F401  (a fixture)
 from . import original
 from .families import (
     FAMILIES,
@@ -31,7 +31,6 @@ from .families import (
     small_unet,
     webui_forward,
 )
-from ..threads import one_thread  # noqa: F401  (a fixture)
 
 BOUND = 1e-5
 # batch, height and width in latents, context length
@@ -145,77 +144,3 @@ def test_the_original_has_the_described_names(original_family: str) -> None:
 @functools.cache
 def original_unet(family: str) -> nn.Module:
     return random_weights(original.original_unet(family), seed=2)
-
-
-@pytest.fixture
-def donor() -> nn.Module:
-    """A module with the parameters of a small SD1 UNet, to change at will."""
-    architecture = ours("sd1").architecture
-    return random_weights(UNet(architecture).to_empty(device="cpu"), seed=3)
-
-
-def test_adopt_shares_storage(donor: nn.Module) -> None:
-    unet = UNet(ours("sd1").architecture)
-    assert all(p.is_meta for p in unet.parameters())
-    theirs = dict(donor.named_parameters())
-    assert unet.adopt(theirs) is unet
-    adopted = dict(unet.named_parameters())
-    assert adopted.keys() == theirs.keys()
-    assert all(adopted[n].data_ptr() == p.data_ptr() for n, p in theirs.items())
-    new = {t.untyped_storage().data_ptr() for t in unet.state_dict().values()} - {
-        p.untyped_storage().data_ptr() for p in theirs.values()
-    }
-    assert not new
-    assert not list(unet.buffers())
-
-
-def test_adopt_sees_changes_in_place(donor: nn.Module) -> None:
-    unet = UNet(ours("sd1").architecture).adopt(dict(donor.named_parameters()))
-    i = make_inputs("sd1", FITTING["square"])
-    before = run(unet, i)
-    layer = donor.get_parameter("middle_block.1.transformer_blocks.0.attn2.to_v.weight")
-    kept = layer.clone()
-    layer += 0.1 * torch.randn_like(layer)
-    assert error(run(unet, i), before) > 1e-4
-    layer.copy_(kept)
-    assert torch.equal(run(unet, i), before)
-
-
-def test_adopt_sees_another_dtype(donor: nn.Module) -> None:
-    unet = UNet(ours("sd1").architecture).adopt(dict(donor.named_parameters()))
-    i = make_inputs("sd1", FITTING["square"])
-    before = run(unet, i)
-    donor.to(torch.bfloat16)
-    assert unet.dtype == torch.bfloat16
-    assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
-    after = run(unet, i)
-    assert after.dtype == torch.float32  # x's
-    assert 1e-4 < error(after, before) < 0.1
-
-
-@pytest.mark.parametrize(
-    ("key", "shape", "expected"),
-    [
-        ("out.2.weight", [4, 32, 1, 1], [4, 32, 3, 3]),
-        ("middle_block.0.in_layers.0.bias", [64], [128]),
-    ],
-)
-def test_adopt_refuses_another_shape(
-    donor: nn.Module, key: str, shape: list[int], expected: list[int]
-) -> None:
-    parameters = dict(donor.named_parameters())
-    parameters[key] = nn.Parameter(torch.zeros(shape))
-    with pytest.raises(BadWeights) as e:
-        UNet(ours("sd1").architecture).adopt(parameters)
-    assert key in str(e.value)
-    assert str(shape) in str(e.value)
-    assert str(expected) in str(e.value)
-
-
-def test_adopt_refuses_a_missing_weight(donor: nn.Module) -> None:
-    parameters = dict(donor.named_parameters())
-    del parameters["time_embed.2.bias"]
-    with pytest.raises(
-        BadWeights, match=r"time_embed\.2\.bias: got nothing, expected the shape \[128\]"
-    ):
-        UNet(ours("sd1").architecture).adopt(parameters)

@@ -11,8 +11,8 @@ from lib_accel.model.architecture import Architecture
 from lib_accel.model.presets import PRESETS, Structure, sd1, sd2, sdxl, sdxl_refiner
 from lib_accel.model.unet import UNet
 
-from .families import real_shapes
 from ..threads import one_thread  # noqa: F401  (a fixture)
+from .families import real_shapes
 
 REAL: dict[str, Callable[[], Architecture]] = {
     "sd1": sd1,
