@@ -13,9 +13,6 @@ are registered when this is imported: compiled code finds them by name, and torc
 
 from __future__ import annotations
 
-import functools
-import time
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,34 +35,6 @@ def feed_forward(
 ) -> Tensor:
     """GEGLU and the projection back: `x: [B, N, C]`, `weight_in: [8C, C]`, `weight_out: [C, 4C]` -> `[B, N, C]`."""
     return torch.ops.accel.feed_forward(x, weight_in, bias_in, weight_out, bias_out)
-
-
-@functools.cache
-def fastest_dtype(weights: torch.dtype) -> torch.dtype:
-    """The precision to compute in on this CPU, for weights of that dtype: float32 where narrow products are no faster.
-
-    Many CPUs run bfloat16 and float16 products at half the speed of float32 (no units for them, or slow ones). Weights stay
-    narrow in memory and are widened one layer at a time. Takes about 0.1 s, once. float32 must win clearly: where the two are
-    close, a busy machine would answer now this way and now that, and each answer has code of its own. So it is, too, where torch
-    does not know the narrow product at all (float16, torch 2.1).
-    """
-    if weights not in (torch.bfloat16, torch.float16):
-        return weights
-    try:
-        narrow = _product_seconds(weights)
-    except RuntimeError:
-        return torch.float32
-    return torch.float32 if _product_seconds(torch.float32) * 1.25 < narrow else weights
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
-    runs = []
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        runs.append(time.perf_counter() - start)
-    return min(runs)
 
 
 def _sizes(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int]:

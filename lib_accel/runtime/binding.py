@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..compile.jobs import Code
 from ..compile.units import UnitFn, input_widths, side_input, widest
 from ..errors import BadWeights
-from ..model import cpu_operators
+from ..model import precision
 from ..model.architecture import Layer
 from ..model.unet import LayerFn, Parameters
 from .weights import Weights
@@ -131,7 +131,7 @@ class Binding:
         self.weight_dtype, self.weight_device = weight.dtype, weight.device
         self.dtype = weight.dtype
         if self._device.type == "cpu":
-            self.dtype = cpu_operators.fastest_dtype(weight.dtype)
+            self.dtype = precision.fastest_cpu_dtype(weight.dtype)
         self._clean.compute_dtype = self.dtype
         if units and self.dtype == dtype and weight.device == self._device:
             self._bind_units(units)

@@ -6,9 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib_accel.model import cpu_operators, presets
-from lib_accel.model.unet import UNet
-from lib_accel.tools.checkpoint import random_weights
+from lib_accel.model import cpu_operators
 
 BOUND = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 SIZES = [(1, 1, 1), (2, 2, 3), (1, 9, 7), (3, 16, 16), (2, 13, 40)]  # batch, height, width
@@ -79,19 +77,3 @@ def test_shapes_are_told_without_computing() -> None:
     )
     assert out.shape == (2, 16, 5, 4)
     assert out.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_narrow_weights_are_computed_in_the_faster_precision_and_stay_narrow() -> None:
-    assert cpu_operators.fastest_dtype(torch.float32) == torch.float32
-    assert cpu_operators.fastest_dtype(torch.bfloat16) in (torch.bfloat16, torch.float32)
-    architecture = presets.sd1(32)
-    unet = UNet(architecture).adopt(random_weights(architecture, torch.bfloat16, 0))
-    x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([5.0]), torch.randn(1, 3, 768)
-    with torch.no_grad():
-        narrow = unet(x, t, context)
-        unet.compute_dtype = torch.float64
-        truth = unet(x.double(), t, context)
-        unet.compute_dtype = torch.float32
-        wide = unet(x, t, context)
-    assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
-    assert relative(wide, truth) < 1e-5 < relative(narrow, truth)
