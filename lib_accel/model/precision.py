@@ -41,11 +41,15 @@ def fastest_cpu_dtype(weights: torch.dtype) -> torch.dtype:
     """
     if weights not in (torch.bfloat16, torch.float16):
         return weights
-    try:
-        narrow = _product_seconds(weights, 1024)
-    except RuntimeError:
-        return torch.float32
-    return torch.float32 if _product_seconds(torch.float32, 1024) * 1.25 < narrow else weights
+    # Small products first: where torch has no fast one, a large one takes seconds (float16).
+    for size, clearly in ((128, 10), (1024, 1.25)):
+        try:
+            narrow = _product_seconds(weights, size)
+        except RuntimeError:
+            return torch.float32
+        if _product_seconds(torch.float32, size) * clearly < narrow:
+            return torch.float32
+    return weights
 
 
 def _product_seconds(dtype: torch.dtype, size: int) -> float:

@@ -88,6 +88,7 @@ def test_sums_are_computed_in_a_wider_dtype_where_the_device_has_one():
 def test_the_fastest_dtype_of_a_cpu_is_that_of_the_weights_or_float32() -> None:
     assert fastest_cpu_dtype(torch.float32) == torch.float32
     assert fastest_cpu_dtype(torch.bfloat16) in (torch.bfloat16, torch.float32)
+    assert fastest_cpu_dtype(torch.float16) in (torch.float16, torch.float32)
 
 
 def test_narrow_weights_stay_narrow_when_the_unet_computes_in_float32() -> None:
