@@ -72,6 +72,7 @@ class Conv2d(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
         super().__init__()
+        cpu_operators.register()
         self.weight = empty_parameter(outputs, inputs, kernel, kernel)
         self.bias = empty_parameter(outputs)
         self.stride, self.padding = stride, kernel // 2
@@ -167,6 +168,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
+        cpu_operators.register()
         self.net = nn.ModuleDict({"0": GEGLU(channels), "2": Linear(4 * channels, channels)})
 
     def forward(self, x: Tensor) -> Tensor:

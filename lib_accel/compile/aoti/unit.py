@@ -18,6 +18,7 @@ import torch
 
 from ...errors import ArtifactRejected, StoreError
 from ...model import architecture as arch
+from ...model import cpu_operators
 from ...store.artifact import require_private_root
 from ...store.locks import sweep, workspace
 from ...store.seal import os_errors
@@ -75,6 +76,7 @@ def load_unit(path: Path, device: torch.device) -> UnitFn:
 
     Raises StoreError where it cannot be unpacked, and what torch or zipfile raise for a package that is none.
     """
+    cpu_operators.register()  # compiled code for a CPU calls them by name
     index = -1 if device.index is None else device.index
     with _loading, os_errors(f"unpack {path.name} into the temporary files"):
         if not _own_folder().is_dir():
