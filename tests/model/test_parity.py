@@ -1,9 +1,12 @@
-"""Our UNet against diffusers and against the original code: float32, relative L2 error, one bound for every family and shape.
+"""Our UNet against diffusers and against the original code: relative L2 error in float32.
 
-Sizes come in two kinds. Where both sides of the latent are multiples of the UNet's deepest step, diffusers' own forward is
-the reference. Where they are not, diffusers upsamples to the skip's size and then convolves, while the WebUI goes x2, convolves and then
-resizes to the skip's size; the reference is then the WebUI's way written out over diffusers' layers (`webui_forward`), and a test of
-its own shows that the two references agree on the first kind of size and not on the second.
+One bound holds for every family and size. There are two kinds of sizes:
+
+- Both sides of the latent are multiples of the UNet's deepest step. The reference is diffusers.
+- They are not. Then diffusers upsamples to the skip's size and convolves, while the WebUI upsamples
+  x2, convolves and resizes to the skip's size. The reference is `webui_forward`: diffusers' layers
+  in the WebUI's wiring. Two tests show that both references agree on the first kind of sizes and
+  differ on the second.
 """
 
 from __future__ import annotations
@@ -22,24 +25,20 @@ from ..threads import one_thread  # noqa: F401  (a fixture)
 from . import original
 from .families import (
     FAMILIES,
-    Inputs,
-    diffusers_forward,
-    inputs,
     ldm_parameters,
     random_weights,
     shapes,
     small_unet,
-    webui_forward,
 )
+from .references import Inputs, diffusers_forward, inputs, webui_forward
 
 BOUND = 1e-5
 # batch, height and width in latents, context length
 FITTING = {"square": (1, 16, 16, 77), "wide": (3, 8, 32, 154), "tall": (2, 24, 8, 1)}
 ODD = {"square": (1, 15, 15, 77), "wide": (3, 9, 22, 154), "tall": (2, 20, 11, 1)}
 BASES = [name for name in FAMILIES if not name.endswith(("-inpainting", "-edit"))]
-VARIANTS = [
-    name for name in FAMILIES if name not in BASES
-]  # only the first convolution differs: fewer shapes will do
+# Of these only the first convolution differs, so one size will do.
+VARIANTS = [name for name in FAMILIES if name not in BASES]
 FITTING_CASES = [(f, s) for f in BASES for s in FITTING] + [(f, "wide") for f in VARIANTS]
 ODD_CASES = [(f, s) for f in BASES for s in ODD] + [(f, "wide") for f in VARIANTS]
 
@@ -82,7 +81,7 @@ def test_odd_sizes_equal_the_webui_wiring(family: str, shape: str) -> None:
 
 
 @pytest.mark.parametrize("family", BASES)
-def test_the_two_references_agree_on_fitting_sizes(family: str) -> None:
+def test_the_two_references_agree_on_sizes_that_fit(family: str) -> None:
     i = make_inputs(family, FITTING["square"])
     assert (
         error(webui_forward(small_unet(family), i), diffusers_forward(small_unet(family), i))
@@ -98,8 +97,8 @@ def test_the_two_references_differ_on_odd_sizes() -> None:
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_every_parameter_shows_in_the_output(family: str) -> None:
-    """Parity means little for a layer that changes nothing."""
+def test_every_parameter_has_an_effect_on_the_output(family: str) -> None:
+    """Otherwise a wrong layer could go unnoticed."""
     i = make_inputs(family, FITTING["square"])
     parameters = {n: nn.Parameter(p.clone()) for n, p in ldm_parameters(small_unet(family)).items()}
     unet = UNet(Architecture.from_shapes(shapes(parameters))).adopt(parameters)
@@ -111,9 +110,11 @@ def test_every_parameter_shows_in_the_output(family: str) -> None:
 def original_family(request: pytest.FixtureRequest) -> str:
     package = original.package(request.param)
     if original.folder(package) is None:
-        said = os.environ.get("LDM_PATH") or "not set"
-        message = f"NOT CHECKED against the original code: LDM_PATH ({said}) names no folder with {package}/. See tests/model/original.py"
-        pytest.skip(message)
+        value = os.environ.get("LDM_PATH") or "not set"
+        pytest.skip(
+            f"NOT CHECKED against the original code: LDM_PATH ({value}) names no folder with "
+            f"{package}/. See tests/model/original.py"
+        )
     return request.param
 
 
@@ -132,7 +133,7 @@ def test_equals_the_original(original_family: str, shape: tuple[int, int, int, i
     assert e <= BOUND
 
 
-def test_the_original_has_the_described_names(original_family: str) -> None:
+def test_the_original_has_the_parameter_names_of_our_unet(original_family: str) -> None:
     theirs = original_unet(original_family)
     architecture = Architecture.from_module(theirs)
     assert architecture == ours(original_family).architecture
