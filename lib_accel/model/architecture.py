@@ -10,30 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedArchitecture
-from .reading import (  # noqa: F401
-    TRANSFORMERS,
-    Reader,
-    Shape,
-    heads_of,
-    kind_of,
-    layers_in,
-    shapes_of,
-)
-from .specs import (  # noqa: F401
-    CHANNELS_PER_HEAD,
-    NORM_GROUPS,
-    SD1_HEADS,
-    Block,
-    Conv,
-    Downsample,
-    Layer,
-    Output,
-    ResBlock,
-    SpatialTransformer,
-    Upsample,
-    layer_from_dict,
-    layer_to_dict,
-)
+from .reading import Reader, heads_of, shapes_of
+from .specs import Block, Downsample, Output, SpatialTransformer, Spec, Upsample
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +91,7 @@ class Architecture:
         """
         return cls.from_shapes(shapes_of(module), heads_of(module))
 
-    def layers(self) -> Iterator[tuple[str, Layer]]:
+    def layers(self) -> Iterator[tuple[str, Spec]]:
         """Yield every layer's name and spec, in the order of a forward pass."""
         blocks = [(f"input_blocks.{i}", b) for i, b in enumerate(self.input_blocks)]
         blocks.append(("middle_block", self.middle_block))

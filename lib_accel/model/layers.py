@@ -23,7 +23,7 @@ LayerFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 `context: [B, L, context_dim]`, which returns `[B, C', H', W']`. It may ignore the last two."""
 
 
-def build_layer(spec: specs.Layer) -> nn.Module:
+def build_layer(spec: specs.Spec) -> nn.Module:
     """Build the module of one layer, without storage; it is a LayerFn.
 
     Its parameter names are those of the checkpoint after the layer's own name. In `forward`, all

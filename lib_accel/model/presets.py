@@ -18,9 +18,9 @@ from .specs import (
     Block,
     Conv,
     Downsample,
-    Layer,
     ResBlock,
     SpatialTransformer,
+    Spec,
     Upsample,
 )
 
@@ -101,9 +101,9 @@ class Structure:
             tuple(outputs),
         )
 
-    def residual(self, inputs: int, outputs: int, depth: int) -> list[Layer]:
+    def residual(self, inputs: int, outputs: int, depth: int) -> list[Spec]:
         """Return a residual block and, unless `depth` is 0, the transformer after it."""
-        layers: list[Layer] = [ResBlock(inputs, outputs, 4 * self.model_channels)]
+        layers: list[Spec] = [ResBlock(inputs, outputs, 4 * self.model_channels)]
         if depth:
             heads = outputs // CHANNELS_PER_HEAD if self.linear else SD1_HEADS
             layers.append(SpatialTransformer(outputs, self.context_dim, heads, depth, self.linear))

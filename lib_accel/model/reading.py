@@ -22,9 +22,9 @@ from .specs import (
     Block,
     Conv,
     Downsample,
-    Layer,
     ResBlock,
     SpatialTransformer,
+    Spec,
     Upsample,
 )
 
@@ -70,14 +70,14 @@ def heads_of(module: torch.nn.Module) -> dict[str, int]:
     return heads
 
 
-def layers_in(module: torch.nn.Module) -> dict[str, Layer]:
+def layers_in(module: torch.nn.Module) -> dict[str, Spec]:
     """Return the specs of the residual blocks and transformers anywhere in a network, by name.
 
     Blocks that differ from a UNet's are left out.
     Raises UnsupportedArchitecture when the attention layers of one transformer disagree on heads.
     """
     shapes, heads = shapes_of(module), heads_of(module)
-    found: dict[str, Layer] = {}
+    found: dict[str, Spec] = {}
     for key in shapes:
         at = re.fullmatch(r"(.+)\.(in_layers\.0|transformer_blocks\.0\.norm1)\.weight", key)
         if not at:
@@ -120,14 +120,14 @@ class Reader:
 
     def block(self, name: str, channels: int) -> tuple[Block, int]:
         """Return the specs of a block that takes `channels`, and the channels it puts out."""
-        specs: list[Layer] = []
+        specs: list[Spec] = []
         for i in range(self.count(name)):
             spec = self.spec(f"{name}.{i}", channels)
             channels = spec.channels if isinstance(spec, SpatialTransformer) else spec.out_channels
             specs.append(spec)
         return tuple(specs), channels
 
-    def spec(self, name: str, channels: int) -> Layer:
+    def spec(self, name: str, channels: int) -> Spec:
         """Return the spec of the layer of that name, which takes `channels`."""
         if f"{name}.in_layers.0.weight" in self.shapes:
             return self.resblock(name, channels)

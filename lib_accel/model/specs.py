@@ -71,22 +71,22 @@ class Output:
     out_channels: int
 
 
-Layer = Conv | Downsample | Upsample | ResBlock | SpatialTransformer | Output
-Block = tuple[Layer, ...]
+Spec = Conv | Downsample | Upsample | ResBlock | SpatialTransformer | Output
+Block = tuple[Spec, ...]
 """The specs of one input, middle or output block, in the order they run."""
 
-_TYPES: dict[str, type[Layer]] = {
+_TYPES: dict[str, type[Spec]] = {
     t.__name__: t for t in (Conv, Downsample, Upsample, ResBlock, SpatialTransformer, Output)
 }
 
 
-def layer_to_dict(spec: Layer) -> dict[str, Any]:
+def spec_to_dict(spec: Spec) -> dict[str, Any]:
     """Return the spec as plain JSON values: its type's name under `layer`, and its fields."""
     return {"layer": type(spec).__name__, **dataclasses.asdict(spec)}
 
 
-def layer_from_dict(data: Mapping[str, Any]) -> Layer:
-    """Return the spec that `layer_to_dict` made `data` of.
+def spec_from_dict(data: Mapping[str, Any]) -> Spec:
+    """Return the spec that `spec_to_dict` made `data` of.
 
     Raises KeyError for an unknown type and TypeError for missing or unknown fields.
     """

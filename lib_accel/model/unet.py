@@ -16,15 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import BadWeights
 from .architecture import Architecture
-from .layers import (  # noqa: F401
-    Conv2d,
-    LayerFn,
-    Linear,
-    Output,
-    build_layer,
-    empty_parameter,
-    set_parameter,
-)
+from .layers import LayerFn, Linear, Output, build_layer, empty_parameter, set_parameter
 from .specs import Block
 
 Parameters = Mapping[str, nn.Parameter]

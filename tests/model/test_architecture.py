@@ -12,13 +12,8 @@ import pytest
 import torch
 
 from lib_accel.errors import UnsupportedArchitecture
-from lib_accel.model.architecture import (
-    Architecture,
-    ResBlock,
-    SpatialTransformer,
-    layer_from_dict,
-    layer_to_dict,
-)
+from lib_accel.model.architecture import Architecture
+from lib_accel.model.specs import ResBlock, SpatialTransformer, spec_from_dict, spec_to_dict
 from lib_accel.model.unet import UNet
 
 from ..threads import one_thread  # noqa: F401  (a fixture)
@@ -106,7 +101,7 @@ def test_no_two_families_have_equal_architectures() -> None:
 def test_specs_round_trip_through_json(family: str) -> None:
     """Keys of compiled units and tasks of compilers contain specs as JSON."""
     for _, layer in Architecture.from_shapes(real_shapes(family)).layers():
-        assert layer_from_dict(json.loads(json.dumps(layer_to_dict(layer)))) == layer
+        assert spec_from_dict(json.loads(json.dumps(spec_to_dict(layer)))) == layer
 
 
 def test_the_order_of_parameters_makes_no_difference(small: dict[str, Shape]) -> None:
