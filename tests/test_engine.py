@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lib_accel.model.architecture import Architecture
-from lib_accel.model.unet import build_layer
+from lib_accel.model.layers import build_layer
 from lib_accel.runtime import engine as engine_module
 from lib_accel.runtime.binding import INT32_LIMIT, CompiledLayer
 from lib_accel.store.store import ArtifactStore

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lib_accel.errors import BadWeights
-from lib_accel.model import cpu_operators
+from lib_accel.model import precision
 from lib_accel.runtime.engine import Engine
 from lib_accel.runtime.lora_files import Merger, random_deltas
 
@@ -92,7 +92,7 @@ def test_code_never_meets_weights_of_another_dtype(
 ):
     """There is no artifact for it and no compiler: the clean UNet answers, and the old code comes back with the old dtype."""
     monkeypatch.setattr(
-        cpu_operators, "fastest_dtype", lambda weights: weights
+        precision, "fastest_cpu_dtype", lambda weights: weights
     )  # a CPU that is fast at bfloat16
     engine, given = ready(tiny_store), tiny.inputs()
     engine.network.to(dtype)
@@ -113,7 +113,7 @@ def test_code_serves_narrow_weights_that_are_widened(
     tiny_store: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        cpu_operators, "fastest_dtype", lambda weights: torch.float32
+        precision, "fastest_cpu_dtype", lambda weights: torch.float32
     )  # a CPU that is slow at bfloat16
     engine, given = ready(tiny_store), tiny.inputs()
     engine.network.bfloat16()

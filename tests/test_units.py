@@ -22,8 +22,8 @@ from lib_accel.compile.units import (
 )
 from lib_accel.compile.verify import CHECK_SIZES, check_unit
 from lib_accel.errors import BadWeights
-from lib_accel.model.architecture import Layer, ResBlock
 from lib_accel.model.presets import sd1, sdxl
+from lib_accel.model.specs import ResBlock, Spec
 from lib_accel.runtime.weights import Weights
 
 from . import tiny
@@ -50,7 +50,7 @@ def test_keys_are_these():
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=unit_key)
-def test_every_input_shows(unit: Layer):
+def test_every_input_shows(unit: Spec):
     """Else code that ignores one would pass everything here. (One channel in each group, and normalising hides the time embedding.)"""
     module = UnitModule(unit)
     inputs, weights = example_inputs(unit, (2, 6, 5, 3), torch.float32, CPU)
@@ -66,7 +66,7 @@ def test_keys_are_distinct():
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=unit_key)
-def test_a_unit_is_the_layer(unit: Layer):
+def test_a_unit_is_the_layer(unit: Spec):
     """With the layer's own parameters in their order, for every layer of that spec."""
     donor = tiny.donor()
     layers = [donor.get_submodule(name) for name, spec in tiny.TINY.layers() if spec == unit]
@@ -82,7 +82,7 @@ def test_a_unit_is_the_layer(unit: Layer):
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=unit_key)
-def test_example_inputs_are_laid_out_as_compiled_code_wants_them(unit: Layer):
+def test_example_inputs_are_laid_out_as_compiled_code_wants_them(unit: Spec):
     activations, weights = example_inputs(unit, (2, 6, 5, 3), torch.bfloat16, CPU)
     assert len(activations) == (2 if side_input(unit) else 1)
     assert activations[0].shape == (2, input_widths(unit)[0], 6, 5)
@@ -94,19 +94,19 @@ def test_example_inputs_are_laid_out_as_compiled_code_wants_them(unit: Layer):
 # -- checking compiled code
 
 
-def plain(unit: Layer) -> UnitFn:
+def plain(unit: Spec) -> UnitFn:
     """What right code would answer."""
     module = UnitModule(unit)
     count = 2 if module.side else 1
     return lambda inputs: module(inputs[:count], inputs[count:])
 
 
-def verdict(unit: Layer, fn: UnitFn):
+def verdict(unit: Spec, fn: UnitFn):
     return check_unit(unit, fn, torch.float32, CPU, alone=True)
 
 
 @pytest.mark.parametrize("unit", [*UNITS, ResBlock(32, 32, 32)], ids=unit_key)
-def test_right_code_passes(unit: Layer):
+def test_right_code_passes(unit: Spec):
     found = verdict(unit, plain(unit))
     assert found.passed
     narrow = unit not in UNITS  # 32 channels, one in each group, cannot be normalised at one pixel
@@ -146,7 +146,7 @@ def test_another_shape_is_refused():
 
 
 @pytest.mark.parametrize("layer", UNITS, ids=unit_key)
-def test_no_activation_is_wider_than_said(layer: Layer):
+def test_no_activation_is_wider_than_said(layer: Spec):
     size = (
         16,
         8,

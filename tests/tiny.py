@@ -16,8 +16,9 @@ from lib_accel.compile.session import Session
 from lib_accel.compile.target import Target
 from lib_accel.compile.units import units_of
 from lib_accel.config import Config
-from lib_accel.model.architecture import Architecture, Layer
+from lib_accel.model.architecture import Architecture
 from lib_accel.model.presets import Structure
+from lib_accel.model.specs import Spec
 from lib_accel.model.unet import UNet
 from lib_accel.runtime.engine import Engine, Status
 from lib_accel.tools.checkpoint import random_weights
@@ -92,7 +93,7 @@ def build(store: Path) -> Built:
 
 
 def target(
-    units: Iterable[Layer] = units_of(TINY), dtype: torch.dtype = torch.float32, **machine: Any
+    units: Iterable[Spec] = units_of(TINY), dtype: torch.dtype = torch.float32, **machine: Any
 ) -> Target:
     """For jobs without an engine."""
     cpu = torch.device("cpu")

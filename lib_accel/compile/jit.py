@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..config import Config
 from ..errors import ArtifactRejected, CompileFailed
-from ..model import architecture as arch
+from ..model import specs
 from ..store.store import ArtifactStore
 from .jobs import Code, Job
 from .target import Target
@@ -68,11 +68,11 @@ class Jit:
             job.cancel()
 
 
-_made: dict[tuple[arch.Layer, torch.dtype, torch.device], UnitFn] = {}
+_made: dict[tuple[specs.Spec, torch.dtype, torch.device], UnitFn] = {}
 """What has been compiled and found right in this process."""
 
 
-def _at_hand(target: Target) -> dict[arch.Layer, UnitFn]:
+def _at_hand(target: Target) -> dict[specs.Spec, UnitFn]:
     made = {layer: _made.get((layer, target.dtype, target.device)) for layer in target.units}
     return {layer: fn for layer, fn in made.items() if fn is not None}
 
@@ -127,7 +127,7 @@ def _others_compile() -> bool:
     return _turn_of not in (None, threading.get_ident())
 
 
-def jit_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device) -> UnitFn:
+def jit_unit(layer: specs.Spec, dtype: torch.dtype, device: torch.device) -> UnitFn:
     """A function compiled for activations of any size; sizes of 1 are compiled for once more each, when they are met.
 
     Traced to torch's own operators first: torch 2.1's compiler does not know modules whose weights are inputs.

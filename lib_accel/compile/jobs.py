@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import AccelError, CompileFailed
-from ..model import architecture as arch
+from ..model import specs
 from .target import Target
 from .units import UnitFn
 
-Code = Mapping[arch.Layer, UnitFn]
+Code = Mapping[specs.Spec, UnitFn]
 """Compiled functions by the spec of the unit they compute."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import ENGINE_VERSION
-from ..model import architecture as arch
+from ..model import specs
 from .machine import Machine
 from .units import canonical_json, unit_key
 
@@ -18,7 +18,7 @@ from .units import canonical_json, unit_key
 class Target:
     """What is to be compiled, and for what: everything an artifact's key is made of."""
 
-    units: tuple[arch.Layer, ...]
+    units: tuple[specs.Spec, ...]
     dtype: torch.dtype
     device: torch.device
     machine: Machine

@@ -16,39 +16,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import architecture as arch
-from ..model.unet import build_layer
+from ..model import specs
+from ..model.architecture import Architecture
+from ..model.layers import build_layer
 
 UnitFn = Callable[[list[Tensor]], Tensor]
 """Compiled code: `[h, side input if any, *weights] -> [B, C', H', W']`, channels-last in and out."""
 
-_SIDE = {arch.ResBlock: "emb", arch.SpatialTransformer: "context", arch.Output: None}
+_SIDE = {specs.ResBlock: "emb", specs.SpatialTransformer: "context", specs.Output: None}
 
 
-def units_of(architecture: arch.Architecture) -> tuple[arch.Layer, ...]:
+def units_of(architecture: Architecture) -> tuple[specs.Spec, ...]:
     """The distinct units of an architecture, in the order of first use."""
     return tuple(dict.fromkeys(layer for _, layer in architecture.layers() if type(layer) in _SIDE))
 
 
-def side_input(layer: arch.Layer) -> str | None:
+def side_input(layer: specs.Spec) -> str | None:
     """Which second activation the unit takes: "emb", "context" or none."""
     return _SIDE[type(layer)]
 
 
-def input_widths(layer: arch.Layer) -> tuple[int, ...]:
+def input_widths(layer: specs.Spec) -> tuple[int, ...]:
     """Channels of h and, where the unit takes one, of the second activation."""
-    if isinstance(layer, arch.SpatialTransformer):
+    if isinstance(layer, specs.SpatialTransformer):
         return layer.channels, layer.context_dim
     return (
         (layer.in_channels, layer.emb_channels)
-        if isinstance(layer, arch.ResBlock)
+        if isinstance(layer, specs.ResBlock)
         else (layer.in_channels,)
     )
 
 
-def widest(layer: arch.Layer) -> int:
+def widest(layer: specs.Spec) -> int:
     """Channels of the widest activation inside: of a transformer what its gated feed-forward is expanded to."""
-    if isinstance(layer, arch.SpatialTransformer):
+    if isinstance(layer, specs.SpatialTransformer):
         return 8 * layer.channels
     return max(layer.in_channels, layer.out_channels)  # type: ignore[union-attr]
 
@@ -57,16 +58,16 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def unit_key(layer: arch.Layer) -> str:
+def unit_key(layer: specs.Spec) -> str:
     """A short name for the spec, safe as a file name: `ResBlock-1f0c9a3b5d7e`."""
-    digest = hashlib.sha256(canonical_json(arch.layer_to_dict(layer)).encode()).hexdigest()
+    digest = hashlib.sha256(canonical_json(specs.spec_to_dict(layer)).encode()).hexdigest()
     return f"{type(layer).__name__}-{digest[:12]}"
 
 
 class UnitModule(nn.Module):
     """What is exported: the layer as a function of `activations` ([h] or [h, side]) and `weights` (in `names` order)."""
 
-    def __init__(self, layer: arch.Layer):
+    def __init__(self, layer: specs.Spec):
         super().__init__()
         self.side = side_input(layer)
         # in a tuple so that it is no submodule: its storage-less parameters must not become constants of the exported program
@@ -84,7 +85,7 @@ class UnitModule(nn.Module):
 
 
 def example_inputs(
-    layer: arch.Layer,
+    layer: specs.Spec,
     size: tuple[int, int, int, int],
     dtype: torch.dtype,
     device: torch.device,
@@ -118,8 +119,8 @@ def in_layout(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last if conv else torch.contiguous_format)
 
 
-def describe(layer: arch.Layer) -> str:
+def describe(layer: specs.Spec) -> str:
     """For progress lines: `ResBlock 320 -> 640`."""
-    if isinstance(layer, arch.SpatialTransformer):
+    if isinstance(layer, specs.SpatialTransformer):
         return f"SpatialTransformer {layer.channels} x{layer.depth}"
     return f"{type(layer).__name__} {layer.in_channels} -> {layer.out_channels}"

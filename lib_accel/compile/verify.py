@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..model import architecture as arch
+from ..model import specs
 from ..model.precision import exact_products, relative_error, wider
 from .units import UnitFn, UnitModule, example_inputs
 
@@ -48,7 +48,7 @@ class Verdict:
 
 
 def check_unit(
-    layer: arch.Layer,
+    layer: specs.Spec,
     fn: UnitFn,
     dtype: torch.dtype,
     device: torch.device,
@@ -76,11 +76,11 @@ def check_unit(
     return Verdict(tuple(compiled), tuple(eager))
 
 
-def _single_values(layer: arch.Layer) -> bool:
+def _single_values(layer: specs.Spec) -> bool:
     """One channel a group: at one pixel there is nothing to normalise, and torch refuses."""
     widths = (
         (layer.channels,)
-        if isinstance(layer, arch.SpatialTransformer)
+        if isinstance(layer, specs.SpatialTransformer)
         else (layer.in_channels, layer.out_channels)
     )
-    return arch.NORM_GROUPS in widths
+    return specs.NORM_GROUPS in widths

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError, UnsupportedArchitecture
-from ..model.unet import LayerFn
+from ..model.layers import LayerFn
 from ..runtime.accelerated import Accelerated, Call, accelerated, mark
 from ..runtime.binding import CompiledLayer
 from ..runtime.engine import Counters

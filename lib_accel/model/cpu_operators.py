@@ -1,74 +1,94 @@
-"""Two layers as a CPU wants them, as operators that compiled and eager code both call.
+"""A convolution and a feed-forward layer that are faster on a CPU than torch's own.
 
-Weights are used where they lie, in the layout of the checkpoint: nothing is packed, so nothing has to follow a LoRA.
+They use weights where they lie, in the layout of the checkpoint. Nothing is packed, so nothing has
+to be repacked when a LoRA is merged.
 
-- oneDNN reorders a convolution's weights at every call. At few pixels that costs more than the convolution (1280 to 1280
-  channels at 8x8: 58 ms, 15 ms with packed weights). There, gathering the pixels' neighbourhoods and one matrix product over
-  the weight seen as [O, I*k*k] does the same without touching the weight.
-- A feed-forward layer's hidden activations are 8 times as wide as its input. Done a thousand rows at a time they stay in the cache.
+- oneDNN reorders a convolution's weights at every call. At few pixels that takes longer than the
+  convolution (1280 to 1280 channels at 8x8: 58 ms, 15 ms with packed weights). There it is faster
+  to gather the neighbourhoods of the pixels and to compute one matrix product with the weight seen
+  as [O, I*k*k], which leaves the weight alone.
+- The hidden activations of a feed-forward layer are 8 times as wide as its input. Computed for a
+  thousand rows at a time they stay in the cache.
 
-Both choices depend on sizes that are dynamic in an exported program, which is why these are operators and not plain code. They
-are registered when this is imported: compiled code finds them by name, and torch takes no second registration.
+Both choices depend on sizes that are dynamic in an exported program. So these are operators of
+torch (`torch.ops.accel`), which compiled code calls by name, and not plain code that export would
+trace. `register` must have been called in a process that runs such code. Building a layer does so,
+and so does loading compiled code.
 """
 
 from __future__ import annotations
 
 import functools
-import time
+import threading
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = 1024  # rows of hidden activations at a time: at most 10,240 columns, 40 MB in float32
+ROWS = 1024
+"""Rows of hidden activations at a time: with at most 10,240 columns, 40 MB in float32."""
+
+
+def register() -> None:
+    """Register the operators with torch unless this process has done so; thread-safe."""
+    with _registering:
+        _registered()
+
+
+# torch's registry of operators belongs to the process, so this lock and the cache do too.
+_registering = threading.Lock()
+
+
+@functools.cache
+def _registered() -> torch.library.Library:
+    """Return the library, which must be kept: torch removes its operators when it is freed.
+
+    It is no `torch.library.custom_op`, which needs torch 2.4.
+    """
+    library = torch.library.Library("accel", "DEF")
+    library.define(
+        "conv2d(Tensor x, Tensor weight, Tensor bias, int stride, int padding) -> Tensor"
+    )
+    library.impl("conv2d", _conv2d, "CPU")
+    library.impl("conv2d", _conv2d_shape, "Meta")
+    library.define(
+        "feed_forward(Tensor x, Tensor weight_in, Tensor bias_in, "
+        "Tensor weight_out, Tensor bias_out) -> Tensor"
+    )
+    library.impl("feed_forward", _feed_forward, "CPU")
+    library.impl("feed_forward", _feed_forward_shape, "Meta")
+    return library
 
 
 def applies(x: Tensor) -> bool:
-    """Whether these operators are for `x`. They have no gradients: a UNet that is being trained uses torch's own layers."""
+    """Return whether these operators can take `x`: on a CPU, and without gradients.
+
+    The operators have no backward pass, so a UNet that is being trained uses torch's own layers.
+    """
     return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    """`x: [B, I, H, W]`, `weight: [O, I, k, k]`, `bias: [O]` -> `[B, O, H', W']`, channels-last."""
+    """Convolve `x: [B, I, H, W]` by `weight: [O, I, k, k]` and add `bias: [O]`.
+
+    All of one dtype. Returns `[B, O, H', W']`, channels-last. Needs `register`.
+    """
     return torch.ops.accel.conv2d(x, weight, bias, stride, padding)
 
 
 def feed_forward(
     x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor
 ) -> Tensor:
-    """GEGLU and the projection back: `x: [B, N, C]`, `weight_in: [8C, C]`, `weight_out: [C, 4C]` -> `[B, N, C]`."""
+    """Compute GEGLU (Shazeer 2020) of `x: [B, N, C]` and the projection back to `[B, N, C]`.
+
+    `weight_in: [8C, C]` (values, then gates), `bias_in: [8C]`, `weight_out: [C, 4C]`,
+    `bias_out: [C]`, all of one dtype. Needs `register`.
+    """
     return torch.ops.accel.feed_forward(x, weight_in, bias_in, weight_out, bias_out)
 
 
-@functools.cache
-def fastest_dtype(weights: torch.dtype) -> torch.dtype:
-    """The precision to compute in on this CPU, for weights of that dtype: float32 where narrow products are no faster.
-
-    Many CPUs run bfloat16 and float16 products at half the speed of float32 (no units for them, or slow ones). Weights stay
-    narrow in memory and are widened one layer at a time. Takes about 0.1 s, once. float32 must win clearly: where the two are
-    close, a busy machine would answer now this way and now that, and each answer has code of its own. So it is, too, where torch
-    does not know the narrow product at all (float16, torch 2.1).
-    """
-    if weights not in (torch.bfloat16, torch.float16):
-        return weights
-    try:
-        narrow = _product_seconds(weights)
-    except RuntimeError:
-        return torch.float32
-    return torch.float32 if _product_seconds(torch.float32) * 1.25 < narrow else weights
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
-    runs = []
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        runs.append(time.perf_counter() - start)
-    return min(runs)
-
-
 def _sizes(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int]:
+    """Return B, H' and W' of the convolution's result."""
     kernel = weight.shape[2]
     return (
         x.shape[0],
@@ -85,14 +105,11 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) 
     elif batch * height * width > outputs:
         out = F.conv2d(x, weight, bias, stride, padding)
     else:
-        patches = (
-            F.pad(x.contiguous(), (padding,) * 4)
-            .unfold(2, kernel, stride)
-            .unfold(3, kernel, stride)
-        )  # [B, I, H', W', k, k]
-        columns = (
-            patches.permute(1, 4, 5, 0, 2, 3).flatten(3).flatten(0, 2)
-        )  # [I*k*k, B*H'*W']: the order of the weight's own memory
+        padded = F.pad(x.contiguous(), (padding,) * 4)
+        # [B, I, H', W', k, k]
+        patches = padded.unfold(2, kernel, stride).unfold(3, kernel, stride)
+        # [I*k*k, B*H'*W']: rows in the order of the weight's own memory
+        columns = patches.permute(1, 4, 5, 0, 2, 3).flatten(3).flatten(0, 2)
         rows = torch.addmm(bias, columns.t(), weight.flatten(1).t())
         out = rows.view(batch, height, width, outputs).permute(0, 3, 1, 2)
     return out.contiguous(memory_format=torch.channels_last)
@@ -123,21 +140,3 @@ def _feed_forward_shape(
     x: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor
 ) -> Tensor:
     return x.new_empty(x.shape)
-
-
-_operators = torch.library.Library("accel", "DEF")  # not custom_op: that needs torch 2.4
-for _schema, _compute, _shape in (
-    (
-        "conv2d(Tensor x, Tensor weight, Tensor bias, int stride, int padding) -> Tensor",
-        _conv2d,
-        _conv2d_shape,
-    ),
-    (
-        "feed_forward(Tensor x, Tensor weight_in, Tensor bias_in, Tensor weight_out, Tensor bias_out) -> Tensor",
-        _feed_forward,
-        _feed_forward_shape,
-    ),
-):
-    _operators.define(_schema)
-    _operators.impl(_schema.partition("(")[0], _compute, "CPU")
-    _operators.impl(_schema.partition("(")[0], _shape, "Meta")

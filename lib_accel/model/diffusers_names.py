@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .architecture import Architecture, Downsample, ResBlock, SpatialTransformer, Upsample
+from .architecture import Architecture
+from .specs import Downsample, ResBlock, SpatialTransformer, Upsample
 
 
 def layer_aliases(a: Architecture) -> Iterator[tuple[str, tuple[str, ...]]]:

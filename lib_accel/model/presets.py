@@ -1,7 +1,7 @@
 """The well-known UNets as architectures, at their real size or any other width.
 
-For benchmarks, demonstrations and tests, which need a UNet and have no checkpoint. Nothing that serves a user's model reads
-this file: a real model is always described from its own shapes.
+They are for benchmarks, demonstrations, tests and the doctor, which need a UNet and have no
+checkpoint. A user's model is never described by a preset, but from its own shapes.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import UnsupportedArchitecture
-from .architecture import (
+from .architecture import Architecture
+from .specs import (
     CHANNELS_PER_HEAD,
     NORM_GROUPS,
     SD1_HEADS,
-    Architecture,
     Block,
     Conv,
     Downsample,
-    Layer,
     ResBlock,
     SpatialTransformer,
+    Spec,
     Upsample,
 )
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a UNet is built from. A level is a resolution; each one is half the size of the one before.
+    """The numbers that a regular UNet is built from.
 
-    A level has `res_blocks` residual blocks on the way down and one more on the way up, each followed by a transformer of
-    the level's depth (0: none). `linear` also decides the heads: 64 channels each where it is set, else 8 heads.
+    A level is a resolution; each level has half the width and height of the one before. It has
+    `channel_mult * model_channels` channels, `res_blocks` residual blocks on the way down and one
+    more on the way up, and after each of them a transformer of the level's depth (0: none).
+    `linear`: attention heads have 64 channels each (SD2.x, SDXL); otherwise there are 8 (SD1.x).
+    Raises UnsupportedArchitecture if the numbers do not fit together.
     """
 
     model_channels: int
@@ -47,17 +50,20 @@ class Structure:
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.channel_mult):
             raise UnsupportedArchitecture(
-                f"{len(self.depths)} depths for {len(self.channel_mult)} levels; expected one for each"
+                f"{len(self.depths)} depths for {len(self.channel_mult)} levels; "
+                f"expected one for each"
             )
         for mult, depth in zip(self.channel_mult, self.depths, strict=True):
             divisor = CHANNELS_PER_HEAD if self.linear and depth else NORM_GROUPS
             if self.model_channels < 1 or self.model_channels * mult % divisor:
                 raise UnsupportedArchitecture(
-                    f"{self.model_channels} model channels give {self.model_channels * mult} at one level; "
-                    f"expected a multiple of {divisor}. Use a multiple of {CHANNELS_PER_HEAD}"
+                    f"{self.model_channels} model channels give {self.model_channels * mult} "
+                    f"at one level; expected a multiple of {divisor}. "
+                    f"Use a multiple of {CHANNELS_PER_HEAD}"
                 )
 
     def build(self) -> Architecture:
+        """Return the architecture."""
         width = self.model_channels
         inputs: list[Block] = [(Conv(self.in_channels, width),)]
         skips, channels, last = [width], width, len(self.depths) - 1
@@ -95,8 +101,9 @@ class Structure:
             tuple(outputs),
         )
 
-    def residual(self, inputs: int, outputs: int, depth: int) -> list[Layer]:
-        layers: list[Layer] = [ResBlock(inputs, outputs, 4 * self.model_channels)]
+    def residual(self, inputs: int, outputs: int, depth: int) -> list[Spec]:
+        """Return a residual block and, unless `depth` is 0, the transformer after it."""
+        layers: list[Spec] = [ResBlock(inputs, outputs, 4 * self.model_channels)]
         if depth:
             heads = outputs // CHANNELS_PER_HEAD if self.linear else SD1_HEADS
             layers.append(SpatialTransformer(outputs, self.context_dim, heads, depth, self.linear))
@@ -104,7 +111,7 @@ class Structure:
 
 
 def sd1(model_channels: int = 320, in_channels: int = 4, context_dim: int = 768) -> Architecture:
-    """Stable Diffusion 1.x; 9 input channels for inpainting, 8 for InstructPix2Pix."""
+    """Return Stable Diffusion 1.x; 9 input channels for inpainting, 8 for InstructPix2Pix."""
     return Structure(
         model_channels,
         (1, 2, 4, 4),
@@ -117,7 +124,7 @@ def sd1(model_channels: int = 320, in_channels: int = 4, context_dim: int = 768)
 
 
 def sd2(model_channels: int = 320, in_channels: int = 4, context_dim: int = 1024) -> Architecture:
-    """Stable Diffusion 2.x; the width is a multiple of 64."""
+    """Return Stable Diffusion 2.x; `model_channels` must be a multiple of 64."""
     return Structure(
         model_channels,
         (1, 2, 4, 4),
@@ -135,7 +142,7 @@ def sdxl(
     context_dim: int = 2048,
     adm_channels: int = 2816,
 ) -> Architecture:
-    """Stable Diffusion XL base."""
+    """Return Stable Diffusion XL base."""
     return Structure(
         model_channels,
         (1, 2, 4),
@@ -154,7 +161,7 @@ def sdxl_refiner(
     context_dim: int = 1280,
     adm_channels: int = 2560,
 ) -> Architecture:
-    """Stable Diffusion XL refiner."""
+    """Return the refiner of Stable Diffusion XL."""
     return Structure(
         model_channels,
         (1, 2, 4, 4),

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ..compile.jobs import Code
 from ..compile.units import UnitFn, input_widths, side_input, widest
 from ..errors import BadWeights
-from ..model import cpu_operators
-from ..model.architecture import Layer
-from ..model.unet import LayerFn, Parameters
+from ..model import precision
+from ..model.layers import LayerFn
+from ..model.specs import Spec
+from ..model.unet import Parameters
 from .weights import Weights
 
 INT32_LIMIT = 2**31
@@ -28,7 +29,7 @@ class CompiledLayer:
     computes them (SD1 at 4096x4096, two images) or raises what torch raises.
     """
 
-    def __init__(self, unit: UnitFn, module: nn.Module, spec: Layer, dtype: torch.dtype):
+    def __init__(self, unit: UnitFn, module: nn.Module, spec: Spec, dtype: torch.dtype):
         self.unit, self.module, self.dtype = unit, module, dtype
         self._side = side_input(spec)
         self._weights: list[Tensor] = list(module.parameters())
@@ -102,7 +103,7 @@ class Binding:
         self,
         network: nn.Module,
         clean: Borrower,
-        specs: Mapping[str, Layer],
+        specs: Mapping[str, Spec],
         device: torch.device,
     ):
         self._weights, self._clean, self._specs, self._device = (
@@ -131,7 +132,7 @@ class Binding:
         self.weight_dtype, self.weight_device = weight.dtype, weight.device
         self.dtype = weight.dtype
         if self._device.type == "cpu":
-            self.dtype = cpu_operators.fastest_dtype(weight.dtype)
+            self.dtype = precision.fastest_cpu_dtype(weight.dtype)
         self._clean.compute_dtype = self.dtype
         if units and self.dtype == dtype and weight.device == self._device:
             self._bind_units(units)

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedArchitecture
-from ..model.architecture import Layer, layers_in
-from ..model.unet import LayerFn, Parameters, build_layer, set_parameter
+from ..model.layers import LayerFn, build_layer, set_parameter
+from ..model.reading import layers_in
+from ..model.specs import Spec
+from ..model.unet import Parameters
 from .binding import Binding, CompiledLayer
 from .engine import Engine
 
@@ -21,7 +23,7 @@ from .engine import Engine
 class ControlLayers:
     """The residual blocks and transformers of a control network, built again without weights."""
 
-    def __init__(self, specs: Mapping[str, Layer]):
+    def __init__(self, specs: Mapping[str, Spec]):
         self._specs = specs
         self.extra_biases: set[str] = set()
         self.compute_dtype: torch.dtype | None = None

@@ -21,8 +21,9 @@ from ..compile.units import units_of
 from ..config import Config
 from ..errors import BadWeights
 from ..model.architecture import Architecture
+from ..model.layers import LayerFn
 from ..model.precision import without_autocast
-from ..model.unet import LayerFn, UNet
+from ..model.unet import UNet
 from .binding import Binding, CompiledLayer
 from .graphs import GraphCache
 from .provider import NO_BACKEND, Provider

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..config import AUTO
 from ..errors import BadCheckpoint
-from ..model.architecture import Architecture, SpatialTransformer
+from ..model.architecture import Architecture
 from ..model.diffusers_names import layer_aliases
+from ..model.specs import SpatialTransformer
 from ..model.unet import UNet
 from .lora_bases import Bases
 from .lora_merge import LowRank, merge

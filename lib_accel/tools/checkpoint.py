@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import AccelError, BadCheckpoint, BadWeights, UnsupportedArchitecture
-from ..model.architecture import TRANSFORMERS, Architecture, Shape, kind_of
+from ..model.architecture import Architecture
+from ..model.reading import TRANSFORMERS, Shape, kind_of
 from ..model.unet import UNet
 from ..runtime.weights import COMPUTE_DTYPES
 

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from ...errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
-from ...model import architecture as arch
+from ...model import specs
 from ...store.store import Artifact, ArtifactStore, LockBusy
 from ..jobs import Code, Job
 from ..target import Target
@@ -148,7 +148,7 @@ class CompileJob(Job):
         return files, checks
 
     def _compile(
-        self, todo: list[arch.Layer], folder: Path, files: dict[str, Path]
+        self, todo: list[specs.Spec], folder: Path, files: dict[str, Path]
     ) -> dict[str, Any]:
         """Give each unit to the next free worker; returns the checks by unit."""
         results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]] = queue.SimpleQueue()
@@ -164,7 +164,7 @@ class CompileJob(Job):
 
     def _drive(
         self,
-        waiting: list[arch.Layer],
+        waiting: list[specs.Spec],
         pool: list[Worker],
         results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]],
         folder: Path,
@@ -207,7 +207,7 @@ class CompileJob(Job):
         return checks
 
     @staticmethod
-    def _verdict(layer: arch.Layer, answer: dict[str, Any]) -> dict[str, Any]:
+    def _verdict(layer: specs.Spec, answer: dict[str, Any]) -> dict[str, Any]:
         verdict = Verdict.from_dict(answer["verdict"])
         if not verdict.passed:
             raise ArtifactRejected(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...errors import ArtifactRejected, StoreError
-from ...model import architecture as arch
+from ...model import cpu_operators, specs
 from ...store.artifact import require_private_root
 from ...store.locks import sweep, workspace
 from ...store.seal import os_errors
@@ -27,7 +27,7 @@ TRACE_SIZE = (2, 24, 20, 77)
 """(B, H, W, L) of the tracing example: every size differs from 1 and from the others, so that none is taken for a constant."""
 
 
-def compile_unit(layer: arch.Layer, dtype: torch.dtype, device: torch.device, path: Path) -> None:
+def compile_unit(layer: specs.Spec, dtype: torch.dtype, device: torch.device, path: Path) -> None:
     """Write the compiled unit to `path` (`*.pt2`): dynamic batch, height, width and context length.
 
     Raises whatever torch's compiler raises; the caller names it.
@@ -75,6 +75,7 @@ def load_unit(path: Path, device: torch.device) -> UnitFn:
 
     Raises StoreError where it cannot be unpacked, and what torch or zipfile raise for a package that is none.
     """
+    cpu_operators.register()  # compiled code for a CPU calls them by name
     index = -1 if device.index is None else device.index
     with _loading, os_errors(f"unpack {path.name} into the temporary files"):
         if not _own_folder().is_dir():

@@ -70,14 +70,14 @@ def _end(folder: Path) -> None:
 def _do(task: dict[str, Any], answers: TextIO) -> None:
     import torch
 
-    from ...model.architecture import layer_from_dict
+    from ...model.specs import spec_from_dict
     from ..verify import check_unit
     from .unit import compile_unit, load_unit
 
     start = time.monotonic()
     torch.set_num_threads(int(task["threads"]))
     layer, dtype, device = (
-        layer_from_dict(task["unit"]),
+        spec_from_dict(task["unit"]),
         getattr(torch, task["dtype"]),
         torch.device(task["device"]),
     )

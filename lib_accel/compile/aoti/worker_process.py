@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from ...model import architecture as arch
+from ...model import specs
 from ..machine import Machine
 from ..target import Target
 from ..units import unit_key
@@ -104,7 +104,7 @@ class Worker:
         threads: int,
         machine: Machine,
     ):
-        self.layer: arch.Layer | None = None
+        self.layer: specs.Spec | None = None
         self.threads, self.folder, self._results = threads, folder, results
         self._log = folder / f"worker-{id(self)}.log"
         with self._log.open("wb") as log:
@@ -121,10 +121,10 @@ class Worker:
         self._lower_priority()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def give(self, layer: arch.Layer, target: Target) -> None:
+    def give(self, layer: specs.Spec, target: Target) -> None:
         self.layer = layer
         task = {
-            "unit": arch.layer_to_dict(layer),
+            "unit": specs.spec_to_dict(layer),
             "dtype": str(target.dtype).removeprefix("torch."),
             "device": str(target.device),
             "path": str(self.folder / f"{unit_key(layer)}.pt2"),

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ...model.architecture import SpatialTransformer
-from ...model.unet import Conv2d, UNet, join, set_parameter
+from ...model.layers import Conv2d, set_parameter
+from ...model.specs import SpatialTransformer
+from ...model.unet import UNet, join
 from ...runtime.binding import CompiledLayer
 from ...runtime.control import ControlNetwork
 from ...runtime.engine import Engine

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import BackendUnavailable
-from ...model.architecture import Architecture, Block, Downsample, Layer, SpatialTransformer
+from ...model.architecture import Architecture
 from ...model.diffusers_names import diffusers_names
+from ...model.specs import Block, Downsample, SpatialTransformer, Spec
 
 _INNER = {
     "in_layers.0": "norm1",
@@ -59,7 +60,7 @@ def _levels(a: Architecture) -> list[list[Block]]:
     return levels
 
 
-def _transformer(block: tuple[Layer, ...]) -> SpatialTransformer | None:
+def _transformer(block: tuple[Spec, ...]) -> SpatialTransformer | None:
     return next((layer for layer in block if isinstance(layer, SpatialTransformer)), None)
 
 

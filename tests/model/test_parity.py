@@ -1,9 +1,12 @@
-"""Our UNet against diffusers and against the original code: float32, relative L2 error, one bound for every family and shape.
+"""Our UNet against diffusers and against the original code: relative L2 error in float32.
 
-Sizes come in two kinds. Where both sides of the latent are multiples of the UNet's deepest step, diffusers' own forward is
-the reference. Where they are not, diffusers upsamples to the skip's size and then convolves, while the WebUI goes x2, convolves and then
-resizes to the skip's size; the reference is then the WebUI's way written out over diffusers' layers (`webui_forward`), and a test of
-its own shows that the two references agree on the first kind of size and not on the second.
+One bound holds for every family and size. There are two kinds of sizes:
+
+- Both sides of the latent are multiples of the UNet's deepest step. The reference is diffusers.
+- They are not. Then diffusers upsamples to the skip's size and convolves, while the WebUI upsamples
+  x2, convolves and resizes to the skip's size. The reference is `webui_forward`: diffusers' layers
+  in the WebUI's wiring. Two tests show that both references agree on the first kind of sizes and
+  differ on the second.
 """
 
 from __future__ import annotations
@@ -15,32 +18,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel.errors import BadWeights
 from lib_accel.model.architecture import Architecture
 from lib_accel.model.unet import UNet
 
+from ..threads import one_thread  # noqa: F401  (a fixture)
 from . import original
 from .families import (
     FAMILIES,
-    Inputs,
-    diffusers_forward,
-    inputs,
     ldm_parameters,
     random_weights,
     shapes,
     small_unet,
-    webui_forward,
 )
-from .threads import one_thread  # noqa: F401  (a fixture)
+from .references import Inputs, diffusers_forward, inputs, webui_forward
 
 BOUND = 1e-5
 # batch, height and width in latents, context length
 FITTING = {"square": (1, 16, 16, 77), "wide": (3, 8, 32, 154), "tall": (2, 24, 8, 1)}
 ODD = {"square": (1, 15, 15, 77), "wide": (3, 9, 22, 154), "tall": (2, 20, 11, 1)}
 BASES = [name for name in FAMILIES if not name.endswith(("-inpainting", "-edit"))]
-VARIANTS = [
-    name for name in FAMILIES if name not in BASES
-]  # only the first convolution differs: fewer shapes will do
+# Of these only the first convolution differs, so one size will do.
+VARIANTS = [name for name in FAMILIES if name not in BASES]
 FITTING_CASES = [(f, s) for f in BASES for s in FITTING] + [(f, "wide") for f in VARIANTS]
 ODD_CASES = [(f, s) for f in BASES for s in ODD] + [(f, "wide") for f in VARIANTS]
 
@@ -83,7 +81,7 @@ def test_odd_sizes_equal_the_webui_wiring(family: str, shape: str) -> None:
 
 
 @pytest.mark.parametrize("family", BASES)
-def test_the_two_references_agree_on_fitting_sizes(family: str) -> None:
+def test_the_two_references_agree_on_sizes_that_fit(family: str) -> None:
     i = make_inputs(family, FITTING["square"])
     assert (
         error(webui_forward(small_unet(family), i), diffusers_forward(small_unet(family), i))
@@ -99,8 +97,8 @@ def test_the_two_references_differ_on_odd_sizes() -> None:
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_every_parameter_shows_in_the_output(family: str) -> None:
-    """Parity means little for a layer that changes nothing."""
+def test_every_parameter_has_an_effect_on_the_output(family: str) -> None:
+    """Otherwise a wrong layer could go unnoticed."""
     i = make_inputs(family, FITTING["square"])
     parameters = {n: nn.Parameter(p.clone()) for n, p in ldm_parameters(small_unet(family)).items()}
     unet = UNet(Architecture.from_shapes(shapes(parameters))).adopt(parameters)
@@ -112,9 +110,11 @@ def test_every_parameter_shows_in_the_output(family: str) -> None:
 def original_family(request: pytest.FixtureRequest) -> str:
     package = original.package(request.param)
     if original.folder(package) is None:
-        said = os.environ.get("LDM_PATH") or "not set"
-        message = f"NOT CHECKED against the original code: LDM_PATH ({said}) names no folder with {package}/. See tests/original.py"
-        pytest.skip(message)
+        value = os.environ.get("LDM_PATH") or "not set"
+        pytest.skip(
+            f"NOT CHECKED against the original code: LDM_PATH ({value}) names no folder with "
+            f"{package}/. See tests/model/original.py"
+        )
     return request.param
 
 
@@ -133,7 +133,7 @@ def test_equals_the_original(original_family: str, shape: tuple[int, int, int, i
     assert e <= BOUND
 
 
-def test_the_original_has_the_described_names(original_family: str) -> None:
+def test_the_original_has_the_parameter_names_of_our_unet(original_family: str) -> None:
     theirs = original_unet(original_family)
     architecture = Architecture.from_module(theirs)
     assert architecture == ours(original_family).architecture
@@ -145,77 +145,3 @@ def test_the_original_has_the_described_names(original_family: str) -> None:
 @functools.cache
 def original_unet(family: str) -> nn.Module:
     return random_weights(original.original_unet(family), seed=2)
-
-
-@pytest.fixture
-def donor() -> nn.Module:
-    """A module with the parameters of a small SD1 UNet, to change at will."""
-    architecture = ours("sd1").architecture
-    return random_weights(UNet(architecture).to_empty(device="cpu"), seed=3)
-
-
-def test_adopt_shares_storage(donor: nn.Module) -> None:
-    unet = UNet(ours("sd1").architecture)
-    assert all(p.is_meta for p in unet.parameters())
-    theirs = dict(donor.named_parameters())
-    assert unet.adopt(theirs) is unet
-    adopted = dict(unet.named_parameters())
-    assert adopted.keys() == theirs.keys()
-    assert all(adopted[n].data_ptr() == p.data_ptr() for n, p in theirs.items())
-    new = {t.untyped_storage().data_ptr() for t in unet.state_dict().values()} - {
-        p.untyped_storage().data_ptr() for p in theirs.values()
-    }
-    assert not new
-    assert not list(unet.buffers())
-
-
-def test_adopt_sees_changes_in_place(donor: nn.Module) -> None:
-    unet = UNet(ours("sd1").architecture).adopt(dict(donor.named_parameters()))
-    i = make_inputs("sd1", FITTING["square"])
-    before = run(unet, i)
-    layer = donor.get_parameter("middle_block.1.transformer_blocks.0.attn2.to_v.weight")
-    kept = layer.clone()
-    layer += 0.1 * torch.randn_like(layer)
-    assert error(run(unet, i), before) > 1e-4
-    layer.copy_(kept)
-    assert torch.equal(run(unet, i), before)
-
-
-def test_adopt_sees_another_dtype(donor: nn.Module) -> None:
-    unet = UNet(ours("sd1").architecture).adopt(dict(donor.named_parameters()))
-    i = make_inputs("sd1", FITTING["square"])
-    before = run(unet, i)
-    donor.to(torch.bfloat16)
-    assert unet.dtype == torch.bfloat16
-    assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
-    after = run(unet, i)
-    assert after.dtype == torch.float32  # x's
-    assert 1e-4 < error(after, before) < 0.1
-
-
-@pytest.mark.parametrize(
-    ("key", "shape", "expected"),
-    [
-        ("out.2.weight", [4, 32, 1, 1], [4, 32, 3, 3]),
-        ("middle_block.0.in_layers.0.bias", [64], [128]),
-    ],
-)
-def test_adopt_refuses_another_shape(
-    donor: nn.Module, key: str, shape: list[int], expected: list[int]
-) -> None:
-    parameters = dict(donor.named_parameters())
-    parameters[key] = nn.Parameter(torch.zeros(shape))
-    with pytest.raises(BadWeights) as e:
-        UNet(ours("sd1").architecture).adopt(parameters)
-    assert key in str(e.value)
-    assert str(shape) in str(e.value)
-    assert str(expected) in str(e.value)
-
-
-def test_adopt_refuses_a_missing_weight(donor: nn.Module) -> None:
-    parameters = dict(donor.named_parameters())
-    del parameters["time_embed.2.bias"]
-    with pytest.raises(
-        BadWeights, match=r"time_embed\.2\.bias: got nothing, expected the shape \[128\]"
-    ):
-        UNet(ours("sd1").architecture).adopt(parameters)

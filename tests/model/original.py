@@ -1,13 +1,15 @@
-"""The original UNet code, `ldm` (SD1.x, SD2.x) and `sgm` (SDXL), from the folders named in LDM_PATH.
+"""The original UNet code, `ldm` (SD1.x, SD2.x) and `sgm` (SDXL), from the folders in LDM_PATH.
 
-LDM_PATH holds one folder or several (separated as in PATH): a clone of Stability-AI/stablediffusion, which has `ldm/`, and one of
-Stability-AI/generative-models, which has `sgm/`. A WebUI has both under `repositories/`. The UNet's files alone are imported: the packages'
-own `__init__` files would pull in training code.
+LDM_PATH names one folder or several, separated as in PATH: a clone of
+Stability-AI/stablediffusion, which has `ldm/`, and one of Stability-AI/generative-models, which has
+`sgm/`. A WebUI has both under `repositories/`. Only the UNet's own files are imported: the
+`__init__` files of the packages import training code.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import types
@@ -23,6 +25,7 @@ from .families import FAMILIES, Config
 
 _PARENTS = ("{0}", "{0}.modules", "{0}.modules.diffusionmodules")
 _SDXL = ("sdxl", "sdxl-inpainting", "sdxl-edit", "sdxl-refiner")
+_NOT_IN_NEW_SGM = ("image_size", "use_spatial_transformer", "legacy")
 ORIGINALS = ("sd1", "sd1-inpainting", "sd1-edit", "sd2", "sd2-inpainting", "sd2-unclip", *_SDXL)
 
 
@@ -31,7 +34,7 @@ def package(family: str) -> str:
 
 
 def folder(name: str) -> Path | None:
-    """The folder of LDM_PATH that holds the package `ldm` or `sgm`."""
+    """Return the folder of LDM_PATH that holds the package `ldm` or `sgm`, or None."""
     paths = [Path(p) for p in os.environ.get("LDM_PATH", "").split(os.pathsep) if p]
     return next(
         (p for p in paths if (p / name / "modules/diffusionmodules/openaimodel.py").is_file()), None
@@ -39,7 +42,7 @@ def folder(name: str) -> Path | None:
 
 
 def unet_code(name: str) -> types.ModuleType:
-    """The module `openaimodel` of `ldm` or `sgm`."""
+    """Import the module `openaimodel` of `ldm` or `sgm`."""
     root = folder(name)
     assert root is not None
     for parent in (p.format(name) for p in _PARENTS):
@@ -48,12 +51,12 @@ def unet_code(name: str) -> types.ModuleType:
             stub.__path__ = [str(root / parent.replace(".", "/"))]
             sys.modules[parent] = stub
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs, of years ago
+        warnings.simplefilter("ignore")  # of old code
         return importlib.import_module(f"{name}.modules.diffusionmodules.openaimodel")
 
 
 def original_config(family: str) -> Config:
-    """The constructor's arguments for the family's small size, as the model's published yaml has them."""
+    """Return the constructor's arguments for the small size, in the form of the published yaml."""
     c = FAMILIES[family].config(**FAMILIES[family].small)
     width = c["block_out_channels"][0]
     out: dict[str, Any] = {
@@ -66,10 +69,11 @@ def original_config(family: str) -> Config:
         "context_dim": c["cross_attention_dim"],
         "use_checkpoint": False,
         "transformer_depth": 1,
+        "image_size": 32,
+        "use_spatial_transformer": True,
+        "legacy": False,
     }
-    if package(family) == "ldm":
-        out |= {"image_size": 32, "use_spatial_transformer": True, "legacy": False}
-    else:
+    if package(family) == "sgm":
         out["transformer_depth"] = 4 if family == "sdxl-refiner" else [1, 2, 10]
     if c.get("use_linear_projection"):
         out |= {"num_head_channels": 64, "use_linear_in_transformer": True}
@@ -84,16 +88,21 @@ def original_config(family: str) -> Config:
 
 
 def original_unet(family: str) -> nn.Module:
-    """The small UNet with the attention layers of the original code, wired for every size as the WebUI wires it."""
+    """Build the small UNet by the original code, resizing decoder tensors as the WebUI does."""
     code = unet_code(package(family))
-    code.th = _Resizing()  # the WebUI does this very thing (modules/sd_hijack_unet.py)
+    code.th = _Resizing()  # as modules/sd_hijack_unet.py of the WebUI does
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # their logger.warn
-        return code.UNetModel(**original_config(family)).eval().requires_grad_(False)
+        warnings.simplefilter("ignore", DeprecationWarning)  # it calls logger.warn
+        known = inspect.signature(code.UNetModel).parameters
+        config = original_config(family)
+        for name in _NOT_IN_NEW_SGM:
+            if name not in known:
+                del config[name]
+        return code.UNetModel(**config).eval().requires_grad_(False)
 
 
 class _Resizing:
-    """Stands for `torch` in the original file: a decoder tensor that came back too large is resized when joined."""
+    """Stands for `torch` in the original file; its `cat` resizes a decoder tensor to its skip."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

@@ -1,7 +1,8 @@
-"""Every family of UNets this extension serves, as diffusers knows them, and their weights under the checkpoint's (LDM) names.
+"""Every family of UNets that this extension serves, built by diffusers, with LDM parameter names.
 
-diffusers is the independent witness: it has its own layers, its own names and its own wiring. A family is a function from a
-width to a diffusers config, so that one definition gives the real size (described on `meta`, no memory) and a quick one (run).
+diffusers is the independent witness: it has its own layers, names and wiring. A family is a
+function from a width to a diffusers config. So one definition gives the real size (on `meta`,
+without memory, only described) and a small one (run).
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 
 Config = dict[str, Any]
 Shape = tuple[int, ...]
@@ -70,7 +70,10 @@ def sdxl(
 
 
 def ssd1b(width: int = 320, context: int = 2048, pooled: int = 1280, numbers: int = 256) -> Config:
-    """Segmind SSD-1B: SDXL with shallower transformers, of another depth on the way up, and a middle of one residual block."""
+    """Segmind SSD-1B: SDXL with shallower transformers and a middle of one residual block.
+
+    The transformers have other depths on the way up than on the way down.
+    """
     return {
         **sdxl(width, context, 4, pooled, numbers),
         "transformer_layers_per_block": [1, [2, 2], [4, 4]],
@@ -100,7 +103,7 @@ def refiner(
 
 @dataclass(frozen=True)
 class Family:
-    label: str  # what Architecture.name says of the real size
+    label: str  # `Architecture.name` of the real size
     config: Callable[..., Config]
     small: Config  # arguments of the size that is run
     real: Config  # arguments of the real size
@@ -110,9 +113,8 @@ class Family:
 def _family(
     label: str, config: Callable[..., Config], parameters: int | None = None, **real: int
 ) -> Family:
-    width = (
-        32 if config is not sd2 and config is not unclip else 64
-    )  # 64 channels a head, from the first level on
+    # SD2 has heads of 64 channels from the first level on.
+    width = 64 if config in (sd2, unclip) else 32
     small = {**real, "width": width, "context": 48}
     if config in (sdxl, ssd1b, refiner):
         small |= {"pooled": 16, "numbers": 8}
@@ -137,7 +139,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def random_weights(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights that keep activations in range; no layer is left at zero, so each one shows in the output."""
+    """Fill with weights that keep activations near 1, none of them zero, and return the module."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -153,7 +155,7 @@ def random_weights(module: nn.Module, seed: int = 0) -> nn.Module:
 
 @functools.cache
 def small_unet(name: str) -> UNet2DConditionModel:
-    """Shared between tests: do not change it."""
+    """Return the UNet of the small size, which tests share and must not change."""
     family = FAMILIES[name]
     unet = UNet2DConditionModel(**family.config(**family.small))
     random_weights(unet)
@@ -162,7 +164,7 @@ def small_unet(name: str) -> UNet2DConditionModel:
 
 @functools.cache
 def real_unet(name: str) -> UNet2DConditionModel:
-    """The real size on `meta`: it takes no memory and cannot run."""
+    """Return the UNet of the real size on `meta`: it takes no memory and cannot run."""
     family = FAMILIES[name]
     with torch.device("meta"):
         return UNet2DConditionModel(**family.config(**family.real))
@@ -170,7 +172,7 @@ def real_unet(name: str) -> UNet2DConditionModel:
 
 @functools.cache
 def real_shapes(name: str) -> dict[str, Shape]:
-    """Parameter names and shapes of the real size, in the LDM layout."""
+    """Return the parameter names and shapes of the real size, in the LDM layout."""
     return shapes(ldm_parameters(real_unet(name)))
 
 
@@ -178,7 +180,8 @@ def shapes(parameters: dict[str, nn.Parameter]) -> dict[str, Shape]:
     return {name: tuple(p.shape) for name, p in parameters.items()}
 
 
-_INNER = {  # a residual block's layers, theirs and the checkpoint's
+# The layers of a residual block: diffusers' names and the checkpoint's.
+_INNER = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -189,7 +192,7 @@ _INNER = {  # a residual block's layers, theirs and the checkpoint's
 
 
 def ldm_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """The UNet's own Parameter objects under the checkpoint's names. Every parameter has one, or this fails."""
+    """Return all of the UNet's own Parameter objects under the checkpoint's names."""
     renamed = dict(_ldm_modules(unet))
     out: dict[str, nn.Parameter] = {}
     for name, p in unet.named_parameters():
@@ -204,7 +207,7 @@ def ldm_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
 
 
 def _ldm_modules(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
-    """(diffusers module, LDM module), numbering blocks in the order data passes them."""
+    """Yield (diffusers module, LDM module), numbering blocks in the order data passes them."""
     yield from {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -238,84 +241,3 @@ def _ldm_modules(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
             yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{n}.1"
             n += 1
         yield f"up_blocks.{i}.upsamplers.0", f"output_blocks.{n - 1}.{2 if attention else 1}"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """`x: [B, C, H, W]` latents, `t: [B]`, `context: [B, L, context_dim]`, `y: [B, adm]` or None, and y as diffusers takes it."""
-
-    x: Tensor
-    t: Tensor
-    context: Tensor
-    y: Tensor | None
-    diffusers: dict[str, Any]
-
-
-def inputs(
-    config: Config, batch: int, height: int, width: int, length: int, seed: int = 1
-) -> Inputs:
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, config["in_channels"], height, width, generator=g)
-    t = torch.rand(batch, generator=g) * 999
-    context = torch.randn(batch, length, config["cross_attention_dim"], generator=g)
-    y, extra, adm = None, {}, config.get("projection_class_embeddings_input_dim")
-    if "addition_embed_type" in config:
-        numbers = config["addition_time_embed_dim"]
-        count = (
-            5 if len(config["block_out_channels"]) == 4 else 6
-        )  # the refiner takes one number less
-        sizes = torch.randint(0, 1024, (batch, count), generator=g).float()
-        pooled = torch.randn(batch, adm - count * numbers, generator=g)
-        frequencies = 10000.0 ** (-torch.arange(numbers // 2) / (numbers // 2))
-        angles = sizes[:, :, None] * frequencies
-        y = torch.cat([pooled, torch.cat([angles.cos(), angles.sin()], -1).flatten(1)], 1)
-        extra = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
-    elif adm:
-        y = torch.randn(batch, adm, generator=g)
-        extra = {"class_labels": y}
-    return Inputs(x, t, context, y, extra)
-
-
-@torch.no_grad()
-def diffusers_forward(unet: UNet2DConditionModel, i: Inputs) -> Tensor:
-    return unet(i.x, i.t, i.context, **i.diffusers, return_dict=False)[0]
-
-
-@torch.no_grad()
-def webui_forward(unet: UNet2DConditionModel, i: Inputs) -> Tensor:
-    """The WebUI's wiring, written out plainly over diffusers' layers: up is always nearest x2 and a convolution, and a decoder
-    tensor that came back larger than its skip is resized (nearest) before the two are joined."""
-    emb = unet.time_embedding(unet.get_time_embed(i.x, i.t))
-    if i.y is not None:
-        emb = emb + (
-            unet.class_embedding if unet.class_embedding is not None else unet.add_embedding
-        )(i.y)
-    h = unet.conv_in(i.x)
-    skips = [h]
-    for down in unet.down_blocks:
-        for j, resnet in enumerate(down.resnets):
-            h = _attend(down, j, resnet(h, emb), i.context)
-            skips.append(h)
-        for sampler in down.downsamplers or []:
-            h = sampler(h)
-            skips.append(h)
-    middle = unet.mid_block
-    h = _attend(middle, 0, middle.resnets[0](h, emb), i.context)
-    for resnet in middle.resnets[1:]:
-        h = resnet(h, emb)
-    for up in unet.up_blocks:
-        for j, resnet in enumerate(up.resnets):
-            skip = skips.pop()
-            if h.shape[-2:] != skip.shape[-2:]:
-                h = F.interpolate(h, skip.shape[-2:], mode="nearest")
-            h = _attend(up, j, resnet(torch.cat([h, skip], 1), emb), i.context)
-        for sampler in up.upsamplers or []:
-            h = sampler.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-    return unet.conv_out(F.silu(unet.conv_norm_out(h)))
-
-
-def _attend(block: nn.Module, j: int, h: Tensor, context: Tensor) -> Tensor:
-    attentions = getattr(block, "attentions", None)
-    if not attentions or attentions[j] is None:
-        return h
-    return attentions[j](h, encoder_hidden_states=context, return_dict=False)[0]

@@ -1,18 +1,25 @@
-"""The CPU's own operators against torch's layers in float64, at sizes on both sides of every choice they make."""
+"""The CPU operators against torch's in float64, with sizes on both sides of every choice."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lib_accel.model import cpu_operators, presets
-from lib_accel.model.unet import UNet
-from lib_accel.tools.checkpoint import random_weights
+from lib_accel.model import cpu_operators
 
 BOUND = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 SIZES = [(1, 1, 1), (2, 2, 3), (1, 9, 7), (3, 16, 16), (2, 13, 40)]  # batch, height, width
 CHANNELS = [(4, 320), (64, 96), (320, 4)]  # few pixels for many outputs, and the other way round
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> None:
+    cpu_operators.register()
 
 
 def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
@@ -63,7 +70,7 @@ def test_feed_forward(dtype: torch.dtype, tokens: int) -> None:
     )
 
 
-def test_an_input_is_left_as_it_was() -> None:
+def test_feed_forward_does_not_change_its_input() -> None:
     x = torch.randn(1, cpu_operators.ROWS + 3, 32)
     before = x.clone()
     cpu_operators.feed_forward(
@@ -72,7 +79,7 @@ def test_an_input_is_left_as_it_was() -> None:
     assert torch.equal(x, before)
 
 
-def test_shapes_are_told_without_computing() -> None:
+def test_conv2d_of_meta_tensors_gives_shape_and_layout() -> None:
     x = torch.empty(2, 8, 9, 7, device="meta")
     out = cpu_operators.conv2d(
         x, torch.empty(16, 8, 3, 3, device="meta"), torch.empty(16, device="meta"), 2, 1
@@ -81,17 +88,34 @@ def test_shapes_are_told_without_computing() -> None:
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_narrow_weights_are_computed_in_the_faster_precision_and_stay_narrow() -> None:
-    assert cpu_operators.fastest_dtype(torch.float32) == torch.float32
-    assert cpu_operators.fastest_dtype(torch.bfloat16) in (torch.bfloat16, torch.float32)
-    architecture = presets.sd1(32)
-    unet = UNet(architecture).adopt(random_weights(architecture, torch.bfloat16, 0))
-    x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([5.0]), torch.randn(1, 3, 768)
-    with torch.no_grad():
-        narrow = unet(x, t, context)
-        unet.compute_dtype = torch.float64
-        truth = unet(x.double(), t, context)
-        unet.compute_dtype = torch.float32
-        wide = unet(x, t, context)
-    assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
-    assert relative(wide, truth) < 1e-5 < relative(narrow, truth)
+PROBE = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from lib_accel.compile import units
+from lib_accel.model import cpu_operators, layers, presets, unet
+
+def known():
+    return hasattr(torch.ops.accel, "conv2d") and hasattr(torch.ops.accel, "feed_forward")
+
+assert not known(), "importing has registered operators"
+"""
+IN_TWO_THREADS = """
+library = torch.library.Library
+torch.library.Library = lambda *a: time.sleep(0.2) or library(*a)  # the other thread gets its turn
+with ThreadPoolExecutor(2) as pool:
+    for done in [pool.submit(cpu_operators.register) for _ in range(2)]:
+        done.result()
+"""
+USES = {
+    "twice": "cpu_operators.register(); cpu_operators.register()",
+    "in two threads": IN_TWO_THREADS,
+    "by a convolution": "layers.Conv2d(4, 4)",
+    "by a feed-forward layer": "layers.FeedForward(32)",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_operators_are_registered_at_first_use_and_not_at_import(root: Path, use: str) -> None:
+    code = f"{PROBE}\n{USES[use]}\nassert known()"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

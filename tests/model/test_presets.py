@@ -1,4 +1,4 @@
-"""The presets are the real UNets: equal to what diffusers' and, where it is at hand, the original code's parameters describe."""
+"""The presets equal the architectures that are read off diffusers' UNets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lib_accel.model.architecture import Architecture
 from lib_accel.model.presets import PRESETS, Structure, sd1, sd2, sdxl, sdxl_refiner
 from lib_accel.model.unet import UNet
 
+from ..threads import one_thread  # noqa: F401  (a fixture)
 from .families import real_shapes
-from .threads import one_thread  # noqa: F401  (a fixture)
 
 REAL: dict[str, Callable[[], Architecture]] = {
     "sd1": sd1,
@@ -34,7 +34,7 @@ def test_presets_are_the_real_unets(family: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("width", [64, 128, 192])
-def test_presets_of_any_width_are_described_as_they_are(name: str, width: int) -> None:
+def test_a_preset_of_any_width_is_read_back_from_its_unet(name: str, width: int) -> None:
     architecture = PRESETS[name](width)
     assert Architecture.from_module(UNet(architecture)) == architecture
     assert (
@@ -44,7 +44,9 @@ def test_presets_of_any_width_are_described_as_they_are(name: str, width: int) -
 
 
 @pytest.mark.parametrize("make", [sd1, sdxl, sdxl_refiner])
-def test_32_channels_where_no_head_of_64_is_needed_there(make: Callable[..., Architecture]) -> None:
+def test_32_channels_suffice_where_the_first_level_has_no_heads_of_64(
+    make: Callable[..., Architecture],
+) -> None:
     architecture = make(32, context_dim=16)
     assert (
         Architecture.from_shapes({n: p.shape for n, p in UNet(architecture).named_parameters()})
@@ -52,7 +54,7 @@ def test_32_channels_where_no_head_of_64_is_needed_there(make: Callable[..., Arc
     )
 
 
-def test_other_arguments() -> None:
+def test_presets_take_other_channels() -> None:
     architecture = sdxl(64, in_channels=9, context_dim=48, adm_channels=40)
     assert (architecture.in_channels, architecture.context_dim, architecture.adm_channels) == (
         9,
@@ -70,11 +72,12 @@ def test_refuses_a_width_that_does_not_fit(
 ) -> None:
     with pytest.raises(
         UnsupportedArchitecture,
-        match=rf"{width} model channels .* expected a multiple of {multiple}\. Use a multiple of 64",
+        match=rf"{width} model channels .* expected a multiple of {multiple}\. "
+        "Use a multiple of 64",
     ):
         make(width)
 
 
-def test_refuses_unequal_lists() -> None:
+def test_refuses_depths_and_levels_of_different_numbers() -> None:
     with pytest.raises(UnsupportedArchitecture, match="2 depths for 3 levels"):
         Structure(64, (1, 2, 4), (0, 1), 1, 48, linear=True)

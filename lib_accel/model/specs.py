@@ -1,0 +1,93 @@
+"""Specs: what each layer of a UNet is, apart from its weights.
+
+A spec is a frozen value. Layers with equal specs run the same compiled code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Facts of the family that no parameter's shape tells.
+NORM_GROUPS = 32  # groups of every GroupNorm; the LDM code has no option for it
+SD1_HEADS = 8  # attention heads of every SD1.x transformer
+CHANNELS_PER_HEAD = 64  # in the transformers of SD2.x and SDXL
+
+
+@dataclass(frozen=True)
+class Conv:
+    """3x3 convolution: `x: [B, in_channels, H, W] -> [B, out_channels, H, W]`."""
+
+    in_channels: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class Downsample:
+    """3x3 convolution of stride 2: `[B, C, H, W] -> [B, out_channels, ceil(H/2), ceil(W/2)]`."""
+
+    in_channels: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """Nearest x2 and a 3x3 convolution: `[B, C, H, W] -> [B, out_channels, 2H, 2W]`."""
+
+    in_channels: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class ResBlock:
+    """Residual block: `x: [B, in_channels, H, W]`, `emb: [B, emb_channels]` -> `out_channels`."""
+
+    in_channels: int
+    out_channels: int
+    emb_channels: int
+
+
+@dataclass(frozen=True)
+class SpatialTransformer:
+    """`depth` transformer blocks over the H*W positions of `x: [B, channels, H, W]`.
+
+    Each attends to itself and to `context: [B, L, context_dim]`.
+    """
+
+    channels: int
+    context_dim: int
+    heads: int
+    depth: int
+    linear: bool  # proj_in and proj_out are linear layers, not 1x1 convolutions
+
+
+@dataclass(frozen=True)
+class Output:
+    """GroupNorm, SiLU, 3x3 convolution: `[B, in_channels, H, W] -> [B, out_channels, H, W]`."""
+
+    in_channels: int
+    out_channels: int
+
+
+Spec = Conv | Downsample | Upsample | ResBlock | SpatialTransformer | Output
+Block = tuple[Spec, ...]
+"""The specs of one input, middle or output block, in the order they run."""
+
+_TYPES: dict[str, type[Spec]] = {
+    t.__name__: t for t in (Conv, Downsample, Upsample, ResBlock, SpatialTransformer, Output)
+}
+
+
+def spec_to_dict(spec: Spec) -> dict[str, Any]:
+    """Return the spec as plain JSON values: its type's name under `layer`, and its fields."""
+    return {"layer": type(spec).__name__, **dataclasses.asdict(spec)}
+
+
+def spec_from_dict(data: Mapping[str, Any]) -> Spec:
+    """Return the spec that `spec_to_dict` made `data` of.
+
+    Raises KeyError for an unknown type and TypeError for missing or unknown fields.
+    """
+    return _TYPES[data["layer"]](**{k: v for k, v in data.items() if k != "layer"})
