@@ -40,7 +40,7 @@ def test_the_tiny_unet_has_four_units_and_its_relatives_share_them():
 
 
 def test_keys_are_these():
-    """A changed key makes every stored artifact worthless: change ENGINE_VERSION with it, and say so in the changelog."""
+    """A changed key makes everybody compile again: say so in the changelog."""
     assert [unit_key(u) for u in UNITS] == [
         "ResBlock-7cf070cd9f1b",
         "SpatialTransformer-92cb2dac2b49",
