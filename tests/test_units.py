@@ -13,14 +13,13 @@ from torch.utils._pytree import tree_flatten
 from lib_accel.compile.units import (
     UnitFn,
     UnitModule,
-    example_inputs,
     input_widths,
     side_input,
     unit_key,
     units_of,
     widest,
 )
-from lib_accel.compile.verify import CHECK_SIZES, check_unit
+from lib_accel.compile.verify import CHECK_SIZES, check_unit, example_inputs
 from lib_accel.errors import BadWeights
 from lib_accel.model.architecture import Layer, ResBlock
 from lib_accel.model.presets import sd1, sdxl

@@ -22,8 +22,8 @@ from ..store.store import ArtifactStore
 from .jobs import Code, Job
 from .target import Target
 from .toolchain import cxx_advice, spaced_folder
-from .units import UnitFn, UnitModule, describe, example_inputs
-from .verify import check_unit
+from .units import UnitFn, UnitModule, describe
+from .verify import check_unit, example_inputs
 
 TRACED = (2, 12, 10, 77)
 """(B, H, W, L), all different, and from any width: a trace takes equal sizes for one."""
