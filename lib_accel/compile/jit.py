@@ -21,7 +21,7 @@ from ..model import architecture as arch
 from ..store.store import ArtifactStore
 from .jobs import Code, Job
 from .target import Target
-from .toolchain import cxx_advice, spaced_folder
+from .toolchain import missing_tools
 from .units import UnitFn, UnitModule, describe
 from .verify import check_unit, example_inputs
 
@@ -39,12 +39,8 @@ class Jit:
         if not machine.compile:
             python = f"Python {sys.version_info.major}.{sys.version_info.minor} ({sys.platform})"
             return f"torch.compile does not work with torch {machine.torch} on {python}"
-        if machine.device_type == "cuda" and machine.triton is None:
-            return "Triton is not installed, which torch.compile needs on a GPU; pip install triton (Windows: triton-windows)"
-        if machine.device_type == "cpu" and machine.cxx is None:
-            return f"no C++ compiler was found, which torch.compile needs on a CPU; {cxx_advice()}"
-        if machine.device_type == "cpu" and (spaced := spaced_folder()):
-            return f"{spaced} has a space in its name, and torch's compiler cannot handle that"
+        if missing := missing_tools(machine, cpp=machine.device_type == "cpu"):
+            return "; ".join(missing[0])
         if machine.device_type not in ("cpu", "cuda", "xpu"):
             return f"torch.compile is not tried on {machine.device_type}"
         return None
