@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ..config import Config
 from ..store.store import ArtifactStore
-from .jobs import Code, Job
+from .jobs import CompiledUnits, Job
 from .target import Target
 
 
@@ -19,7 +19,7 @@ class Backend(Protocol):
         """Say in one sentence why this backend cannot serve `target` and what to do; None where it can."""
         ...
 
-    def make(self, target: Target, store: ArtifactStore) -> Code | Job:
+    def make(self, target: Target, store: ArtifactStore) -> CompiledUnits | Job:
         """Return the code that is at hand, else a started job whose result is the code.
 
         Raises ArtifactRejected for stored code that must not serve, StoreError where the store cannot be read.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import Config
 from ..store.store import ArtifactStore
-from .jobs import Code
+from .jobs import CompiledUnits
 from .target import Target
 
 DEVICES = ("cpu", "cuda")
@@ -22,7 +22,7 @@ class Eager:
             return None
         return f"the clean UNet is not tried on {device}; it is known to work on {' and '.join(DEVICES)}"
 
-    def make(self, target: Target, store: ArtifactStore) -> Code:
+    def make(self, target: Target, store: ArtifactStore) -> CompiledUnits:
         """Return no code."""
         return {}
 

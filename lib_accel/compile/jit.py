@@ -19,7 +19,7 @@ from ..config import Config
 from ..errors import ArtifactRejected, CompileFailed
 from ..model import architecture as arch
 from ..store.store import ArtifactStore
-from .jobs import Code, Job
+from .jobs import CompiledUnits, Job
 from .target import Target
 from .toolchain import missing_tools
 from .units import UnitFn, UnitModule, describe
@@ -59,7 +59,7 @@ class Jit:
             return f"torch.compile is not tried on {machine.device_type}"
         return None
 
-    def make(self, target: Target, store: ArtifactStore) -> Code | Job:
+    def make(self, target: Target, store: ArtifactStore) -> CompiledUnits | Job:
         """Return the units of `target` where all are compiled, else a job that compiles them."""
         units = _made_for(target, self._made)
         if len(units) == len(target.units):
@@ -78,7 +78,7 @@ class Jit:
             job.cancel()
 
 
-def _made_for(target: Target, made: _Made) -> Code:
+def _made_for(target: Target, made: _Made) -> CompiledUnits:
     keys = {unit: (unit, target.dtype, target.device) for unit in target.units}
     return {unit: made[key] for unit, key in keys.items() if key in made}
 
@@ -90,7 +90,7 @@ class JitJob(Job):
         super().__init__("accel-jit", target)
         self._made = made
 
-    def work(self) -> Code:
+    def work(self) -> CompiledUnits:
         """Compile what is missing. Raises CompileFailed, ArtifactRejected for inaccurate code."""
         target = self.target
         for i, unit in enumerate(target.units):

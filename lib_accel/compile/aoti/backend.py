@@ -7,7 +7,7 @@ import sys
 from ...config import Config
 from ...errors import AccelError
 from ...store.store import ArtifactStore
-from ..jobs import Code, Job
+from ..jobs import CompiledUnits, Job
 from ..target import Target
 from ..toolchain import missing_tools
 from .job import cancel_jobs, compile_job, load_artifact
@@ -39,7 +39,7 @@ class Aoti:
             return f"{what}; {advice}, or import an artifact made on a machine like this"
         return None
 
-    def make(self, target: Target, store: ArtifactStore) -> Code | Job:
+    def make(self, target: Target, store: ArtifactStore) -> CompiledUnits | Job:
         artifact = store.get(target.key)
         return load_artifact(artifact, target) if artifact else compile_job(target, store)
 
