@@ -15,9 +15,8 @@ from ..config import Config
 from ..errors import AccelError
 from ..model import presets
 from ..store.store import ArtifactStore
-from .eager import Eager
 from .machine import Machine, probe
-from .session import Session
+from .session import Eager, Session
 from .target import Target
 from .toolchain import missing_tools
 from .units import units_of
