@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .runtime.engine import Status
 
 __version__ = "0.1.0"
-ENGINE_VERSION = 2  # of the compiled code: one more makes every stored artifact a stranger
 __all__ = ["AccelError", "Accelerated", "Config", "Session", "Status", "accelerate"]
 
 _HOMES = {

@@ -1,1 +1,1 @@
-"""From a unit of the architecture to native code: what machine this is, the key, the compilers, the accuracy check."""
+"""From a unit of the architecture to native code: the backends, and the accuracy check."""

@@ -1,162 +1,163 @@
-"""`torch.compile` in this process, unit by unit: for torch versions without packaging, or where no artifact can be kept.
+"""The `jit` backend: `torch.compile` in this process, unit by unit.
 
-A thread compiles every unit on example inputs while the caller runs without. Units take weights as inputs, so they are kept for
-the life of the process, for every model and engine; for the next start there is only what Inductor's own cache holds.
+It serves torch versions that cannot make packages, and machines that can keep no artifact. A thread
+compiles every unit while the caller goes on without. Units take weights as inputs, so each serves
+every model of the session; across starts of the process, only Inductor's own cache remains.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
-from collections.abc import Iterator
 from weakref import WeakSet
 
 import torch
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..config import Config
 from ..errors import ArtifactRejected, CompileFailed
 from ..model import specs
 from ..store.store import ArtifactStore
-from .jobs import Code, Job
+from .jobs import CompiledUnits, Job
 from .target import Target
-from .toolchain import cxx_advice, spaced_folder
-from .units import UnitFn, UnitModule, describe, example_inputs
-from .verify import check_unit
+from .toolchain import missing_tools
+from .units import UnitFn, UnitModule, describe
+from .verify import check_unit, example_inputs
 
 TRACED = (2, 12, 10, 77)
-"""(B, H, W, L), all different, and from any width: a trace takes equal sizes for one."""
+"""(B, H, W, L) of the traced example. All differ: torch takes two equal sizes for the same one."""
+
+TRACING = threading.Lock()
+"""Held while a unit is traced. torch keeps one tracing flag for the whole process: meanwhile, every
+other thread that traces, or calls a compiled function, gets a RuntimeError. So neither a session
+nor a backend can own this lock; it holds no other state."""
+
+_Made = dict[tuple[specs.Spec, torch.dtype, torch.device], UnitFn]
 
 
 class Jit:
+    """Compiles in this process and keeps the units as long as it lives."""
+
     name = "jit"
 
+    def __init__(self) -> None:
+        self._made: _Made = {}
+        self._jobs: WeakSet[JitJob] = WeakSet()
+
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
+        """Refuse where compiling is switched off, the device is unknown, or a tool is missing."""
         machine = target.machine
         if not config.compile:
             return "compiling is switched off"
         if not machine.compile:
             python = f"Python {sys.version_info.major}.{sys.version_info.minor} ({sys.platform})"
             return f"torch.compile does not work with torch {machine.torch} on {python}"
-        if machine.device_type == "cuda" and machine.triton is None:
-            return "Triton is not installed, which torch.compile needs on a GPU; pip install triton (Windows: triton-windows)"
-        if machine.device_type == "cpu" and machine.cxx is None:
-            return f"no C++ compiler was found, which torch.compile needs on a CPU; {cxx_advice()}"
-        if machine.device_type == "cpu" and (spaced := spaced_folder()):
-            return f"{spaced} has a space in its name, and torch's compiler cannot handle that"
+        if missing := missing_tools(machine, cpp=machine.device_type == "cpu"):
+            return "; ".join(missing[0])
         if machine.device_type not in ("cpu", "cuda", "xpu"):
             return f"torch.compile is not tried on {machine.device_type}"
         return None
 
-    def __init__(self) -> None:
-        self._jobs: WeakSet[JitJob] = WeakSet()
-
-    def make(self, target: Target, store: ArtifactStore) -> Code | Job:
-        code = _at_hand(target)
-        if len(code) == len(target.units):
-            return code
-        job = JitJob(target)
+    def make(self, target: Target, store: ArtifactStore) -> CompiledUnits | Job:
+        """Return the units of `target` where all are compiled, else a job that compiles them."""
+        units = _made_for(target, self._made)
+        if len(units) == len(target.units):
+            return units
+        job = JitJob(target, self._made)
         self._jobs.add(job)
         return job.start()
 
     def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
+        """Return None: nothing is stored."""
         return None
 
     def cancel(self) -> None:
+        """Stop every job."""
         for job in list(self._jobs):
             job.cancel()
 
 
-_made: dict[tuple[specs.Spec, torch.dtype, torch.device], UnitFn] = {}
-"""What has been compiled and found right in this process."""
-
-
-def _at_hand(target: Target) -> dict[specs.Spec, UnitFn]:
-    made = {layer: _made.get((layer, target.dtype, target.device)) for layer in target.units}
-    return {layer: fn for layer, fn in made.items() if fn is not None}
-
-
-_turn = threading.Lock()
-_turn_of: int | None = None
-"""The thread that compiles. torch traces with one flag for the whole process: others have to wait, and cannot call compiled functions."""
+def _made_for(target: Target, made: _Made) -> CompiledUnits:
+    keys = {unit: (unit, target.dtype, target.device) for unit in target.units}
+    return {unit: made[key] for unit, key in keys.items() if key in made}
 
 
 class JitJob(Job):
-    def __init__(self, target: Target):
+    """Compiles the units of a target, one after the other, and adds each to `made`."""
+
+    def __init__(self, target: Target, made: _Made):
         super().__init__("accel-jit", target)
+        self._made = made
 
-    def work(self) -> Code:
+    def work(self) -> CompiledUnits:
+        """Compile what is missing. Raises CompileFailed, ArtifactRejected for inaccurate code."""
+        target = self.target
+        for i, unit in enumerate(target.units):
+            self.report(f"compiling {describe(unit)}", i / len(target.units))
+            with TRACING:
+                key = (unit, target.dtype, target.device)
+                if key not in self._made:  # another job may have compiled it in the meantime
+                    self._made[key] = self._compile(unit)
+                    self.compiled += 1
+        return _made_for(target, self._made)
+
+    def _compile(self, unit: specs.Spec) -> UnitFn:
         dtype, device = self.target.dtype, self.target.device
-        for i, layer in enumerate(self.target.units):
-            self.report(f"compiling {describe(layer)}", i / len(self.target.units))
-            try:
-                with _compiling():
-                    if (layer, dtype, device) in _made:
-                        continue
-                    fn = jit_unit(layer, dtype, device)
-                    verdict = check_unit(layer, fn, dtype, device, alone=False)
-            except RuntimeError as e:  # torch's compiler errors all derive from it
-                what = " ".join(
-                    str(e).strip().partition("\n\n")[0].split()
-                )  # the rest is advice on torch's own logs
-                raise CompileFailed(
-                    f"{describe(layer)} does not compile: {type(e).__name__}: {what}"
-                ) from e
-            if not verdict.passed:
-                raise ArtifactRejected(
-                    f"the compiled {describe(layer)} is inaccurate: {verdict}; it was discarded"
-                )
-            _made[layer, dtype, device] = fn
-            self.compiled += 1
-        return _at_hand(self.target)
-
-
-@contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-    global _turn_of
-    with _turn:
-        _turn_of = threading.get_ident()
         try:
-            yield
-        finally:
-            _turn_of = None
+            made = JitUnit(unit, dtype, device)
+            verdict = check_unit(unit, made.compute, dtype, device, alone=False)
+        except RuntimeError as error:  # torch's compiler errors all derive from it
+            # after the first paragraph comes advice on torch's own logs
+            what = " ".join(str(error).strip().partition("\n\n")[0].split())
+            failure = f"{describe(unit)} does not compile: {type(error).__name__}: {what}"
+            raise CompileFailed(failure) from error
+        if not verdict.passed:
+            failure = f"the compiled {describe(unit)} is inaccurate: {verdict}; it was discarded"
+            raise ArtifactRejected(failure)
+        return made
 
 
-def _others_compile() -> bool:
-    return _turn_of not in (None, threading.get_ident())
+class JitUnit:
+    """A unit compiled by `torch.compile` for activations of any size: a `UnitFn`.
 
-
-def jit_unit(layer: specs.Spec, dtype: torch.dtype, device: torch.device) -> UnitFn:
-    """A function compiled for activations of any size; sizes of 1 are compiled for once more each, when they are met.
-
-    Traced to torch's own operators first: torch 2.1's compiler does not know modules whose weights are inputs.
+    Sizes of 1 are compiled for once more, each when it is first met.
     """
-    module = UnitModule(layer)
-    activations, weights = example_inputs(layer, TRACED, dtype, device)
-    count = len(activations)
-    with torch.no_grad():
-        graph = make_fx(
-            lambda *t: module(list(t[:count]), list(t[count:])), tracing_mode="symbolic"
-        )(*activations, *weights)
-    compiled = torch.compile(graph, dynamic=True, fullgraph=True)
 
-    def call(inputs: list[torch.Tensor]) -> torch.Tensor:
-        inputs = [
-            t.detach() for t in inputs
-        ]  # whether a weight wants a gradient would be one more reason to compile again
-        for weight in inputs[count:]:
-            torch._dynamo.mark_static(weight)
+    def __init__(self, unit: specs.Spec, dtype: torch.dtype, device: torch.device):
+        """Compile the unit. Raises RuntimeError where torch cannot."""
+        module = UnitModule(unit)
+        activations, weights = example_inputs(unit, TRACED, dtype, device)
+        self._count = count = len(activations)
+        # Traced to torch's own operators first: torch 2.1's compiler does not know modules whose
+        # weights are inputs.
         with torch.no_grad():
-            refused = _others_compile()
-            try:
-                return compiled(*inputs)
-            except RuntimeError:  # torch's answer while another thread traces
-                if not (refused or _others_compile()):
-                    raise
-                return graph(*inputs)
+            self._graph = make_fx(
+                lambda *t: module(list(t[:count]), list(t[count:])), tracing_mode="symbolic"
+            )(*activations, *weights)
+        self._compiled = torch.compile(self._graph, dynamic=True, fullgraph=True)
+        # Called with TRACED first: had torch met a square, it would compile again for the rest.
+        self.compute([*activations, *weights])
 
-    call(
-        [*activations, *weights]
-    )  # first: what is compiled for a square, say, would be compiled again for the general case
-    return call
+    def compute(self, inputs: list[Tensor]) -> Tensor:
+        """Run the compiled code. Raises RuntimeError while another thread traces."""
+        with torch.no_grad():
+            return self._compiled(*self._prepared(inputs))
+
+    def __call__(self, inputs: list[Tensor]) -> Tensor:
+        """Run the compiled code, or the traced operators one by one while another thread traces."""
+        tracing = TRACING.locked()
+        try:
+            return self.compute(inputs)
+        except RuntimeError:
+            if not (tracing or TRACING.locked()):
+                raise
+        with torch.no_grad():
+            return self._graph(*self._prepared(inputs))
+
+    def _prepared(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Keep torch from compiling again: for weights with a gradient, or with another size."""
+        inputs = [t.detach() for t in inputs]
+        for weight in inputs[self._count :]:
+            torch._dynamo.mark_static(weight)
+        return inputs

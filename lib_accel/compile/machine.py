@@ -1,14 +1,13 @@
-"""What machine this is and what its torch can do: probed here, once, when asked; nowhere else.
-
-The environment variables the package reads are all in this file.
-"""
+"""The machine: its device, its torch, and the compilers and headers on it. Probed when asked."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import importlib.util
+import os
 import platform
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,36 +16,47 @@ from typing import Any
 import torch
 import torch.export
 
-from .toolchain import find_cxx, find_gpu_headers
+CUDA_TOOLKIT = Path(
+    "C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA"
+    if sys.platform == "win32"
+    else "/usr/local/cuda"
+)
+"""Where torch itself looks for CUDA's toolkit when no environment variable names it."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything compiled code depends on besides what it computes, and what compiling it needs."""
+    """What compiled code depends on besides what it computes, and what compiling it needs."""
 
     torch: str
     triton: str | None
-    device_type: str  # "cuda", "cpu", "mps", "xpu"
-    device_name: str  # "NVIDIA GeForce RTX 4090"
-    capability: str  # "9.0" on CUDA, "AVX512" on CPU
-    platform: str  # "linux-x86_64"
-    cxx: str | None  # path of a C++ compiler
-    gpu_headers: (
-        str | None
-    )  # the folder whose `include` has CUDA's headers; "" where torch finds them by itself (a toolkit, ROCm)
-    packaging: bool  # torch can make and load AOTInductor packages with dynamic shapes
-    recordable: bool  # code from packages runs without locks and event waits inside: a CUDA graph can record it (torch 2.7)
-    compile: bool  # torch.compile is there and knows this system; whether it knows this Python shows when it is used
+    device_type: str  # "cuda", "cpu", "mps" or "xpu"
+    device_name: str  # as "NVIDIA GeForce RTX 4090"
+    capability: str  # as "9.0" on CUDA, "AVX512" on a CPU
+    platform: str  # as "linux-x86_64"
+    # the path of a C++ compiler
+    cxx: str | None
+    # the folder whose `include` holds CUDA's headers; "" where torch finds them (a toolkit, ROCm)
+    gpu_headers: str | None
+    # torch makes and loads AOTInductor packages with dynamic shapes
+    packaging: bool
+    # code from packages runs without locks and event waits, so a CUDA graph can record it
+    recordable: bool
+    # torch.compile knows this system; whether it knows this Python shows when it is used
+    compile: bool
 
     def identity(self) -> dict[str, str | None]:
-        """What an artifact must match to be loaded."""
+        """Return what must be the same where an artifact was made and where it is loaded."""
         names = ("torch", "triton", "device_type", "device_name", "capability", "platform")
         return {name: getattr(self, name) for name in names}
 
 
 @functools.lru_cache
 def probe(device: torch.device) -> Machine:
-    """Quick: nothing slow is imported for it. Nothing of it changes while the process lives."""
+    """Return this machine, with `device` to compute on.
+
+    It imports nothing slow. The answer is kept: nothing in it changes while the process lives.
+    """
     name, capability = _device_model(device)
     return Machine(
         torch=torch.__version__,
@@ -63,25 +73,48 @@ def probe(device: torch.device) -> Machine:
     )
 
 
+def find_cxx() -> str | None:
+    """Return the path of the C++ compiler that Inductor would call, or None."""
+    names = ["cl", "clang-cl"] if sys.platform == "win32" else ["g++", "clang++", "c++"]
+    if os.environ.get("CXX"):
+        names = [os.environ["CXX"]]
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+def find_gpu_headers() -> str | None:
+    """Return `Machine.gpu_headers`: what the C++ part of AOTInductor's GPU code includes.
+
+    torch looks for a CUDA toolkit only, and raises where there is none. Triton brings the same
+    headers except one, which lies in `aoti/include`.
+    """
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc")
+    if torch.version.hip or named or CUDA_TOOLKIT.exists():
+        return ""
+    spec = importlib.util.find_spec("triton")
+    roots = (spec.submodule_search_locations if spec else None) or ()
+    folders = [Path(root, "backends", "nvidia") for root in roots]
+    found = (str(f) for f in folders if (f / "include" / "cuda_runtime.h").is_file())
+    return next(found, None)
+
+
 def _device_model(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
         return p.name, f"{p.major}.{p.minor}"
     if device.type == "cpu":
-        return cpu_name(), torch.backends.cpu.get_cpu_capability()
+        return _cpu_name(), torch.backends.cpu.get_cpu_capability()
     return device.type, ""
 
 
-def cpu_name() -> str:
-    """The processor's model: vector code made on one may not run on another."""
+def _cpu_name() -> str:
+    """Return the processor's model and a digest of its instruction set."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
-    first = dict(
-        reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line])
-    )
-    # in a virtual machine one model name can stand for several instruction sets
+    fields = [[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]
+    first = dict(reversed(fields))
+    # in a virtual machine, one model name can stand for several instruction sets
     features = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]
     return f"{first.get('model name', platform.machine())} {features}"
 
@@ -91,30 +124,29 @@ def _triton_version() -> str | None:
         return None
     try:
         import triton  # type: ignore[import-not-found]  # only where CUDA is
-    except (
-        ImportError,
-        OSError,
-    ):  # there, but made for another Python, or without the libraries it needs
+    except (ImportError, OSError):  # made for another Python, or without the libraries it needs
         return None
     return getattr(triton, "__version__", "unknown")
 
 
 def _has_packaging() -> bool:
-    """On Windows from 2.9 on: before, AOTInductor refuses when it is called."""
-    there = _package_loader() is not None and hasattr(getattr(torch.export, "Dim", None), "DYNAMIC")
-    return there and not (sys.platform == "win32" and _torch_before(2, 9))
+    dynamic = hasattr(getattr(torch.export, "Dim", None), "DYNAMIC")
+    # on Windows, AOTInductor refuses to be called before torch 2.9
+    refused = sys.platform == "win32" and _torch_before(2, 9)
+    return _package_loader() is not None and dynamic and not refused
 
 
 def _torch_before(major: int, minor: int) -> bool:
-    """For what cannot be probed without a slow import."""
+    """Compare versions, for what cannot be probed without a slow import."""
     return tuple(map(int, torch.__version__.split(".")[:2])) < (major, minor)
 
 
 def _runs_single_threaded() -> bool:
-    """Its loader can be told so: by a third argument, of which only pybind11's words tell."""
-    return "arg2: bool" in (
-        getattr(getattr(_package_loader(), "__init__", None), "__doc__", None) or ""
-    )
+    """Whether packages can be loaded single-threaded (torch 2.7): without locks and event waits.
+
+    That is the third argument of torch's loader, and only pybind11's text says whether it is there.
+    """
+    return "arg2: bool" in (getattr(_package_loader().__init__, "__doc__", None) or "")
 
 
 def _package_loader() -> Any:

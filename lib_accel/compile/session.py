@@ -1,20 +1,76 @@
-"""What all accelerated UNets of one process share: the backends with their code and jobs, and what could not be made."""
+"""Backends, the choice among them, and the session that accelerated UNets share them through."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..config import AUTO, Config
 from ..store.store import ArtifactStore
 from .aoti.backend import Aoti
-from .backend import Backend
-from .eager import Eager
 from .jit import Jit
+from .jobs import CompiledUnits, Job
 from .target import Target
 
-BACKENDS = (Aoti, Jit, Eager)
-"""Every backend, best first. A new one is added here and nowhere else."""
+
+class Backend(Protocol):
+    """One way to make fast code for a target. It keeps the code it has loaded or made."""
+
+    name: str
+
+    def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
+        """Return why this backend cannot serve `target` and what to do; None where it can."""
+        ...
+
+    def make(self, target: Target, store: ArtifactStore) -> CompiledUnits | Job:
+        """Return the units of `target` where they exist, else a started job that makes them.
+
+        Called after `why_not` has returned None. Raises ArtifactRejected for stored code that must
+        not serve, StoreError where the store cannot be read.
+        """
+        ...
+
+    def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
+        """Return the bytes that the units of `target` take in `store`; None unless it has them all.
+
+        Raises StoreError where the store cannot be read.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Stop every job of this backend."""
+        ...
+
+
+class Eager:
+    """The backend without a compiler: the clean UNet computes every layer."""
+
+    name = "eager"
+    devices = ("cpu", "cuda")
+
+    def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
+        """Refuse devices on which the clean UNet was never run."""
+        device = target.machine.device_type
+        if device in self.devices:
+            return None
+        tried = " and ".join(self.devices)
+        return f"the clean UNet is not tried on {device}; it is known to work on {tried}"
+
+    def make(self, target: Target, store: ArtifactStore) -> CompiledUnits:
+        """Return no units."""
+        return {}
+
+    def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
+        """Return None: nothing is stored."""
+        return None
+
+    def cancel(self) -> None:
+        """Do nothing: there are no jobs."""
+
+
+BACKENDS: tuple[type[Backend], ...] = (Aoti, Jit, Eager)
+"""Every backend, best first. A new one is listed here and nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +82,18 @@ class Choice:
 
     @property
     def reason(self) -> str | None:
-        """One line for the user; None when the first choice serves."""
+        """All reasons in one line for the user; None when the first choice serves."""
         return "; ".join(f"{name}: {why}" for name, why in self.refused) or None
 
 
 class Session:
-    """Owned by the host, or by whoever accelerates several UNets: they share compiled code and jobs through it."""
+    """Owns what several accelerated UNets share: backends with their code and jobs, and failures.
+
+    The host has one; whoever accelerates several UNets may make one.
+    """
 
     def __init__(self) -> None:
-        self._backends: dict[str, Backend] = {b.name: b() for b in BACKENDS}
+        self._backends: dict[str, Backend] = {kind.name: kind() for kind in BACKENDS}
         self._failures: dict[tuple[Config, str], dict[str, str]] = {}
 
     def backend(self, name: str) -> Backend:
@@ -48,9 +107,10 @@ class Session:
         config: Config,
         failed: Mapping[str, str] | None = None,
     ) -> Choice:
-        """Choose the best backend that works here. `failed` holds the reason of each that must not be tried.
+        """Return the best backend that can serve `target`: of all, or the one in `config` or Eager.
 
-        Raises ValueError when `config` names a backend that does not exist.
+        `failed` holds, by name, why a backend must not be tried. Raises ValueError where `config`
+        names a backend that does not exist.
         """
         if config.backend not in (AUTO, *self._backends):
             expected = ", ".join((AUTO, *self._backends))
@@ -65,14 +125,14 @@ class Session:
         return Choice(None, tuple(refused))
 
     def failures(self, target: Target, config: Config) -> dict[str, str]:
-        """Reasons by backend why the code of `target` could not be made; the caller adds to it.
+        """Return why each backend could not make the units of `target`, for the caller to change.
 
-        It holds for every model of the architecture: base and refiner take turns, and each would try again.
+        All UNets of an architecture get the same dictionary: none tries again what failed before.
         """
         return self._failures.setdefault((config, target.key), {})
 
     def forget_failures(self) -> None:
-        """Let everything that failed be tried again."""
+        """Let whatever failed be tried again."""
         self._failures.clear()
 
     def cancel(self) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .. import ENGINE_VERSION
 from ..model import specs
 from .machine import Machine
+from .source_digest import source_digest
 from .units import canonical_json, unit_key
 
 
@@ -26,7 +26,7 @@ class Target:
     @property
     def recipe(self) -> dict[str, Any]:
         return {
-            "engine": ENGINE_VERSION,
+            "source": source_digest(),
             "units": sorted(unit_key(u) for u in self.units),
             "dtype": str(self.dtype).removeprefix("torch."),
             "machine": self.machine.identity(),
@@ -40,19 +40,13 @@ class Target:
     def foreign(self, recipe: dict[str, Any]) -> str | None:
         """Why code made by that recipe cannot run here, or None: `torch 2.9.1, here 2.13.0`."""
         ours = self.recipe
-        theirs = {
-            **recipe.get("machine", {}),
-            "engine": recipe.get("engine"),
-            "dtype": recipe.get("dtype"),
-        }
-        mine = {
-            **ours["machine"],
-            "engine": ours["engine"],
-            "dtype": ours["dtype"],
-        }
+        theirs = {**recipe.get("machine", {}), "dtype": recipe.get("dtype")}
+        mine = {**ours["machine"], "dtype": ours["dtype"]}
         differ = [
             f"{name} {theirs.get(name)!r}, here {value!r}"
             for name, value in mine.items()
             if theirs.get(name) != value
         ]
+        if recipe.get("source") != ours["source"]:
+            differ.append("another version of this extension")
         return "; ".join(differ) or None

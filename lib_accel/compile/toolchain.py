@@ -1,75 +1,60 @@
-"""The compilers and headers that compiled code is made with, where to find them and how to get them."""
+"""The tools that compiling needs: which of them a machine lacks, and how to get them."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-
-def find_cxx() -> str | None:
-    """The C++ compiler Inductor would call."""
-    names = (
-        [os.environ["CXX"]]
-        if os.environ.get("CXX")
-        else (["cl", "clang-cl"] if sys.platform == "win32" else ["g++", "clang++", "c++"])
-    )
-    return next((path for path in map(shutil.which, names) if path), None)
+from .machine import Machine
 
 
-def cxx_advice() -> str:
+class Missing(NamedTuple):
+    """One thing that is in the way of compiling. Both are parts of a sentence."""
+
+    what: str
+    advice: str
+
+
+def missing_tools(machine: Machine, cpp: bool) -> list[Missing]:
+    """Return what is in the way of compiling for `machine`, in the order a person would fix it.
+
+    `cpp`: C++ code is generated besides what runs on a GPU.
+    """
+    found = []
+    if cpp and machine.cxx is None:
+        found.append(Missing("no C++ compiler was found", _cxx_advice()))
+    if cpp and (folder := _folder_with_a_space()):
+        what = f"{folder} has a space in its name, and torch's compiler cannot handle that"
+        found.append(Missing(what, "move it (TMPDIR)"))
+    if machine.device_type == "cuda" and machine.triton is None:
+        what = "Triton is not installed, which compiling for a GPU needs"
+        found.append(Missing(what, f"pip install {_TRITON}"))
+    if cpp and machine.device_type == "cuda" and machine.gpu_headers is None:
+        advice = f"install the CUDA toolkit {torch.version.cuda}, or set CUDA_HOME to where it is"
+        found.append(Missing("CUDA's headers were not found", advice))
+    return found
+
+
+_TRITON = "triton-windows" if sys.platform == "win32" else "triton"
+
+
+def _cxx_advice() -> str:
     if sys.platform == "win32":
         return (
-            "install the Visual Studio Build Tools (C++, English language pack) and start the WebUI where they are known: "
-            'in webui-user.bat, call "...\\VC\\Auxiliary\\Build\\vcvars64.bat"'
+            "install the Visual Studio Build Tools (C++, English language pack) and start the WebUI"
+            " where they are known: in webui-user.bat, "
+            'call "...\\VC\\Auxiliary\\Build\\vcvars64.bat"'
         )
     return "install g++ (Debian, Ubuntu: apt install g++)"
 
 
-TOOLKIT = Path(
-    "C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA"
-    if sys.platform == "win32"
-    else "/usr/local/cuda"
-)
-
-
-def triton_advice() -> str:
-    return "pip install triton-windows" if sys.platform == "win32" else "pip install triton"
-
-
-def find_gpu_headers() -> str | None:
-    """What the C++ part of AOTInductor's GPU code includes. torch looks for a toolkit only, and raises where there is none.
-
-    Triton brings the same headers, but for one (compiler/include).
-    """
-    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc")
-    if torch.version.hip or named or TOOLKIT.exists():
-        return ""
-    spec = importlib.util.find_spec("triton")
-    folders = [
-        Path(root, "backends", "nvidia")
-        for root in (spec and spec.submodule_search_locations) or ()
-    ]
-    return next(
-        (str(folder) for folder in folders if (folder / "include" / "cuda_runtime.h").is_file()),
-        None,
-    )
-
-
-def cuda_advice() -> str:
-    return f"install the CUDA toolkit {torch.version.cuda}, or set CUDA_HOME to where it is"
-
-
-def spaced_folder() -> Path | None:
-    """One with a space in its name that Inductor would hand to g++ without quotes."""
-    folders = (
-        []
-        if sys.platform == "win32"
-        else [Path(torch.__file__).parent, Path(tempfile.gettempdir())]
-    )
+def _folder_with_a_space() -> Path | None:
+    """Return a folder that Inductor would pass to g++ without quotes, where its name needs some."""
+    if sys.platform == "win32":
+        return None
+    folders = [Path(torch.__file__).parent, Path(tempfile.gettempdir())]
     return next((folder for folder in folders if " " in str(folder)), None)

@@ -1,7 +1,7 @@
-"""Trust, but verify once: compiled code answers random inputs before it may serve.
+"""The accuracy check that a compiled unit must pass before it serves, and the inputs for it.
 
-Its error against a reference of higher precision must not exceed the error of the same layer run by torch itself at the
-same dtype by more than a stated margin.
+The error of the compiled unit against a reference of higher precision must not exceed the error of
+torch's own kernels at the same dtype by more than a stated margin.
 """
 
 from __future__ import annotations
@@ -11,76 +11,110 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..model import specs
 from ..model.precision import exact_products, relative_error, wider
-from .units import UnitFn, UnitModule, example_inputs
+from .units import UnitFn, UnitModule, input_widths, side_input, to_unit_layout
 
 CHECK_SIZES = ((2, 16, 16, 77), (1, 8, 24, 154), (3, 9, 7, 1), (1, 1, 1, 77))
-"""(B, H, W, L): square, wide, odd and the smallest there is."""
+"""(B, H, W, L): square, wide, odd, and the smallest possible. H and W are of the activation."""
 
 MARGIN = 1.25
-"""The worst error of compiled code over all sizes may be this multiple of the worst error of torch's own kernels."""
+"""The worst error of compiled code, over all sizes, may be this many times torch's own worst."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Relative L2 errors, one for each of CHECK_SIZES, of the compiled code and of torch's own kernels."""
+    """The relative L2 errors of compiled code and of torch's own kernels, one for each size."""
 
     compiled: tuple[float, ...]
     eager: tuple[float, ...]
 
     @property
     def passed(self) -> bool:
-        return all(error <= MARGIN * max(self.eager) for error in self.compiled)  # false for NaN
+        """Whether the code may serve. NaN never passes."""
+        return all(error <= MARGIN * max(self.eager) for error in self.compiled)
 
     def __str__(self) -> str:
-        worst = max(self.compiled, key=lambda e: (e != e, e))
+        worst = max(self.compiled, key=lambda error: (error != error, error))  # NaN is the worst
         size = CHECK_SIZES[self.compiled.index(worst)]
-        return f"relative error {worst:.2e} at (B, H, W, L) = {size}, allowed {MARGIN * max(self.eager):.2e}"
+        allowed = MARGIN * max(self.eager)
+        return f"relative error {worst:.2e} at (B, H, W, L) = {size}, allowed {allowed:.2e}"
 
     def to_dict(self) -> dict[str, list[float]]:
+        """Return the errors in a form for JSON."""
         return {"compiled": list(self.compiled), "eager": list(self.eager)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, list[float]]) -> Verdict:
+        """Read what `to_dict` has made. Raises KeyError or TypeError for anything else."""
         return cls(tuple(data["compiled"]), tuple(data["eager"]))
 
 
 def check_unit(
-    layer: specs.Spec,
+    unit: specs.Spec,
     fn: UnitFn,
     dtype: torch.dtype,
     device: torch.device,
     alone: bool,
     seed: int = 1,
 ) -> Verdict:
-    """Run `fn` at every size of CHECK_SIZES that torch can run against a float64 reference (float32 where the dtype is narrower).
+    """Compare `fn` with the layer itself at every size of CHECK_SIZES that torch can compute.
 
-    `alone`: nothing else computes in this process, so that TF32 may be off while the reference is computed.
+    The reference is the layer in float64, or in float32 where `dtype` is narrower. `alone`: nothing
+    else computes in this process, so TF32 may be switched off for the reference.
     """
-    module = UnitModule(layer)
+    module = UnitModule(unit)
     precise = wider(dtype, device)
     compiled, eager = [], []
     with torch.no_grad():
         for i, size in enumerate(CHECK_SIZES):
-            if size[:3] == (1, 1, 1) and _single_values(layer):
+            if size[:3] == (1, 1, 1) and _has_groups_of_one(unit):
                 continue
-            activations, weights = example_inputs(layer, size, dtype, device, seed + i)
+            activations, weights = example_inputs(unit, size, dtype, device, seed + i)
             with exact_products(device) if alone else contextlib.nullcontext():
-                reference = module(
-                    [a.to(precise) for a in activations], weights
-                )  # each widened where it is used: no copy of all
+                # the layer widens each weight where it uses it: there is no wide copy of all
+                reference = module([a.to(precise) for a in activations], weights)
             eager.append(relative_error(module(activations, weights), reference))
             compiled.append(relative_error(fn([*activations, *weights]), reference))
     return Verdict(tuple(compiled), tuple(eager))
 
 
-def _single_values(layer: specs.Spec) -> bool:
-    """One channel a group: at one pixel there is nothing to normalise, and torch refuses."""
-    widths = (
-        (layer.channels,)
-        if isinstance(layer, specs.SpatialTransformer)
-        else (layer.in_channels, layer.out_channels)
-    )
-    return specs.NORM_GROUPS in widths
+def _has_groups_of_one(unit: specs.Spec) -> bool:
+    """Whether the unit normalises single channels: at one pixel, torch refuses that."""
+    if isinstance(unit, specs.SpatialTransformer):
+        return unit.channels == specs.NORM_GROUPS
+    return specs.NORM_GROUPS in (unit.in_channels, unit.out_channels)
+
+
+def example_inputs(
+    unit: specs.Spec,
+    size: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int = 0,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return random activations and weights as a `UnitFn` takes them, for `size = (B, H, W, L)`.
+
+    They depend on `seed` alone. Weights are scaled so that activations stay near 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch, height, width, length = size
+    channels, *side = input_widths(unit)
+    shapes: list[tuple[int, ...]] = [(batch, channels, height, width)]
+    if side:
+        shapes.append((batch, *side) if side_input(unit) == "emb" else (batch, length, *side))
+    activations = [torch.randn(shape, generator=generator) for shape in shapes]
+    module = UnitModule(unit)
+    weights = []
+    for name, shape in zip(module.names, module.shapes(), strict=True):
+        weight = torch.randn(shape, generator=generator)
+        if len(shape) > 1:
+            weight *= shape[1:].numel() ** -0.5
+        else:
+            weight = 0.02 * weight if name.endswith("bias") else 1 + 0.05 * weight
+        weights.append(weight)
+    activations = [a.to(device, dtype) for a in activations]
+    activations[0] = activations[0].contiguous(memory_format=torch.channels_last)
+    return activations, [to_unit_layout(w.to(device, dtype)) for w in weights]

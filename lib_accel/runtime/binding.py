@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..compile.jobs import Code
+from ..compile.jobs import CompiledUnits
 from ..compile.units import UnitFn, input_widths, side_input, widest
 from ..errors import BadWeights
 from ..model import precision
@@ -115,7 +115,7 @@ class Binding:
         self.compiled: dict[str, CompiledLayer] = {}
         self.count = 0  # how often the weights were bound
 
-    def bind(self, units: Code, dtype: torch.dtype | None) -> None:
+    def bind(self, units: CompiledUnits, dtype: torch.dtype | None) -> None:
         """Bind to the weights as they are now; `units` were made for `dtype`.
 
         They do not serve where the weights need another dtype, or lie elsewhere than on `device`
@@ -138,7 +138,7 @@ class Binding:
             self._bind_units(units)
         self.count += 1
 
-    def _bind_units(self, units: Code) -> None:
+    def _bind_units(self, units: CompiledUnits) -> None:
         self._weights.set_layout(compiled=True)
         self._weights.accept()  # the new layout may have moved some
         for name, spec in self._specs.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..compile.jobs import Code, Job, Progress
+from ..compile.jobs import CompiledUnits, Job, Progress
 from ..compile.machine import Machine, probe
 from ..compile.session import Session
 from ..compile.target import Target
@@ -99,7 +99,7 @@ class Engine:
         return self._provider.job
 
     @property
-    def units(self) -> Code:
+    def units(self) -> CompiledUnits:
         """The compiled units that serve; empty while there are none."""
         return self._provider.units
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..compile.jobs import Code, Job
+from ..compile.jobs import CompiledUnits, Job
 from ..compile.session import Choice, Session
 from ..compile.target import Target
 from ..config import Config
@@ -34,7 +34,7 @@ class Provider:
     def __init__(self, config: Config, session: Session):
         self._config, self._session = config, session
         self._store = ArtifactStore(config.store, config.store_bytes, config.store_readonly)
-        self.units: Code = {}
+        self.units: CompiledUnits = {}
         self.compiles = 0  # units compiled for this provider
         self.job: Job | None = None
         self._target: Target | None = None
@@ -124,7 +124,7 @@ class Provider:
             self.job.cancel()
         self.job, self.units, self._target = None, {}, target
 
-    def _serve(self, units: Code) -> None:
+    def _serve(self, units: CompiledUnits) -> None:
         self.units, self._kept_bytes = units, None
         if units:
             self._discarded.clear()

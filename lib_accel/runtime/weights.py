@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compile.units import in_layout
+from ..compile.units import to_unit_layout
 from ..errors import BadWeights
 
 COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -101,7 +101,7 @@ class Weights:
         for name, p in self._network.named_parameters():
             data = p.data
             if compiled:
-                wanted = in_layout(data)
+                wanted = to_unit_layout(data)
             else:
                 channels_last = name in self._channels_last
                 wanted = data.contiguous(

@@ -7,9 +7,9 @@ import sys
 from ...config import Config
 from ...errors import AccelError
 from ...store.store import ArtifactStore
-from ..jobs import Code, Job
+from ..jobs import CompiledUnits, Job
 from ..target import Target
-from ..toolchain import cuda_advice, cxx_advice, spaced_folder, triton_advice
+from ..toolchain import missing_tools
 from .job import cancel_jobs, compile_job, load_artifact
 
 
@@ -34,18 +34,12 @@ class Aoti:
             return "no artifact is at hand and compiling is switched off; import one (python -m lib_accel store import) or allow compiling"
         if store.readonly:
             return f"no artifact is at hand and the store {store.root} is read-only; import one where it can be written"
-        if machine.cxx is None:
-            return f"no C++ compiler was found; {cxx_advice()}, or import an artifact made on a machine like this"
-        if spaced := spaced_folder():
-            return f"{spaced} has a space in its name, and torch's compiler cannot handle that; move it (TMPDIR), or import an artifact"
-        if machine.device_type == "cuda" and machine.triton is None:
-            needs = "Triton is not installed, which compiling for a GPU needs"
-            return f"{needs}; {triton_advice()}, or import an artifact made on a machine like this"
-        if machine.device_type == "cuda" and machine.gpu_headers is None:
-            return f"CUDA's headers were not found; {cuda_advice()}, or import an artifact made on a machine like this"
+        if missing := missing_tools(machine, cpp=True):
+            what, advice = missing[0]
+            return f"{what}; {advice}, or import an artifact made on a machine like this"
         return None
 
-    def make(self, target: Target, store: ArtifactStore) -> Code | Job:
+    def make(self, target: Target, store: ArtifactStore) -> CompiledUnits | Job:
         artifact = store.get(target.key)
         return load_artifact(artifact, target) if artifact else compile_job(target, store)
 

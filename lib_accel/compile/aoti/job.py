@@ -20,7 +20,7 @@ import torch
 from ...errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ...model import specs
 from ...store.store import Artifact, ArtifactStore, LockBusy
-from ..jobs import Code, Job
+from ..jobs import CompiledUnits, Job
 from ..target import Target
 from ..units import UnitFn, describe, unit_key
 from ..verify import Verdict
@@ -71,7 +71,7 @@ class CompileJob(Job):
         self.store, self.stall_s = store, stall_s
         self.workers = workers or worker_count(target.device)
 
-    def work(self) -> Code:
+    def work(self) -> CompiledUnits:
         with self._only_one():
             artifact = self.store.get(
                 self.target.key
@@ -216,7 +216,7 @@ class CompileJob(Job):
         return {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)}
 
 
-def load_artifact(artifact: Artifact, target: Target) -> Code:
+def load_artifact(artifact: Artifact, target: Target) -> CompiledUnits:
     """Load every unit of the target. Raises ArtifactRejected when the artifact is for another machine or lacks a unit, StoreError
     when there is no room to unpack it."""
     differs = target.foreign(artifact.recipe)

@@ -21,7 +21,8 @@ from ...model import cpu_operators, specs
 from ...store.artifact import require_private_root
 from ...store.locks import sweep, workspace
 from ...store.seal import os_errors
-from ..units import UnitFn, UnitModule, example_inputs
+from ..units import UnitFn, UnitModule
+from ..verify import example_inputs
 
 TRACE_SIZE = (2, 24, 20, 77)
 """(B, H, W, L) of the tracing example: every size differs from 1 and from the others, so that none is taken for a constant."""

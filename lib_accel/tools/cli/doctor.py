@@ -21,7 +21,8 @@ def add(commands: Commands) -> None:
     p = command(
         commands,
         "doctor",
-        "what works on this machine, and what to do about the rest; exit status 1 when nothing is accelerated",
+        "what works on this machine, and what to do about the rest; "
+        "exit status 1 when nothing is accelerated",
         run,
     )
     add_store_arguments(p)

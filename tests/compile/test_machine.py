@@ -1,0 +1,61 @@
+"""Finding compilers, CUDA's headers and Triton on a machine."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_accel.compile import machine
+from lib_accel.compile.machine import find_cxx, find_gpu_headers, probe
+
+
+def test_the_gpu_headers_are_those_of_the_toolkit_else_those_of_triton(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(machine, "CUDA_TOOLKIT", tmp_path / "toolkit")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    package = tmp_path / "triton"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    assert find_gpu_headers() is None
+    headers = package / "backends" / "nvidia" / "include"
+    headers.mkdir(parents=True)
+    (headers / "cuda_runtime.h").touch()
+    assert find_gpu_headers() == str(headers.parent)
+    (tmp_path / "toolkit").mkdir()
+    assert find_gpu_headers() == ""
+
+
+def test_no_compiler_is_found_on_an_empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert find_cxx() is None
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    assert find_cxx() is None
+
+
+def test_the_compiler_that_cxx_names_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    compiler = tmp_path / ("mine.exe" if sys.platform == "win32" else "mine")
+    compiler.touch(mode=0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert find_cxx() == str(compiler)
+
+
+def test_a_triton_that_does_not_import_counts_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """For instance triton-windows without the libraries it needs."""
+    (tmp_path / "triton.py").write_text(
+        "raise ImportError('DLL load failed while importing libtriton')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert probe.__wrapped__(torch.device("cpu")).triton is None

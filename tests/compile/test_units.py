@@ -1,0 +1,113 @@
+"""Units: which there are, their keys, and the function of activations and weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from lib_accel.compile.units import (
+    UnitModule,
+    input_widths,
+    side_input,
+    unit_key,
+    units_of,
+    widest,
+)
+from lib_accel.compile.verify import example_inputs
+from lib_accel.model.presets import sd1, sdxl
+
+from .. import tiny
+from ..threads import one_thread  # noqa: F401  (a fixture)
+
+UNITS = units_of(tiny.TINY)
+CPU = torch.device("cpu")
+
+
+def test_the_tiny_unet_has_four_units_and_its_relatives_share_them():
+    assert len(UNITS) == 4
+    assert units_of(tiny.INPAINTING) == units_of(tiny.WITH_Y) == UNITS
+    assert len(set(units_of(tiny.RELATIVE)) & set(UNITS)) == 3
+
+
+def test_the_keys_of_units_stay_the_same():
+    """A changed key makes everybody compile again: say so in the changelog."""
+    assert [unit_key(u) for u in UNITS] == [
+        "ResBlock-7cf070cd9f1b",
+        "SpatialTransformer-92cb2dac2b49",
+        "ResBlock-ed3a043222b8",
+        "Output-19caffd62de8",
+    ]
+
+
+def test_different_units_have_different_keys():
+    every = {*units_of(sd1()), *units_of(sdxl()), *UNITS}
+    assert len({unit_key(u) for u in every}) == len(every)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=unit_key)
+def test_every_activation_changes_the_result(unit: Spec):
+    """Where one does not, code that ignores it would pass every other test.
+
+    With one channel in each group, for instance, normalising hides the time embedding.
+    """
+    module = UnitModule(unit)
+    inputs, weights = example_inputs(unit, (2, 6, 5, 3), torch.float32, CPU)
+    before = module(inputs, weights)
+    for i in range(len(inputs)):
+        other = [t + torch.randn_like(t) if i == k else t for k, t in enumerate(inputs)]
+        assert tiny.error(module(other, weights), before.double()) > 0.01, i
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=unit_key)
+def test_a_unit_computes_every_layer_of_its_spec(unit: Spec):
+    """It takes the layer's own parameters in their own order."""
+    donor = tiny.donor()
+    layers = [donor.get_submodule(name) for name, spec in tiny.TINY.layers() if spec == unit]
+    module = UnitModule(unit)
+    activations, _ = example_inputs(unit, (2, 6, 5, 3), torch.float32, CPU)
+    for layer in layers:
+        assert module.names == [name for name, _ in layer.named_parameters()]
+        side = activations[-1]
+        assert torch.equal(
+            module(activations, list(layer.parameters())), layer(activations[0], side, side)
+        )
+    assert layers
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=unit_key)
+def test_example_inputs_have_the_layout_that_compiled_code_reads(unit: Spec):
+    activations, weights = example_inputs(unit, (2, 6, 5, 3), torch.bfloat16, CPU)
+    assert len(activations) == (2 if side_input(unit) else 1)
+    assert activations[0].shape == (2, input_widths(unit)[0], 6, 5)
+    assert activations[0].is_contiguous(memory_format=torch.channels_last)
+    assert [w.shape for w in weights] == UnitModule(unit).shapes()
+    assert all(w.is_contiguous() and w.dtype == torch.bfloat16 for w in weights)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=unit_key)
+def test_no_activation_is_wider_than_widest(unit: Spec):
+    # more values than any weight has, and than the scores of attention, which torch keeps there
+    size = (16, 8, 6, 7)
+    most = [0]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            sizes = [t.numel() for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+            most[0] = max(most[0], *sizes, 0)
+            return out
+
+    # on the meta device: the operators for CPUs compute a part of the rows at a time
+    inputs = [
+        [t.to("meta") for t in given] for given in example_inputs(unit, size, torch.float32, CPU)
+    ]
+    with torch.no_grad(), Watch():
+        UnitModule(unit)(*inputs)
+    assert most[0] == widest(unit) * 16 * 8 * 6
