@@ -99,6 +99,18 @@ def test_help_installs_nothing(root: Path, options: list[str]):
     assert "demo" in done.stdout
 
 
+@pytest.mark.parametrize("options", [[], ["-S"]], ids=["with packages", "without packages"])
+def test_the_webui_installs_only_small_packages_that_it_lacks(
+    root: Path, tmp_path: Path, options: list[str]
+):
+    (tmp_path / "launch.py").write_text("def run_pip(command, what): print(command)\n")
+    command = [sys.executable, *options, str(root / "install.py")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("install safetensors psutil filelock\n" if options else "")
+
+
 class Project:
     """A small project with our set-up. Its requirements lie as wheels in a folder."""
 

@@ -70,7 +70,7 @@ def ensure(
 def missing(lists: Sequence[str] = RUN, root: Path = ROOT) -> list[str]:
     """Return the packages in `lists` that the running Python cannot import."""
     text = "\n".join((root / name).read_text(encoding="utf-8") for name in lists)
-    names = re.findall(r"^[A-Za-z0-9._-]+", text, re.MULTILINE)
+    names: list[str] = re.findall(r"^[A-Za-z0-9._-]+", text, re.MULTILINE)
     return [n for n in names if importlib.util.find_spec(IMPORT_NAMES.get(n, n)) is None]
 
 
