@@ -60,12 +60,13 @@ def packaging() -> None:
 
 @pytest.fixture(scope="session")
 def built(packaging: None, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A store with the artifact of tests/tiny.py, compiled once for all pytest-xdist workers."""
+    """A store with the artifact of tests/tiny.py, compiled once for all workers of pytest-xdist."""
     from . import tiny
 
-    folder = tmp_path_factory.getbasetemp()
+    base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # the folder of this run, above that of this worker
+        base = base.parent  # common to the workers of this run
+    folder = Path(os.environ.get("ACCEL_TESTS_SHARED", base))  # common to runs of checks.py
     report = folder / "tiny" / "built.pickle"
     with FileLock(folder / "tiny.lock"):
         if not report.exists():
