@@ -1,30 +1,19 @@
-"""Run by the WebUI at every start, in a process of its own. Everything needed is there as a rule: then it does nothing.
+"""Run by the WebUI at each start, in a process of its own: install small packages that it lacks.
 
-torch, and what the WebUI pins itself, are never touched. --skip-install is honoured by `launch.run_pip`.
+torch and the packages that the WebUI pins itself are never touched.
 """
 
-from pathlib import Path
+import importlib.util
 
-from lib_accel.tools.requirements import missing, read_lists
-
-# Only the small ones that an unusual WebUI may lack; the rest comes with every WebUI.
-OURS = ("safetensors", "psutil", "filelock")
+PACKAGES = ("safetensors", "psutil", "filelock")
 
 
 def main() -> None:
-    wanted = [
-        entry
-        for entry in read_lists(Path(__file__).with_name("pyproject.toml"))["run"]
-        if entry.name in OURS
-    ]
-    for entry in missing(wanted):
-        import launch  # the WebUI's
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        import launch  # the WebUI's module; its run_pip honours --skip-install
 
-        # Present but older than we like: the WebUI chose that, and it works well enough to keep.
-        if not launch.is_installed(entry.name):
-            launch.run_pip(
-                f'install "{entry.text}"', f"{entry.text} for the Acceleration extension"
-            )
+        launch.run_pip(f"install {' '.join(missing)}", "packages for the Acceleration extension")
 
 
 if __name__ == "__main__":

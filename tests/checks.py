@@ -5,36 +5,50 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
-from lib_accel.tools import bootstrap
+from lib_accel.tools import setup_environment
 
-CHECKS = (
-    ("ruff check", ("ruff", "check", ".")),
-    ("ruff format", ("ruff", "format", "--check", ".")),
-    ("pyright", ("pyright", "--pythonpath", sys.executable)),
-    ("pytest", ("pytest",)),
-)
-
-
-def run(name: str, arguments: tuple[str, ...]) -> tuple[str, int, float]:
-    """One check; its output goes where ours goes. Returns its name, exit status and seconds."""
-    print(f"\n=== {name}", flush=True)
-    started = time.monotonic()
-    # pyright would ask the network whether there is a newer one
-    environment = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
-    status = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=bootstrap.ROOT, env=environment
-    ).returncode
-    return name, status, time.monotonic() - started
+PYTEST = ("pytest", "--numprocesses=logical", "--maxprocesses=2")
+FAST = {
+    "ruff check": ("ruff", "check", "."),
+    "ruff format": ("ruff", "format", "--check", "."),
+    "fast tests": (*PYTEST, "-m", "not slow"),
+    "pyright": ("pyright", "--pythonpath", sys.executable),
+}
+SLOW = {"slow tests": (*PYTEST, "-m", "slow")}
 
 
 def main(arguments: list[str]) -> int:
-    """All checks, each whether or not the one before passed; with arguments pytest alone. Returns the exit status."""
+    """Run all checks, the slow tests only if the others passed; with arguments pytest alone.
+
+    Returns the exit status for the process.
+    """
     if arguments:
-        return run("pytest", ("pytest", *arguments))[1]
-    results = [run(name, command) for name, command in CHECKS]
+        return _run("pytest", ("pytest", *arguments), {})[1]
+    with tempfile.TemporaryDirectory(prefix="accel-tests-") as shared:
+        environment = {"ACCEL_TESTS_SHARED": shared}  # for tests/conftest.py
+        results = [_run(name, command, environment) for name, command in FAST.items()]
+        if not any(status for _, status, _ in results):
+            results += [_run(name, command, environment) for name, command in SLOW.items()]
     print("\n=== summary")
     for name, status, seconds in results:
-        print(f"{'ok' if status == 0 else f'FAILED ({status})':12} {name:12} {seconds:6.1f} s")
+        print(f"{f'FAILED ({status})' if status else 'ok':12} {name:12} {seconds:6.1f} s")
+    if len(results) == len(FAST):
+        print(f"{'NOT RUN':12} {', '.join(SLOW)}, as other checks failed")
     return int(any(status for _, status, _ in results))
+
+
+def _run(
+    name: str, command: tuple[str, ...], environment: dict[str, str]
+) -> tuple[str, int, float]:
+    """Run `python -m command` and return its name, exit status and seconds."""
+    print(f"\n=== {name}", flush=True)
+    started = time.monotonic()
+    # Otherwise pyright asks the network whether there is a newer version.
+    environment = {**os.environ, **environment, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=setup_environment.ROOT, env=environment
+    )
+    return name, done.returncode, time.monotonic() - started

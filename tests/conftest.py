@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from .tiny import Built
+
+
+def pytest_configure() -> None:
+    """Give torch one thread, as test tensors are small and two workers share the cores.
+
+    With more threads some tests take fifty times as long on a busy machine.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the fast tests first: those without the shared store, those with it, then slow ones."""
+    items.sort(key=lambda i: (i.get_closest_marker("slow") is not None, _needs_the_store(i)))
+
+
+def _needs_the_store(item: pytest.Item) -> bool:
+    return "built" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +41,7 @@ def root() -> Path:
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
-    """Each test draws the same numbers, alone or among others."""
+    """Draw the same numbers in a test whether it runs alone or among others."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
@@ -29,7 +49,7 @@ def same_random_numbers() -> None:
 
 @pytest.fixture(scope="session")
 def packaging() -> None:
-    """For tests of what only a torch that makes packages can do (2.6 and later)."""
+    """Skip tests of what only a torch that makes packages (2.6 and later) can do."""
     import torch
 
     from lib_accel.compile.machine import probe
@@ -40,19 +60,29 @@ def packaging() -> None:
 
 @pytest.fixture(scope="session")
 def built(packaging: None, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A store with the artifact of tests/tiny.py, compiled once (seconds a unit), and what the engine that made it says."""
+    """A store with the artifact of tests/tiny.py, compiled once for all workers of pytest-xdist."""
     from . import tiny
 
-    return tiny.build(tmp_path_factory.mktemp("tiny") / "store")
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # common to the workers of this run
+    folder = Path(os.environ.get("ACCEL_TESTS_SHARED", base))  # common to runs of checks.py
+    report = folder / "tiny" / "built.pickle"
+    with FileLock(folder / "tiny.lock"):
+        if not report.exists():
+            report.parent.mkdir()
+            report.write_bytes(pickle.dumps(tiny.build(report.parent / "store")))
+    return pickle.loads(report.read_bytes())
 
 
 @pytest.fixture(scope="session")
 def tiny_store(built: Built) -> Path:
-    """Not to be changed: tests that do use `own_store`."""
+    """The store of `built`. Tests that change it use `own_store`."""
     assert built.status.state == "ready", built.status.reason
     return built.store
 
 
 @pytest.fixture
 def own_store(tiny_store: Path, tmp_path: Path) -> Path:
+    """A copy of the store, for one test."""
     return Path(shutil.copytree(tiny_store, tmp_path / "store"))

@@ -1,0 +1,254 @@
+"""The set-up: its decisions as tables, then whole runs with tiny wheels in place of torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import lib_accel
+from lib_accel.tools import setup_environment
+from lib_accel.tools.setup_environment import (
+    CPU_INDEX,
+    CUDA_INDEX,
+    TORCH,
+    Environment,
+    pip_source,
+    torch_attempts,
+)
+
+CPU, CUDA = [TORCH, "--index-url", CPU_INDEX], [TORCH, "--index-url", CUDA_INDEX]
+
+
+def test_pyproject_names_the_lists_and_the_version(root: Path):
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    lists = project["tool"]["setuptools"]["dynamic"]
+    files = lists["dependencies"]["file"], lists["optional-dependencies"]["test"]["file"]
+    assert files == setup_environment.TEST
+    assert project["project"]["version"] == lib_accel.__version__
+
+
+def test_missing_names_only_what_cannot_be_imported(tmp_path: Path):
+    (tmp_path / "list").write_text("# a comment\npytest>=8\nno-such-thing[x]==1.5\n\npillow\n")
+    assert setup_environment.missing(["list"], tmp_path) == ["no-such-thing"]
+
+
+@pytest.mark.parametrize(
+    ("system", "nvidia", "source", "override", "expected"),
+    [
+        ("Linux", True, "", "", [[TORCH]]),
+        ("Linux", False, "", "", [CPU, [TORCH]]),
+        ("Windows", True, "", "", [CUDA, [TORCH]]),
+        ("Windows", False, "", "", [CPU, [TORCH]]),
+        ("Darwin", False, "", "", [[TORCH]]),
+        ("Linux", False, "find-links", "", [[TORCH]]),
+        ("Windows", True, "index-url", "", [[TORCH]]),
+        ("Windows", True, "index-url", "torch --index-url x", [["torch", "--index-url", "x"]]),
+        ("Windows", False, "", r"C:\wheels\torch.whl", [[r"C:\wheels\torch.whl"]]),
+        ("Linux", False, "", "'/a b/torch.whl'", [["/a b/torch.whl"]]),
+    ],
+)
+def test_torch_suits_the_machine(
+    system: str, nvidia: bool, source: str, override: str, expected: list[list[str]]
+):
+    assert torch_attempts(system, nvidia, source, override) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "source"),
+    [
+        ("global.timeout='60'\n:env:.cert='/x'\n", ""),
+        ("global.timeout='60'\nglobal.find-links='/opt'\n", "global.find-links='/opt'"),
+        (":env:.index-url='https://m/simple'\n", ":env:.index-url='https://m/simple'"),
+        (":env:.no-index='1'\n", ":env:.no-index='1'"),
+        ("global.no-index='false'\nuser.no-index='0'\nuser.find-links=''\n", ""),
+        ("", ""),
+    ],
+)
+def test_an_index_or_folder_in_the_settings_of_pip_is_found(settings: str, source: str):
+    assert pip_source(settings) == source
+
+
+@pytest.mark.parametrize("module", ["lib_accel", "tests"])
+def test_an_old_python_is_refused_with_its_version(root: Path, module: str):
+    for file in ("__init__.py", "__main__.py"):  # an old Python must be able to parse them
+        ast.parse((root / module / file).read_text(encoding="ascii"), feature_version=(3, 6))
+    old = "import runpy, sys; sys.version_info = (3, 9, 0); sys.version = '3.9.0 (old)'; "
+    command = [sys.executable, "-c", f"{old}runpy.run_module({module!r}, run_name='__main__')"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(r"needs? Python 3.10 or newer; .* is 3.9", done.stderr)
+
+
+@pytest.mark.parametrize("options", [[], ["-S"]], ids=["with packages", "without packages"])
+def test_help_installs_nothing(root: Path, options: list[str]):
+    command = [sys.executable, *options, "-m", "lib_accel", "--help"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert "[set-up]" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["-S"]], ids=["with packages", "without packages"])
+def test_the_webui_installs_only_small_packages_that_it_lacks(
+    root: Path, tmp_path: Path, options: list[str]
+):
+    (tmp_path / "launch.py").write_text("def run_pip(command, what): print(command)\n")
+    command = [sys.executable, *options, str(root / "install.py")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("install safetensors psutil filelock\n" if options else "")
+
+
+class Project:
+    """A small project with our set-up. Its requirements lie as wheels in a folder."""
+
+    def __init__(self, folder: Path, root: Path):
+        self.folder, self.venv, self.wheels = folder, folder / ".venv", folder / "wheels"
+        self.stamp, self.tools = self.venv / "accel-setup.json", folder / "lib_accel" / "tools"
+        self.tools.mkdir(parents=True)
+        self.wheels.mkdir()
+        shutil.copy(root / "lib_accel" / "tools" / "setup_environment.py", self.tools)
+        self.make_wheel("torch", "2.13.0")
+        self.make_wheel("acceltiny", "1.0")
+        (folder / "run.txt").write_text("torch>=2.1\nacceltiny>=1\n")
+        (folder / "more.txt").write_text("accelmore==1.5\n")
+        (folder / "job.py").write_text(
+            "import sys\nfrom lib_accel.tools.setup_environment import ensure\n"
+            "ensure('job', sys.argv[1:], sys.argv[1].split(','))\nimport acceltiny, torch\n"
+            "print('ran', torch.__version__, sys.argv[2:])\nsys.exit(7)\n"
+        )
+
+    def make_wheel(self, name: str, version: str) -> None:
+        info = f"{name}-{version}.dist-info"
+        files = {
+            f"{name}.py": f"__version__ = {version!r}\n",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        record = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+        with zipfile.ZipFile(self.wheels / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            for file, text in {**files, f"{info}/RECORD": record}.items():
+                wheel.writestr(file, text)
+
+    def start(self, *arguments: str, python: Path | str = sys.executable, **environment: str):
+        """Start the job; the wheels are the only source of packages."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "ACCEL_"))}
+        pip = {"PIP_FIND_LINKS": str(self.wheels), "PIP_NO_INDEX": "1"}
+        return subprocess.Popen(
+            [python, "-m", "job", *arguments],
+            cwd=self.folder,
+            env={**kept, **pip, "PIP_CONFIG_FILE": os.devnull, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **more: str) -> tuple[int, str, str]:
+        """Return status, stdout and stderr of the job."""
+        process = self.start(*arguments, **more)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def project(tmp_path: Path, root: Path) -> Project:
+    return Project(tmp_path, root)
+
+
+@pytest.mark.slow
+def test_a_first_run_a_second_run_and_a_new_list(project: Project):
+    status, out, err = project.run("run.txt", "two words", "--flag")
+    assert (status, out) == (7, "ran 2.13.0 ['two words', '--flag']\n"), err
+    for message in (" lacks ", "acceltiny", "Creating ", "install torch==2.13.0\n", "Ready"):
+        assert message in err
+    assert project.run("run.txt", "again") == (7, "ran 2.13.0 ['again']\n", "")
+
+    # A package that no index has: the message helps, and nothing that works is lost.
+    status, _, err = project.run("run.txt,more.txt")
+    assert status == 1
+    assert "No matching distribution" in err  # pip's own words
+    for advice in ("Set-up failed", "HTTPS_PROXY", "PIP_FIND_LINKS", "10 GB", "ACCEL_TORCH"):
+        assert advice in err
+    assert project.run("run.txt")[0] == 7
+    project.make_wheel("accelmore", "1.5")
+    status, _, err = project.run("run.txt,more.txt")
+    assert status == 7
+    assert "Creating" not in err
+    assert "install torch" not in err
+
+    # A package removed by hand is installed again, also when the command starts inside `.venv`.
+    python = Environment(project.folder, ["run.txt"]).python
+    subprocess.run([python, "-m", "pip", "uninstall", "-qy", "acceltiny"], check=True)
+    status, _, err = project.run("run.txt", python=python)
+    assert status == 7, err
+    assert "install torch" not in err
+
+
+@pytest.mark.slow
+def test_another_torch_can_be_chosen_and_the_choice_stays(project: Project):
+    status, _, err = project.run("run.txt", ACCEL_TORCH="torch==9.9")
+    assert status == 1
+    assert "pip install torch==9.9" in err
+    project.make_wheel("torch", "2.12.0")
+    assert project.run("run.txt", ACCEL_TORCH="torch==2.12.0")[1] == "ran 2.12.0 []\n"
+    assert project.run("run.txt") == (7, "ran 2.12.0 []\n", "")
+    assert project.run("run.txt", ACCEL_TORCH=TORCH)[1] == "ran 2.13.0 []\n"
+    # Where the user chose nothing, a new default replaces the torch that is there.
+    script = project.tools / "setup_environment.py"
+    script.write_text(script.read_text().replace(TORCH, "torch==2.12.0"))
+    assert project.run("run.txt")[1] == "ran 2.12.0 []\n"
+
+
+@pytest.mark.slow
+def test_a_killed_creation_starts_afresh_and_two_at_once_wait(project: Project):
+    process = project.start("run.txt")
+    deadline = time.monotonic() + 60
+    while not (project.venv / "pyvenv.cfg").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    both = [project.start("run.txt", name) for name in "ab"]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [7, 7], outputs
+    messages = "".join(stderr for _, stderr in outputs)
+    assert messages.count("Creating ") == 1
+    assert "waiting for it" in messages
+
+
+@pytest.mark.slow
+def test_a_killed_installation_is_continued(project: Project):
+    assert project.run("run.txt")[0] == 7
+    (info,) = project.venv.glob("[lL]ib/**/acceltiny-1.0.dist-info")
+    for file in (info.parent / "acceltiny.py", info / "INSTALLER"):  # as a killed pip leaves it
+        file.unlink()
+    done = json.loads(project.stamp.read_text())
+    project.stamp.write_text(json.dumps({k: v for k, v in done.items() if k != "run.txt"}))
+    status, _, err = project.run("run.txt")
+    assert status == 7, err
+    assert "Creating" not in err
+    project.stamp.write_text('{"damag')
+    status, _, err = project.run("run.txt")
+    assert status == 7, err
+    assert "Creating" in err
+
+
+def test_a_folder_of_somebody_else_is_left_alone(project: Project):
+    project.venv.mkdir()
+    (project.venv / "mine.txt").write_text("keep")
+    status, _, err = project.run("run.txt")
+    assert status == 1
+    assert "was not made by this set-up" in err
+    assert [path.name for path in project.venv.iterdir()] == ["mine.txt"]
