@@ -101,9 +101,8 @@ def test_another_forward_on_the_unet_is_kept_and_comes_back(
     call(unet)
     assert not calls
     x, timesteps, context, _ = tiny.inputs()
-    with torch.no_grad():  # an argument that compiled code does not know
-        with pytest.raises(TypeError, match="control"):
-            unet(x, timesteps, context, control=[])
+    with torch.no_grad(), pytest.raises(TypeError, match="control"):
+        unet(x, timesteps, context, control=[])  # compiled code does not know this argument
     assert calls
     assert "control" in str(accelerated.reason)
     accelerated.remove()
@@ -136,9 +135,11 @@ def test_a_lora_that_does_not_fit_changes_nothing(
     save_lora(path, tiny.RELATIVE, random_deltas(tiny.RELATIVE, rank=4, seed=1))
     accelerated = lib_accel.accelerate(unet, config)
     plain = call(unet)
-    with pytest.raises(BadCheckpoint, match="for another architecture"):
-        with accelerated.lora([(path, 1.0)]):
-            pass
+    with (
+        pytest.raises(BadCheckpoint, match="for another architecture"),
+        accelerated.lora([(path, 1.0)]),
+    ):
+        pass
     assert torch.equal(call(unet), plain)
 
 

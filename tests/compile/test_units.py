@@ -20,6 +20,7 @@ from lib_accel.compile.units import (
 )
 from lib_accel.compile.verify import example_inputs
 from lib_accel.model.presets import sd1, sdxl
+from lib_accel.model.specs import Spec
 
 from .. import tiny
 from ..threads import one_thread  # noqa: F401  (a fixture)

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from lib_accel.compile.units import UnitFn, UnitModule, unit_key, units_of
 from lib_accel.compile.verify import CHECK_SIZES, Verdict, check_unit
 from lib_accel.model.layers import build_layer
-from lib_accel.model.specs import ResBlock
+from lib_accel.model.specs import ResBlock, Spec
 
 from .. import tiny
 from ..threads import one_thread  # noqa: F401  (a fixture)
