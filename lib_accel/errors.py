@@ -33,7 +33,15 @@ class NoRoom(CompileFailed):
 
 
 class ArtifactRejected(AccelError):
-    """An artifact is damaged, foreign, unsigned, inaccurate or in a directory others can write to."""
+    """Compiled code is damaged, unsigned, inaccurate or in a folder that others can write to.
+
+    `key` names the artifact of the store that was refused, so that it can be discarded; None where
+    the error is about something else.
+    """
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class StoreError(AccelError):
