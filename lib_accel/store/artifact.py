@@ -113,12 +113,15 @@ def _check_file(file: Path, expected: dict[str, Any], content: bool) -> None:
 def entry_of(path: Path) -> Entry | None:
     """Return what lies at `path`, unchecked; None when it is gone."""
     try:
-        used = path / MANIFEST if os.path.lexists(path / MANIFEST) else path
-        return Entry(path.name, path, bytes_in(path), used.lstat().st_mtime_ns / 1e9)
+        last_used = path.lstat().st_mtime_ns / 1e9
+        try:
+            if os.path.lexists(path / MANIFEST):
+                last_used = (path / MANIFEST).lstat().st_mtime_ns / 1e9
+            return Entry(path.name, path, bytes_in(path), last_used)
+        except PermissionError as error:  # one closed artifact must not hide the others
+            return Entry(path.name, path, 0, last_used, f"It cannot be read: {error}.")
     except FileNotFoundError:
         return None
-    except OSError as error:  # what one artifact hides must not hide the others
-        return Entry(path.name, path, 0, 0.0, f"It cannot be read: {error}.")
 
 
 def scan(root: Path) -> list[Entry]:
