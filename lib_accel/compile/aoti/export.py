@@ -5,6 +5,7 @@ Runs in a worker process (worker.py); the process that makes images only loads (
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,8 @@ def _keep_archive(package: Path, folder: Path) -> None:
     finds the metadata by the name of a source, so the names stay. Delete this function, and ARCHIVE
     in load.py, when torch 2.12 is no longer supported.
     """
-    for file in [*folder.rglob("*")]:
-        if file.is_file():
-            file.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
     with (
         zipfile.ZipFile(package) as old,
         zipfile.ZipFile(folder / ARCHIVE, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as new,
