@@ -19,7 +19,7 @@ from ..verify import Verdict
 from .job import CompileJob
 from .load import load_unit
 
-_IMPORT = "import it (python -m lib_accel store import)"
+_IMPORT = "import them (python -m lib_accel store import)"
 
 
 class Aoti:
@@ -147,8 +147,8 @@ def _not_stored(target: Target, store: ArtifactStore, missing: list[str]) -> str
     hint = f"; code in the store was made for {others[-1]}" if others else ""
     count = f"{len(missing)} of {len(target.units)} compiled units are missing"
     if store.readonly:
-        return f"{count} and the store {store.root} is read-only; {_IMPORT} with write access{hint}"
-    return f"{count} and compiling is switched off; {_IMPORT} or allow compiling{hint}"
+        return f"{count} and the store {store.root} is read-only: import them with write access{hint}"
+    return f"{count} and compiling is switched off: {_IMPORT} or allow compiling{hint}"
 
 
 def _no_compiler(target: Target) -> str | None:
