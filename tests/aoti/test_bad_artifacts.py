@@ -15,7 +15,7 @@ from lib_accel.errors import ArtifactRejected
 from lib_accel.store import MANIFEST, Artifact, ArtifactStore
 
 from .. import tiny
-from .kit import OUTPUT
+from .kit import OUTPUT, started
 from .processes import PATIENCE_S
 
 KEY = tiny.target().keys[OUTPUT]
@@ -169,6 +169,20 @@ def test_a_bad_artifact_is_compiled_again_at_once(own_store: Path):
         )
         tiny.served(engine, tiny.inputs())
     assert [problem for _, problem in store.verify()] == [None] * 4
+
+
+@pytest.mark.slow
+def test_a_job_compiles_what_it_cannot_load(own_store: Path):
+    """A unit is missing, and the library of another one cannot be loaded."""
+    store = ArtifactStore(own_store)
+    bad = store.get(tiny.target().keys[tiny.target().units[0]])
+    assert bad is not None
+    put_again(store, bad, code=b"no library")
+    store.discard(KEY, "a test wants it compiled")
+    job = started(store, tiny.target().units)
+    assert job.result().keys() == set(tiny.target().units)
+    assert job.compiled == 2
+    tiny.check(tiny.ready(own_store), tiny.inputs())
 
 
 def test_an_artifact_that_is_bad_again_ends_the_trying(own_store: Path):

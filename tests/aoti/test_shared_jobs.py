@@ -63,19 +63,6 @@ def test_models_share_the_job_of_their_architecture_and_others_wait(
     backend.cancel()
 
 
-def test_an_architecture_compiles_only_the_unit_that_others_lack(
-    temp: Path, all_but_one: ArtifactStore
-):
-    """RELATIVE differs from TINY in its transformer; here OUTPUT is missing too."""
-    store, layers = all_but_one, units_of(tiny.RELATIVE)
-    target = tiny.target([layer for layer in layers if "Transformer" not in type(layer).__name__])
-    job = Aoti().make(target, store)
-    assert isinstance(job, Job)
-    assert job.result().keys() == set(target.units)
-    assert job.compiled == 1
-    assert_nothing_left(temp)
-
-
 def test_a_cancelled_job_leaves_nothing(temp: Path, store: ArtifactStore):
     job = started(store, units_of(tiny.TINY))
     until("the workers", lambda: len(workers(temp)) == job.workers)

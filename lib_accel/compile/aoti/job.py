@@ -55,10 +55,19 @@ class CompileJob(Job):
     def work(self) -> Code:
         """Compile what is missing and load everything."""
         with self._only_process():
-            if self._missing():
-                with self._only_architecture():
-                    self._compile(self._missing())  # others may have made some in the meantime
-            code = self._load(self.target, self.store)
+            try:
+                return self._complete()
+            except ArtifactRejected as e:
+                if e.key is None:
+                    raise
+                self.store.discard(e.key, str(e))  # it was stored before; compile it anew, once
+                return self._complete()
+
+    def _complete(self) -> Code:
+        if self._missing():
+            with self._only_architecture():
+                self._compile(self._missing())  # others may have made some in the meantime
+        code = self._load(self.target, self.store)
         if code is None:
             raise StoreError(
                 f"a compiled unit was removed from {self.store.root} before the last one was made; "
