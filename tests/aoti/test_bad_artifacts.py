@@ -208,27 +208,27 @@ def test_compiled_code_serves_only_weights_of_the_dtype_it_was_made_for(
 ):
     engine, given = tiny.engine(all_but_one.root, backend="aoti"), tiny.inputs()
     with contextlib.closing(engine):
-        weights = engine.donor.state_dict()
+        weights = engine.network.state_dict()
         engine.prepare()
         first = engine.job
         assert first is not None
         assert first.wait(PATIENCE_S)
-        engine.donor.to("meta")
+        engine.network.to("meta")
         assert not engine.take_up(), "while the weights are away it waits"
         assert engine.job is first
-        engine.donor.load_state_dict(weights, assign=True)
-        engine.donor.double()
+        engine.network.load_state_dict(weights, assign=True)
+        engine.network.double()
         assert engine.take_up()
         assert engine.job not in (None, first), "the new dtype is compiled for"
-        assert torch.equal(engine(*given), tiny.clean(engine, *given))
+        assert torch.equal(engine.compute(*given), tiny.clean(engine, *given))
         assert engine.counters.accelerated_calls == 0
-        engine.donor.float()
+        engine.network.float()
         tiny.check(engine, given)
         tiny.served(engine, given)
         assert engine.status.state == "ready"
         calls = engine.counters.accelerated_calls
-        engine.donor.double()
-        assert torch.equal(engine(*given), tiny.clean(engine, *given))
+        engine.network.double()
+        assert torch.equal(engine.compute(*given), tiny.clean(engine, *given))
         assert (engine.status.state, engine.status.reason, engine.counters.accelerated_calls) == (
             "compiling",
             None,

@@ -85,7 +85,7 @@ def test_images_go_on_after_a_killed_worker_and_nothing_is_tried_again(
         engine.prepare()
         assert engine.job is not None
         await_compiler(temp)
-        assert torch.equal(engine(*given), expected)
+        assert torch.equal(engine.compute(*given), expected)
         workers(temp)[0].kill()
         assert engine.job.wait(PATIENCE_S)
         assert_nothing_left(temp)
@@ -94,7 +94,7 @@ def test_images_go_on_after_a_killed_worker_and_nothing_is_tried_again(
         assert (status.state, status.backend, status.counters.compiles) == ("fallback", "eager", 0)
         reason = r"the compiler process ended \(exit -9\) at Output 64 -> 4"
         assert re.search(reason, str(status.reason))
-        assert torch.equal(engine(*given), expected)
+        assert torch.equal(engine.compute(*given), expected)
         engine.prepare()
         assert engine.job is None, "it does not try again and again"
     another = tiny.engine(store.root, unet=tiny.donor(seed=2), backend="aoti", session=session)
@@ -155,7 +155,7 @@ def test_an_engine_that_is_closed_ends_its_job(temp: Path, all_but_one: Artifact
     assert job.wait(20)
     assert not engine.take_up()
     assert_nothing_left(temp)
-    assert torch.equal(engine(*given), expected)
+    assert torch.equal(engine.compute(*given), expected)
 
 
 def test_weights_of_another_dtype_end_the_job_and_begin_another(
@@ -166,8 +166,8 @@ def test_weights_of_another_dtype_end_the_job_and_begin_another(
         engine.prepare()
         first = engine.job
         assert first is not None
-        engine.donor.double()
-        assert torch.equal(engine(*given), tiny.clean(engine, *given))
+        engine.network.double()
+        assert torch.equal(engine.compute(*given), tiny.clean(engine, *given))
         second = engine.job
         assert second is not None
         assert (first.target.dtype, second.target.dtype) == (torch.float32, torch.float64)

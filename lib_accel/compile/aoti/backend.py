@@ -147,7 +147,8 @@ def _not_stored(target: Target, store: ArtifactStore, missing: list[str]) -> str
     hint = f"; code in the store was made for {others[-1]}" if others else ""
     count = f"{len(missing)} of {len(target.units)} compiled units are missing"
     if store.readonly:
-        return f"{count} and the store {store.root} is read-only: import them with write access{hint}"
+        why = f"{count} and the store {store.root} is read-only"
+        return f"{why}: import them with write access{hint}"
     return f"{count} and compiling is switched off: {_IMPORT} or allow compiling{hint}"
 
 

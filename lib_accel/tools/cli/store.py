@@ -21,8 +21,8 @@ examples:
   python -m lib_accel store import fleet.zip --key fleet.key"""
 _EXPORT = """The key file is made when it does not exist. Copy it to the other machines by a way you
 trust: who has it can make files that they will run as code."""
-_IMPORT = """Artifacts are native code, so they are accepted only with the key they were signed with, or
-when you state that you trust the file."""
+_IMPORT = """Artifacts are native code, so they are accepted only with the key they were signed
+with, or when you state that you trust the file."""
 
 
 def add(commands: Commands) -> None:
