@@ -33,7 +33,15 @@ class NoRoom(CompileFailed):
 
 
 class ArtifactRejected(AccelError):
-    """An artifact that is damaged, incompatible, unsigned, inaccurate or writable by others."""
+    """Code that is damaged, incompatible, unsigned, inaccurate or writable by others.
+
+    `key` names the artifact of the store that was refused, so that it can be discarded; None where
+    the error is about something else.
+    """
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class StoreError(AccelError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import torch
 
 from lib_accel.model import presets
 from lib_accel.runtime.lora_files import random_deltas, save_lora
-from lib_accel.store.store import ArtifactStore
+from lib_accel.store import ArtifactStore, recipe_key
 from lib_accel.tools.bench.measure import flops
 from lib_accel.tools.checkpoint import save_random_checkpoint
 from lib_accel.tools.cli import bench as cli_bench
@@ -28,7 +27,6 @@ from lib_accel.tools.cli.common import family
 from .threads import one_thread  # noqa: F401
 
 TINY = ("--size", "64", "--device", "cpu")
-KEYS = [hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")]
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -48,19 +46,25 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    """Two artifacts as a compiler would have left them."""
-    store = ArtifactStore(tmp_path / "store")
-    code = tmp_path / "unit.pt2"
-    code.write_bytes(b"native code" * 100)
-    recipe = {
-        "units": ["ResBlock-0"],
+RECIPES = [
+    {
+        "unit": {"layer": layer},
         "dtype": "float16",
         "machine": {"device_name": "Test GPU", "torch": "2.13.0"},
     }
-    for key in KEYS:
-        store.put(key, recipe, {"ResBlock-0.pt2": code})
+    for layer in ("ResBlock", "Output")
+]
+KEYS = [recipe_key(recipe) for recipe in RECIPES]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    """Two units as a compiler would have left them."""
+    store = ArtifactStore(tmp_path / "store")
+    code = tmp_path / "unit.so"
+    code.write_bytes(b"native code" * 100)
+    for recipe in RECIPES:
+        store.put(recipe, {"data/unit.so": code})
     return store
 
 
@@ -179,25 +183,30 @@ def test_doctor_finds_a_store_that_cannot_be_used(run, tmp_path):
 def test_list_verify_clear(run, store):
     status, out, _ = run("store", "list", "--store", store.root)
     assert status == 0
-    assert f"{KEYS[0][:12]}  " in out
-    assert "1 units, float16, torch 2.13.0, Test GPU, built here" in out
-    assert out.endswith(f"2 artifacts, 0.0 MB in {store.root}\n")
+    assert len(out.splitlines()) == 2
+    assert "2 units, float16, torch 2.13.0, Test GPU, built here" in out
+    assert out.endswith(f"2 units, 0.0 MB in {store.root}\n")
     listed = json.loads(run("store", "list", "--store", store.root, "--json")[1])
     assert sorted(row["key"] for row in listed["artifacts"]) == sorted(KEYS)
+    assert {row["unit"]["layer"] for row in listed["artifacts"]} == {"ResBlock", "Output"}
 
     assert run("store", "verify", "--store", store.root)[:2] == (0, "2 good, 0 damaged\n")
-    file = store.root / KEYS[0] / "ResBlock-0.pt2"
+    file = store.root / KEYS[0] / "data" / "unit.so"
     file.write_bytes(file.read_bytes().replace(b"n", b"N", 1))
     status, out, _ = run("store", "verify", "--store", store.root, "--json")
     assert status == 1
     assert list(json.loads(out)["damaged"]) == [KEYS[0]]
+    (store.root / KEYS[0] / "manifest.json").write_text("{}")
+    lines = run("store", "list", "--store", store.root)[1].splitlines()
+    assert len(lines) == 3, "one that is damaged stands alone"
+    assert any(KEYS[0][:12] in line and "NOT USABLE" in line for line in lines)
 
     assert (
         json.loads(run("store", "clear", "--store", store.root, "--json")[1])["bytes_freed"]
         > 2 * 1100
     )
     assert (
-        run("store", "list", "--store", store.root)[1] == f"0 artifacts, 0.0 MB in {store.root}\n"
+        run("store", "list", "--store", store.root)[1] == f"0 units, 0.0 MB in {store.root}\n"
     )
     assert "holds no usable artifact" in failure(
         run("store", "export", "all", "--to", store.root / "x.zip", "--store", store.root)
@@ -209,12 +218,18 @@ def test_export_and_import(run, store, tmp_path):
     status, out, err = run(
         "store", "export", "all", "--to", archive, "--key", key, "--store", store.root
     )
-    assert (status, out) == (0, f"2 artifacts written to {archive} (signed)\n")
+    assert (status, out) == (0, f"2 units written to {archive} (signed)\n")
     assert "made a new signing key" in err
     assert "give --key FILE" in failure(run("store", "import", archive, "--store", other))
     status, out, _ = run("store", "import", archive, "--key", key, "--store", other)
     assert status == 0
     assert "imported from fleet.zip, signature checked" in out
+
+    group = run("store", "list", "--store", store.root)[1].split()[0]
+    status, out, _ = run(
+        "store", "export", group, "--to", tmp_path / "g.zip", "--store", store.root, "--json"
+    )
+    assert sorted(json.loads(out)["keys"]) == sorted(KEYS)
 
     unsigned = tmp_path / "unsigned.zip"
     status, out, _ = run(
@@ -231,9 +246,10 @@ def test_export_and_import(run, store, tmp_path):
 
 
 def test_store_failures(run, store, tmp_path):
-    assert f"expected exactly one of: {KEYS[0][:12]}" in failure(
-        run("store", "export", "ff", "--to", tmp_path / "x.zip", "--store", store.root)
-    ).replace(KEYS[1][:12] + ", ", "")
+    group = run("store", "list", "--store", store.root)[1].split()[0]
+    assert f"'xy' fits 0 keys; expected exactly one of: {group}" in failure(
+        run("store", "export", "xy", "--to", tmp_path / "x.zip", "--store", store.root)
+    )
     absent = tmp_path / "absent"
     assert "No such file" in failure(
         run("store", "import", absent, "--allow-unsigned", "--store", store.root)

@@ -41,17 +41,17 @@ def test_progress_grows_with_the_units(built: Built):
     assert {0.25, 0.5, 0.75} & set(built.fractions)
 
 
-def test_the_artifact_is_small_and_keeps_its_verdict(tiny_store: Path):
-    target = tiny.target()
-    artifact = ArtifactStore(tiny_store).get(target.key)
-    assert artifact is not None
-    # 0.44 MB a unit; SD1 has 16 units, SDXL 15
-    assert artifact.bytes <= 4 * 20 * tiny.MIB / 16
-    assert artifact.verdict is not None
-    for checked in artifact.verdict["units"].values():
+def test_the_artifacts_are_small_and_keep_their_verdicts(tiny_store: Path):
+    store = ArtifactStore(tiny_store)
+    artifacts = [store.get(key) for key in tiny.target().keys.values()]
+    assert len(artifacts) == len(store.list()) == 4
+    for artifact in artifacts:
+        assert artifact is not None
+        assert artifact.bytes <= 20 * tiny.MIB / 16  # SD1 has 16 units, SDXL 15
+        checked = artifact.verdict
+        assert checked is not None
         assert max(checked["compiled"]) <= 1.25 * max(checked["eager"]) < 1e-5
         assert checked["seconds"] > 0
-    assert len(artifact.verdict["units"]) == len(artifact.files) == 4
 
 
 # -- any input

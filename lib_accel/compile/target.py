@@ -1,52 +1,72 @@
-"""What is to be compiled, and for what: everything an artifact's key is made of."""
+"""What is to be compiled and for what, and the keys under which the store keeps it."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..model import specs
+from ..store import recipe_key
 from .machine import Machine
 from .source_digest import source_digest
-from .units import canonical_json, unit_key
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be compiled, and for what: everything an artifact's key is made of."""
+    """The distinct units of a UNet, their dtype, and the device and machine they must run on."""
 
     units: tuple[specs.Spec, ...]
     dtype: torch.dtype
     device: torch.device
     machine: Machine
 
+    def recipe(self, unit: specs.Spec) -> dict[str, Any]:
+        """Return all that the compiled code of one unit depends on."""
+        return {"unit": specs.spec_to_dict(unit), **self._shared}
+
+    @functools.cached_property
+    def keys(self) -> dict[specs.Spec, str]:
+        """The key of each unit's artifact: the hex sha256 of its recipe."""
+        return {unit: recipe_key(self.recipe(unit)) for unit in self.units}
+
+    @functools.cached_property
+    def key(self) -> str:
+        """One name for the whole target: the hex sha256 over the keys of its units, sorted.
+
+        It names locks, jobs and failures. The store has no artifact of this key.
+        """
+        return hashlib.sha256(" ".join(sorted(self.keys.values())).encode()).hexdigest()
+
+    def incompatibility(self, recipe: Mapping[str, Any]) -> str | None:
+        """Return why code made by `recipe` cannot run here: `torch '2.9.1', here '2.13.0'`.
+
+        Return None where it can. Which unit the code is for does not matter.
+        """
+        theirs, ours = _flat(recipe), _flat(self._shared)
+        differ = [
+            f"{name} {theirs.get(name)!r}, here {value!r}"
+            for name, value in ours.items()
+            if theirs.get(name) != value and name != "source"
+        ]
+        if theirs.get("source") != ours["source"]:
+            differ.append("another version of this extension")
+        return "; ".join(differ) or None
+
     @property
-    def recipe(self) -> dict[str, Any]:
+    def _shared(self) -> dict[str, Any]:
+        """What the recipes of all units have in common."""
         return {
             "source": source_digest(),
-            "units": sorted(unit_key(u) for u in self.units),
             "dtype": str(self.dtype).removeprefix("torch."),
             "machine": self.machine.identity(),
         }
 
-    @property
-    def key(self) -> str:
-        """Hex sha256 of the recipe."""
-        return hashlib.sha256(canonical_json(self.recipe).encode()).hexdigest()
 
-    def foreign(self, recipe: dict[str, Any]) -> str | None:
-        """Why code made by that recipe cannot run here, or None: `torch 2.9.1, here 2.13.0`."""
-        ours = self.recipe
-        theirs = {**recipe.get("machine", {}), "dtype": recipe.get("dtype")}
-        mine = {**ours["machine"], "dtype": ours["dtype"]}
-        differ = [
-            f"{name} {theirs.get(name)!r}, here {value!r}"
-            for name, value in mine.items()
-            if theirs.get(name) != value
-        ]
-        if recipe.get("source") != ours["source"]:
-            differ.append("another version of this extension")
-        return "; ".join(differ) or None
+def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in recipe.items() if name not in ("unit", "machine")}
+    return {**recipe["machine"], **rest}

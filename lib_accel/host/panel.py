@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import AccelError
-from ..store.store import Entry
+from ..store import Group
 from . import webui
 from .service import service
 
@@ -116,35 +116,28 @@ def _details() -> str:
 
 def _artifacts() -> str:
     """The table of compiled code. Its buttons call accelDelete of javascript/accel.js, which asks before it deletes."""
-    entries = service.artifacts()
-    if not entries:
+    found = service.artifacts()
+    if not found:
         return f"<h4>Compiled code</h4><p>{_fixed('None yet. It is made when a model is loaded, or with the button above.')}</p>"
     head = "".join(f"<th>{_fixed(h)}</th>" for h in ("Key", "MB", "Last used", "Made for", ""))
-    rows = "".join(_artifact(e) for e in entries)
+    rows = "".join(map(_artifact, found))
     return (
         f"<h4>Compiled code</h4><table class='accel-table accel-wide'><tr>{head}</tr>{rows}</table>"
     )
 
 
-def _artifact(e: Entry) -> str:
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.last_used))
-    key, size = html.escape(e.key), f"{e.bytes / 1e6:.1f}"
+def _artifact(group: Group) -> str:
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(group.last_used))
+    key, size = html.escape(group.key), f"{group.bytes / 1e6:.1f}"
     button = f"<button type='button' class='accel-button' onclick=\"accelDelete('{key}', '{size}')\">Delete</button>"
     cells = [
         f"<code title='{key}'>{key[:12]}</code>",
         _plain(size),
         _plain(used),
-        _text(_about(e)),
+        _text(group.made_for),
         button,
     ]
     return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-
-
-def _about(e: Entry) -> str:
-    if e.problem or e.artifact is None:
-        return e.problem or ""
-    recipe = e.artifact.recipe
-    return f"{len(recipe['units'])} units, {recipe['dtype']}, torch {recipe['machine']['torch']}, {recipe['machine']['device_name']}"
 
 
 def _findings() -> str:

@@ -15,7 +15,7 @@ from ..compile.session import Session
 from ..errors import AccelError
 from ..runtime.accelerated import accelerated
 from ..runtime.engine import Counters
-from ..store.store import ArtifactStore, Entry
+from ..store import ArtifactStore, Group, groups, named
 from . import webui
 from .attachment import Attachment, Counts
 from .clock import Clock
@@ -170,16 +170,23 @@ class Service:
             if unet in self._refused:
                 raise AccelError(self._refused[unet])
 
-    def artifacts(self) -> list[Entry]:
-        return self._store().list()
+    def artifacts(self) -> list[Group]:
+        return groups(self._store().list())
 
     def delete(self, key: str) -> bool:
-        """Remove an artifact; False when there is none. Code loaded from it keeps serving. Raises StoreError."""
+        """Remove an artifact, a group of them, or the code of a loaded model, by its key.
+
+        Return False when there is none. Code loaded from it keeps serving. Raises StoreError.
+        """
         store = self._store()
-        if not store.contains(key):
-            return False
-        store.discard(key, "deleted by the user")
-        return True
+        keys = {key} if store.contains(key) else set()
+        keys |= {e.key for g in named(store.list(), key) if g.key == key for e in g.entries}
+        here = [each for each in map(accelerated, self._seen) if each is not None]
+        targets = [each.engine.target for each in here]
+        keys |= {k for t in targets if t.key == key for k in t.keys.values() if store.contains(k)}
+        for each in keys:
+            store.discard(each, "deleted by the user")
+        return bool(keys)
 
     def findings(self) -> list[Finding]:
         return examine(

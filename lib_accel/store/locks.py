@@ -1,4 +1,4 @@
-"""Locks of the store, held across processes. The operating system releases one when its holder dies."""
+"""Locks of a store, held across processes. The system releases one when its holder dies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
 
 from ..errors import StoreError
-from .artifact import bytes_in, delete
-from .seal import os_errors
+from .files import os_errors
 
 LOCKS, TEMP = ".locks", ".tmp-"
 
@@ -23,16 +22,23 @@ class LockBusy(StoreError):
 
 @contextlib.contextmanager
 def hold(root: Path, name: str, timeout: float | None) -> Iterator[None]:
-    """Hold the lock `name` of the store `root`; LockBusy after `timeout` seconds (None: wait, 0: do not wait)."""
+    """Hold the lock `name` of the store `root`.
+
+    Raises LockBusy after `timeout` seconds (None: wait, 0: do not wait).
+    """
     lock = FileLock(str(root / LOCKS / f"{name}.lock"))
-    unsupported = f"{root} is on a file system without file locks. Expected a local disk. Choose another folder for the store."
+    unsupported = (
+        f"{root} is on a file system without file locks. Expected a local disk. "
+        "Choose another folder for the store."
+    )
     with os_errors(f"lock {name[:12]}"):
         (root / LOCKS).mkdir(mode=0o700, exist_ok=True)
         try:
             lock.acquire(timeout=-1 if timeout is None else timeout)
         except Timeout as error:
             raise LockBusy(
-                f"{name[:12]} is locked by another process, after waiting {timeout} s. Wait until it has finished, then retry."
+                f"{name[:12]} is locked by another process, after waiting {timeout} s. "
+                "Wait until it has finished, then retry."
             ) from error
         except NotImplementedError as error:
             raise StoreError(unsupported) from error
@@ -46,7 +52,10 @@ def hold(root: Path, name: str, timeout: float | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def workspace(root: Path) -> Iterator[Path]:
-    """A private folder in `root`, removed at the end. Its lock tells other processes that its owner lives."""
+    """Make a private folder in `root` and remove it at the end.
+
+    Its lock shows other processes that its owner lives.
+    """
     name = f"{TEMP}{secrets.token_hex(8)}"
     work = root / name
     try:
@@ -55,20 +64,7 @@ def workspace(root: Path) -> Iterator[Path]:
                 work.mkdir(mode=0o700)
                 yield work
             finally:
-                shutil.rmtree(work, ignore_errors=True)  # what stays is swept later
+                shutil.rmtree(work, ignore_errors=True)  # `clean` removes what stays
     finally:
-        with contextlib.suppress(OSError):  # an empty file nobody will ask for again
+        with contextlib.suppress(OSError):  # an empty file that nobody will ask for again
             (root / LOCKS / f"{name}.lock").unlink()
-
-
-def sweep(root: Path) -> int:
-    """Delete the workspaces that killed processes left; one whose lock is held belongs to a live one. Returns the bytes freed."""
-    freed = 0
-    with os_errors(f"sweep {root}"), contextlib.suppress(FileNotFoundError):  # nothing was ever put
-        for path in root.glob(f"{TEMP}*"):
-            with contextlib.suppress(LockBusy, FileNotFoundError):
-                with hold(root, path.name, 0):
-                    freed += bytes_in(path)
-                    delete(path)
-                (root / LOCKS / f"{path.name}.lock").unlink()
-    return freed

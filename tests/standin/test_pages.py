@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from lib_accel.store import ArtifactStore, groups
+
 from .conftest import Start
 from .host import Host
 
@@ -65,8 +67,18 @@ def test_prebuild_and_delete(start: Start, own_store: Path) -> None:
     key = status["artifact"]["key"]
     assert host.app.ask("DELETE", f"/accel/v1/artifacts/{key}") == (200, {"deleted": key})
     assert host.app.ask("DELETE", f"/accel/v1/artifacts/{key}")[0] == 404
-    assert not list(own_store.glob(f"{key}*/manifest.json"))
+    assert not list(own_store.glob("*/manifest.json"))
     assert host.call().equal(first), "what is loaded keeps serving"
+
+
+def test_a_single_unit_can_be_deleted(start: Start, own_store: Path) -> None:
+    host = start("--accel-store", str(own_store))
+    host.load()
+    store = ArtifactStore(own_store)
+    keys = [entry.key for entry in store.list()]
+    assert host.app.ask("DELETE", f"/accel/v1/artifacts/{keys[0]}")[0] == 200
+    assert [entry.key for entry in store.list()] == keys[1:]
+    assert host.app.ask("DELETE", f"/accel/v1/artifacts/{keys[0][:12]}")[0] == 409
 
 
 def _shown(host: Host, name: str) -> str:
@@ -83,17 +95,18 @@ def test_the_tab(start: Start, own_store: Path) -> None:
     host.load()
     host.image()
     _press(host, "refresh")
-    key = host.status()["artifact"]["key"]
+    (group,) = groups(ArtifactStore(own_store).list())
     assert "<span class='accel-plain'>2</span>" in _shown(host, "details")  # UNet calls
-    assert key in _shown(host, "artifacts")
+    assert group.key in _shown(host, "artifacts")
+    assert "4 units, float32, torch" in _shown(host, "artifacts")
     assert "<rect class='accel-on'" in _shown(host, "plot")
     assert "data-level=" in _shown(host, "findings")
     _press(host, "build")
     assert "nothing to build" in _shown(host, "message")
-    next(c for c in host.pages.shown if type(c).__name__ == "Textbox").value = key
+    next(c for c in host.pages.shown if type(c).__name__ == "Textbox").value = group.key
     _press(host, "delete")
     assert "Deleted" in _shown(host, "message")
-    assert key not in _shown(host, "artifacts")
+    assert group.key not in _shown(host, "artifacts")
     host.opts.set("accel_enable", False)
     _press(host, "build")
     assert "nothing to build" in _shown(host, "message")

@@ -1,1 +1,1 @@
-"""The artifact store and its exports."""
+"""Tests of the artifact store and its exports."""

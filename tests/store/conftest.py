@@ -1,4 +1,4 @@
-"""A store, two units to put into it, and a small disk of its own."""
+"""A store, the files of a made-up unit, and a small disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.store.store import ArtifactStore
+from lib_accel.store import ArtifactStore
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 @pytest.fixture
 def units(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "units").mkdir()
-    files = {"down.pt2": tmp_path / "units" / "0", "mid.pt2": tmp_path / "units" / "1"}
+    files = {"data/model/down.so": tmp_path / "units" / "0", "mid.pt2": tmp_path / "units" / "1"}
     for number, path in enumerate(files.values()):
         path.write_bytes(random.Random(number).randbytes(1000 + number))
     return files

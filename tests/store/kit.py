@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lib_accel.store import recipe_key
+
 REPO = Path(__file__).resolve().parents[2]
-RECIPE = {"units": ["down", "mid"], "dtype": "float16", "device": "CPU"}
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions, pipes and signals")
 root_only = pytest.mark.skipif(
     os.name != "posix" or os.geteuid() != 0, reason="needs root: chown, seteuid or mount"
 )
 
 
-def key_of(text: object) -> str:
-    return hashlib.sha256(str(text).encode()).hexdigest()
+def recipe(name: object) -> dict[str, Any]:
+    """Return the recipe of a made-up unit."""
+    return {
+        "unit": {"layer": "ResBlock", "name": str(name)},
+        "dtype": "float16",
+        "machine": {"torch": "2.13.0", "device_name": "CPU", "triton": None},
+    }
+
+
+def key_of(name: object) -> str:
+    """Return the key of `recipe(name)`."""
+    return recipe_key(recipe(name))
 
 
 def hidden(root: Path) -> list[str]:
@@ -36,15 +47,25 @@ def flip(path: Path, position: int) -> None:
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    head = "import sys, pathlib\nfrom lib_accel.store.store import ArtifactStore\nstore = ArtifactStore(pathlib.Path(sys.argv[1]))\n"
+    """Run `code` in another process, with a `store` and with `arguments` in `sys.argv`."""
+    head = (
+        "import sys, pathlib\n"
+        "from lib_accel.store import ArtifactStore\n"
+        "from tests.store.kit import key_of, recipe\n"
+        "store = ArtifactStore(pathlib.Path(sys.argv[1]))\n"
+    )
     command = [sys.executable, "-c", head + code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def finish(process: subprocess.Popen[str], kill: bool = False) -> int:
+    """Wait for the process (or kill it) and return how it ended."""
     if kill:
         process.kill()
     code = process.wait(20)
-    assert process.stdout is not None
-    process.stdout.close()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        pipe.close()
     return code

@@ -1,17 +1,14 @@
-"""The artifact store: putting, finding, room and damage, with real files. Permissions, disks and processes: test_faults.py."""
+"""The artifact store: put, find, list, discard and evict, with real files."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from pathlib import Path
 
 import pytest
 
-from lib_accel.errors import ArtifactRejected, StoreError
-from lib_accel.store.store import MANIFEST, ArtifactStore
-from tests.store.kit import RECIPE, flip, hidden, key_of
+from lib_accel.errors import StoreError
+from lib_accel.store import MANIFEST, ArtifactStore, groups, named
+from tests.store.kit import flip, hidden, key_of, recipe
 
 # Storing and finding again
 
@@ -19,32 +16,34 @@ from tests.store.kit import RECIPE, flip, hidden, key_of
 def test_round_trip(store, units):
     key = key_of("a")
     assert store.get(key) is None
-    assert not store.root.exists()  # looking creates nothing
-    put = store.put(key, RECIPE, units, verdict={"rel_error": 1e-3, "psnr": float("inf")})
+    assert not store.root.exists()
+    verdict = {"rel_error": [1e-3, 2e-3], "psnr": float("inf")}
+    put = store.put(recipe("a"), units, verdict)
     got = store.get(key)
     assert got == put
-    assert got.files == ("down.pt2", "mid.pt2")
+    assert got.files == ("data/model/down.so", "mid.pt2")
     assert got.bytes == 2001
     assert [got.file(name).read_bytes() for name in units] == [
         path.read_bytes() for path in units.values()
     ]
-    assert got.manifest["recipe"] == RECIPE
+    assert got.recipe == recipe("a")
     assert got.manifest["origin"] == "built here"
-    assert got.manifest["verdict"] == {"rel_error": 1e-3, "psnr": float("inf")}
+    assert got.verdict == verdict
     assert [entry.key for entry in store.list()] == [key]
     assert sorted(path.name for path in store.root.iterdir()) == [".locks", key]
     assert list((store.root / ".locks").iterdir()) == []
-    with pytest.raises(StoreError, match=r"has no file 'up.pt2'. It holds: down.pt2, mid.pt2"):
+    with pytest.raises(
+        StoreError, match=r"has no file 'up.pt2'. It holds: data/model/down.so, mid.pt2"
+    ):
         got.file("up.pt2")
 
 
 def test_what_is_there_wins_unless_it_is_damaged(store, units):
-    key = key_of("a")
-    first = store.put(key, {"n": 1}, units)
-    assert store.put(key, {"n": 2}, units).manifest["recipe"] == {"n": 1}
+    first = store.put(recipe("a"), units, {"n": 1})
+    assert store.put(recipe("a"), units, {"n": 2}).verdict == {"n": 1}
     flip(first.file("mid.pt2"), 5)
-    assert store.put(key, {"n": 3}, units).manifest["recipe"] == {"n": 3}
-    assert store.get(key).manifest["recipe"] == {"n": 3}
+    assert store.put(recipe("a"), units, {"n": 3}).verdict == {"n": 3}
+    assert store.get(key_of("a")).verdict == {"n": 3}
 
 
 @pytest.mark.parametrize("key", ["", "../" + "a" * 61, "A" * 64, "a" * 63, "a" * 64 + "\n"])
@@ -57,7 +56,15 @@ def test_bad_keys(store, key):
     "name",
     [
         "../x.pt2",
-        "a/b.pt2",
+        "/b.pt2",
+        "a//b.pt2",
+        "a/./b.pt2",
+        "a/../b.pt2",
+        "a/",
+        "a/.b/c.pt2",
+        "a/nul/c.pt2",
+        "a/" * 8 + "b.pt2",
+        "a" * 201,
         "a\\b.pt2",
         MANIFEST,
         "Manifest.JSON",
@@ -70,18 +77,26 @@ def test_bad_keys(store, key):
 )
 def test_bad_file_names(store, units, name):
     with pytest.raises(StoreError, match="cannot be a file of an artifact"):
-        store.put(key_of("a"), RECIPE, {name: units["mid.pt2"]})
+        store.put(recipe("a"), {name: units["mid.pt2"]})
 
 
 def test_bad_puts(store, units):
     with pytest.raises(StoreError, match="has no files"):
-        store.put(key_of("a"), RECIPE, {})
+        store.put(recipe("a"), {})
     with pytest.raises(StoreError, match="differ only in case"):
-        store.put(key_of("a"), RECIPE, {"A.pt2": units["mid.pt2"], "a.pt2": units["mid.pt2"]})
+        store.put(recipe("a"), {"A.pt2": units["mid.pt2"], "a.pt2": units["mid.pt2"]})
+    with pytest.raises(StoreError, match="differ only in case"):
+        store.put(recipe("a"), {"a/x.pt2": units["mid.pt2"], "A/y.pt2": units["mid.pt2"]})
+    with pytest.raises(StoreError, match="differ only in case"):
+        store.put(recipe("a"), {"a": units["mid.pt2"], "a/y.pt2": units["mid.pt2"]})
     with pytest.raises(StoreError, match="cannot be written as JSON"):
-        store.put(key_of("a"), {"dtype": object()}, units)
+        store.put({"dtype": object()}, units)
+    with pytest.raises(StoreError, match="its recipe cannot be right"):
+        store.put({**recipe("a"), "machine": None}, units)
+    with pytest.raises(StoreError, match="its verdict cannot be right"):
+        store.put(recipe("a"), units, {"units": {"down": {"compiled": [1e-7]}}})
     with pytest.raises(StoreError, match=r"Could not store artifact.*No such file.*absent"):
-        store.put(key_of("a"), RECIPE, {"a.pt2": units["mid.pt2"].with_name("absent")})
+        store.put(recipe("a"), {"a.pt2": units["mid.pt2"].with_name("absent")})
     assert store.list() == []
     assert hidden(store.root) == []
     with pytest.raises(StoreError, match="Expected more than 0"):
@@ -90,7 +105,7 @@ def test_bad_puts(store, units):
 
 def test_discard_and_clear(store, units, caplog):
     for number in range(3):
-        store.put(key_of(number), RECIPE, units)
+        store.put(recipe(number), units)
     store.discard(key_of(0), "inaccurate")
     assert "Discarded artifact" in caplog.text
     assert "inaccurate" in caplog.text
@@ -104,17 +119,17 @@ def test_discard_and_clear(store, units, caplog):
     assert hidden(store.root) == []
 
 
-def test_an_artifact_tells_of_itself(store, units):
-    verdict = {"units": {"down": {"compiled": [1e-7]}}}
-    artifact = store.put(key_of("a"), RECIPE, units, verdict)
-    assert artifact.recipe == RECIPE
+def test_an_artifact_keeps_its_recipe_and_verdict(store, units):
+    verdict = {"compiled": [1e-7], "eager": [1e-7]}
+    artifact = store.put(recipe("a"), units, verdict)
+    assert artifact.recipe == recipe("a")
     assert artifact.verdict == verdict
-    assert store.put(key_of("b"), RECIPE, units).verdict is None
+    assert store.put(recipe("b"), units).verdict is None
 
 
 def test_contains(store, units):
     assert not store.contains(key_of("a"))
-    artifact = store.put(key_of("a"), RECIPE, units)
+    artifact = store.put(recipe("a"), units)
     assert store.contains(key_of("a"))
     (artifact.path / MANIFEST).unlink()
     assert store.contains(key_of("a"))  # damaged, so there is something to discard
@@ -126,8 +141,8 @@ def test_contains(store, units):
 
 def test_entry_looks_at_one_key(store, units, monkeypatch):
     assert store.entry(key_of("a")) is None
-    artifact = store.put(key_of("a"), RECIPE, units)
-    store.put(key_of("b"), RECIPE, units)
+    artifact = store.put(recipe("a"), units)
+    store.put(recipe("b"), units)
     everything = {entry.key: entry for entry in store.list()}
     monkeypatch.setattr(store, "_scan", lambda: pytest.fail("it looked at the others"))
     assert store.entry(key_of("a")) == everything[key_of("a")]
@@ -145,113 +160,62 @@ def test_a_root_that_is_a_file(tmp_path):
             look(key_of("a"))
 
 
-# Room
+# The limit
 
 
 def test_the_least_recently_used_goes_first(store, units):
     for number in range(4):
-        store.put(key_of(number), RECIPE, units)
+        store.put(recipe(number), units)
         os.utime(store.root / key_of(number) / MANIFEST, (number, number))
     assert store.get(key_of(0)) is not None  # now 1 is the oldest
     assert [entry.key for entry in store.list()] == [key_of(number) for number in (1, 2, 3, 0)]
     small = ArtifactStore(store.root, max_bytes=3 * store.list()[0].bytes + 100)
-    small.put(key_of(9), RECIPE, units)
+    small.put(recipe(9), units)
     assert {entry.key for entry in small.list()} == {key_of(3), key_of(0), key_of(9)}
     assert sum(entry.bytes for entry in small.list()) <= small.max_bytes
 
 
 def test_eviction_spares_the_new_one_and_the_locked(store, units):
-    store.put(key_of("locked"), RECIPE, units)
-    store.put(key_of("free"), RECIPE, units)
+    store.put(recipe("locked"), units)
+    store.put(recipe("free"), units)
     tiny = ArtifactStore(store.root, max_bytes=1)
     with store.lock(key_of("locked"), 0):
-        tiny.put(key_of("new"), RECIPE, units)
+        tiny.put(recipe("new"), units)
         assert {entry.key for entry in tiny.list()} == {key_of("locked"), key_of("new")}
     os.utime(
         store.root / key_of("new") / MANIFEST, (1, 1)
     )  # the oldest by its clock, and yet just put
-    tiny.put(key_of("new"), RECIPE, units)
+    tiny.put(recipe("new"), units)
     assert {entry.key for entry in tiny.list()} == {key_of("new")}
 
 
-# Damage
+def test_eviction_spares_what_the_caller_keeps(store, units):
+    for name in ("first", "second", "other"):
+        store.put(recipe(name), units)
+    tiny = ArtifactStore(store.root, max_bytes=1)
+    tiny.put(recipe("third"), units, keep=[key_of("first"), key_of("second")])
+    left = {entry.key for entry in tiny.list()}
+    assert left == {key_of("first"), key_of("second"), key_of("third")}
 
 
-def test_every_byte_of_the_manifest_counts(store, units):
-    manifest = store.put(key_of("a"), RECIPE, units).path / MANIFEST
-    good = manifest.read_bytes()
-    for position in range(len(good)):
-        flip(manifest, position)
-        with pytest.raises(
-            ArtifactRejected, match=r"manifest.json is damaged.*Discard this artifact"
-        ):
-            store.get(key_of("a"))
-        flip(manifest, position)
-    assert store.get(key_of("a")) is not None
-    for bad in (b"", good[:-1], good + b" ", b"[]", b"[" * 100_000, b"x" * (2 << 20)):
-        manifest.write_bytes(bad)
-        with pytest.raises(ArtifactRejected, match="its own checksum does not match"):
-            store.get(key_of("a"))
-
-
-@pytest.mark.parametrize("position", [0, 500, 999])
-def test_every_byte_of_a_file_counts(store, units, position):
-    artifact = store.put(key_of("a"), RECIPE, units)
-    flip(artifact.file("down.pt2"), position)
-    with pytest.raises(ArtifactRejected, match=r"down.pt2 is damaged: its checksum does not match"):
-        store.get(key_of("a"))
-    assert store.list()[0].problem is None  # cheap: sizes only
-    assert "checksum" in (dict(store.verify())[key_of("a")] or "")
-
-
-def test_other_damage(store, units):
-    artifact = store.put(key_of("a"), RECIPE, units)
-    artifact.file("mid.pt2").write_bytes(b"short")
-    with pytest.raises(ArtifactRejected, match="it has 5 bytes, expected 1001"):
-        store.get(key_of("a"))
-    assert "it has 5 bytes" in (store.list()[0].problem or "")
-    artifact.file("mid.pt2").unlink()
-    with pytest.raises(ArtifactRejected, match=r"mid.pt2 is missing"):
-        store.get(key_of("a"))
-    (artifact.path / MANIFEST).unlink()
-    with pytest.raises(ArtifactRejected, match=r"manifest.json is missing"):
-        store.get(key_of("a"))
-    store.put(key_of("b"), RECIPE, units).path.rename(store.root / key_of("c"))
-    with pytest.raises(
-        ArtifactRejected,
-        match=rf"belongs to another artifact .{key_of('b')[:12]}, expected {key_of('c')[:12]}",
-    ):
-        store.get(key_of("c"))
-
-
-def write_manifest(path: Path, **changes: object) -> None:
-    """A well-formed manifest with other content: its own checksum is right."""
-    body = {**json.loads(path.read_bytes()), **changes}
-    del body["sha256"]
-    body["sha256"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    path.write_bytes(json.dumps(body, sort_keys=True, indent=1).encode() + b"\n")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"format": 2}, "it has format 2, this version reads 1"),
-        ({"recipe": None}, "these fields are missing or wrong: recipe"),
-        (
-            {"files": {"../../x": {"sha256": "0" * 64, "bytes": 1}}},
-            "its entry for '../../x' is wrong",
-        ),
-        ({"files": {"x.pt2": {"sha256": "0", "bytes": 1}}}, "its entry for 'x.pt2' is wrong"),
-        (
-            {"files": {"x.pt2": {"sha256": "0" * 64, "bytes": "1"}}},
-            "its entry for 'x.pt2' is wrong",
-        ),
-    ],
-)
-def test_strange_manifests(store, units, changes, message):
-    artifact = store.put(key_of("a"), RECIPE, units)
-    write_manifest(artifact.path / MANIFEST)
-    assert store.get(key_of("a")) == artifact  # the helper itself makes a good one
-    write_manifest(artifact.path / MANIFEST, **changes)
-    with pytest.raises(ArtifactRejected, match=message):
-        store.get(key_of("a"))
+def test_artifacts_are_grouped_by_what_they_were_made_for(store, units):
+    other = {**recipe("c"), "dtype": "float32"}
+    for each in (recipe("a"), other, recipe("b")):
+        store.put(each, units)
+    flip(store.put(recipe("d"), units).path / MANIFEST, 5)
+    found = sorted(groups(store.list()), key=lambda group: group.made_for)
+    assert [len(group.entries) for group in found] == [1, 1, 2]
+    damaged, single, pair = found[0], *found[1:]
+    assert [group.made_for for group in (single, pair)] == [
+        "1 units, float32, torch 2.13.0, CPU",
+        "2 units, float16, torch 2.13.0, CPU",
+    ]
+    assert (damaged.key, damaged.made_for) == (key_of("d"), damaged.problem)
+    assert "its own checksum does not match" in str(damaged.problem)
+    assert pair.bytes == sum(entry.bytes for entry in pair.entries)
+    assert {entry.key for entry in pair.entries} == {key_of("a"), key_of("b")}
+    assert pair.key not in {entry.key for entry in store.list()}
+    for name, keys in ((pair.key, {key_of("a"), key_of("b")}), (key_of("a")[:12], {key_of("a")})):
+        (group,) = named(store.list(), name)
+        assert {entry.key for entry in group.entries} == keys
+    assert len(named(store.list(), "")) == 3 + 3  # the groups and the three whole artifacts

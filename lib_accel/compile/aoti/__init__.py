@@ -1,2 +1,5 @@
-"""Makes artifacts: `unit` compiles one unit, `verify` checks it, `worker` does both in a child process, `job` runs the children
-(`pool`) and clears up after them (`ending`)."""
+"""The backend `aoti`: units are compiled ahead of time, kept in the store and loaded from there.
+
+`backend.py` decides and loads, `job.py` compiles what is missing in the processes of
+`worker_process.py`; a process runs `worker.py`, which compiles with `export.py`.
+"""

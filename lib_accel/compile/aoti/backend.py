@@ -1,51 +1,159 @@
-"""Ahead-of-time Inductor: compiled once by child processes, kept in the store, loaded in milliseconds ever after."""
+"""Ahead-of-time Inductor: child processes compile each unit once, the store keeps it."""
 
 from __future__ import annotations
 
 import sys
+import threading
+from pathlib import Path
+from weakref import WeakValueDictionary
 
 from ...config import Config
-from ...errors import AccelError
-from ...store.store import ArtifactStore
+from ...errors import AccelError, ArtifactRejected
+from ...model import specs
+from ...store import Artifact, ArtifactStore
 from ..jobs import CompiledUnits, Job
 from ..target import Target
 from ..toolchain import missing_tools
-from .job import cancel_jobs, compile_job, load_artifact
+from ..units import UnitFn, describe
+from ..verify import Verdict
+from .job import CompileJob
+from .load import load_unit
+
+_IMPORT = "import them (python -m lib_accel store import)"
 
 
 class Aoti:
+    """The backend `aoti`. It owns the jobs that run and the code that this process has loaded.
+
+    `workers` is the number of compiling processes of a job; by default the machine decides.
+    """
+
     name = "aoti"
 
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers
+        self._jobs: WeakValueDictionary[tuple[Path, str], CompileJob] = WeakValueDictionary()
+        self._starting = threading.Lock()
+        self._turn = threading.Lock()  # held by the job that compiles: one architecture at a time
+        # torch never unloads code, and the code holds no weights: loaded once, it is kept
+        self._loaded: dict[tuple[str, str], UnitFn] = {}
+        self._loading = threading.Lock()
+
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
+        """Return why the code of `target` can be neither loaded nor compiled, or None."""
         machine = target.machine
         if machine.device_type not in ("cpu", "cuda"):
-            return f"AOTInductor is not tried on {machine.device_type}; it is known to work on cuda and cpu"
+            return (
+                f"AOTInductor is not tried on {machine.device_type}; "
+                "it is known to work on cuda and cpu"
+            )
         if not machine.packaging:
             needs = "2.9" if sys.platform == "win32" else "2.6"
-            return f"torch {machine.torch} cannot make AOTInductor packages with dynamic shapes; that needs torch {needs} or later"
+            return (
+                f"torch {machine.torch} cannot make AOTInductor packages with dynamic shapes; "
+                f"that needs torch {needs} or later"
+            )
         try:
-            if store.contains(target.key):
-                return None  # made elsewhere or earlier: loading needs no compiler
+            missing = _missing(target, store)
+            if not missing:
+                return None  # loading needs no compiler
             if not store.readonly:
                 store.check()
+            if not config.compile or store.readonly:
+                return _not_stored(target, store, missing)
         except AccelError as e:
             return str(e)
-        if not config.compile:
-            return "no artifact is at hand and compiling is switched off; import one (python -m lib_accel store import) or allow compiling"
-        if store.readonly:
-            return f"no artifact is at hand and the store {store.root} is read-only; import one where it can be written"
-        if missing := missing_tools(machine, cpp=True):
-            what, advice = missing[0]
-            return f"{what}; {advice}, or import an artifact made on a machine like this"
-        return None
+        return _no_compiler(target)
 
     def make(self, target: Target, store: ArtifactStore) -> CompiledUnits | Job:
-        artifact = store.get(target.key)
-        return load_artifact(artifact, target) if artifact else compile_job(target, store)
+        """Load the code of `target` from `store`, or return the job that compiles what is missing.
+
+        A job that makes the same already, for whichever model, is shared. Raises ArtifactRejected
+        with the key of the artifact that must not serve.
+        """
+        if not _missing(target, store) and (code := self._load(target, store)) is not None:
+            return code
+        with self._starting:
+            job = self._jobs.get((store.root, target.key))
+            if job is None or job.done or job.cancelled:
+                job = CompileJob(target, store, self._load, self._turn, self._workers)
+                self._jobs[store.root, target.key] = job
+                job.start()
+            return job
 
     def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
-        entry = store.entry(target.key)
-        return entry.bytes if entry else None
+        """Return what the units of `target` take in `store`; None where one of them is missing."""
+        total = 0
+        for key in target.keys.values():
+            entry = store.entry(key)
+            if entry is None:
+                return None
+            total += entry.bytes
+        return total
 
     def cancel(self) -> None:
-        cancel_jobs()
+        """Stop every job."""
+        for job in list(self._jobs.values()):
+            job.cancel()
+
+    def _load(self, target: Target, store: ArtifactStore) -> CompiledUnits | None:
+        """Load every unit of `target`; return None where one is not in the store."""
+        code = {}
+        for layer, key in target.keys.items():
+            artifact = store.get(key)
+            if artifact is None:
+                return None
+            code[layer] = self._load_artifact(artifact, layer, target)
+        return code
+
+    def _load_artifact(self, artifact: Artifact, layer: specs.Spec, target: Target) -> UnitFn:
+        """Load one unit, or return what was loaded from the same bytes before."""
+        if not _passed(artifact):
+            raise ArtifactRejected(
+                f"artifact {artifact.key[:12]} has no accuracy check for {describe(layer)}; "
+                "it was never allowed to serve",
+                artifact.key,
+            )
+        name = artifact.checksum, str(target.device)
+        with self._loading:
+            if name not in self._loaded:
+                try:
+                    self._loaded[name] = load_unit(artifact.path, target.device)
+                except RuntimeError as e:
+                    raise ArtifactRejected(
+                        f"artifact {artifact.key[:12]}: {describe(layer)} does not load: {e}",
+                        artifact.key,
+                    ) from e
+            return self._loaded[name]
+
+
+def _missing(target: Target, store: ArtifactStore) -> list[str]:
+    return [key for key in target.keys.values() if not store.contains(key)]
+
+
+def _passed(artifact: Artifact) -> bool:
+    """Return whether the artifact's verdict is that of code which was checked and found right."""
+    try:
+        verdict = Verdict.from_dict(artifact.verdict or {})
+        return bool(verdict.compiled) and verdict.passed
+    except (KeyError, TypeError, ValueError):  # numbers of other names, or too few of them
+        return False
+
+
+def _not_stored(target: Target, store: ArtifactStore, missing: list[str]) -> str:
+    """Return why compiled code that is missing cannot be made where nothing may be compiled."""
+    found = (e.artifact.recipe for e in store.list() if e.artifact)
+    others = [why for recipe in found if (why := target.incompatibility(recipe))]
+    hint = f"; code in the store was made for {others[-1]}" if others else ""
+    count = f"{len(missing)} of {len(target.units)} compiled units are missing"
+    if store.readonly:
+        why = f"{count} and the store {store.root} is read-only"
+        return f"{why}: import them with write access{hint}"
+    return f"{count} and compiling is switched off: {_IMPORT} or allow compiling{hint}"
+
+
+def _no_compiler(target: Target) -> str | None:
+    """Return which part of the compiler is missing, or None."""
+    for what, advice in missing_tools(target.machine, cpp=True):
+        return f"{what}; {advice}, or import an artifact made on a machine like this"
+    return None

@@ -1,7 +1,7 @@
-"""Ends a compiling process with all it started, and deletes its files.
+"""End a process that compiles together with all it started, and delete its files.
 
-`python -m lib_accel.compile.aoti.process_tree PID FOLDER` does so from outside, for a process whose parent is gone: it cannot stop its
-own compiling thread, which would go on writing into FOLDER.
+`python -m lib_accel.compile.aoti.process_tree PID FOLDER` does so from outside, for a worker whose
+parent is gone: it cannot stop its own compiling thread, which would go on writing into FOLDER.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import psutil
 
 
 def end(pid: int) -> None:
-    """End a process and everything it started. Elsewhere than on Windows it must lead a process group of its own.
+    """End a process and everything it started.
 
-    On Windows this process may be one of those it started, behind the launcher that a virtual environment's python.exe is.
+    On POSIX it must lead a process group of its own. On Windows this process may be one of those
+    that it started, behind the launcher that a virtual environment's python.exe is.
     """
     if sys.platform != "win32":
         with contextlib.suppress(ProcessLookupError):
@@ -35,7 +36,10 @@ def end(pid: int) -> None:
 
 
 def remove(folder: Path, patience_s: float = 5.0) -> None:
-    """Remove a folder that compilers were using: one that was just killed may write for a moment, or hold its files (Windows)."""
+    """Delete a folder that compilers were using; try again for `patience_s`.
+
+    A process that was just killed may write for a moment, or hold its files (Windows).
+    """
     give_up = time.monotonic() + patience_s
     while True:
         shutil.rmtree(folder, ignore_errors=True)

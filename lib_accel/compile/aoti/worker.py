@@ -1,10 +1,12 @@
-"""The child process that compiles: `python -m lib_accel.compile.aoti.worker FOLDER`, where FOLDER is made for it and its like.
+"""The child process that compiles: `python -m lib_accel.compile.aoti.worker FOLDER`.
 
-It reads one task a line (JSON) from standard input and answers on standard output, one line each. When standard input ends
-the parent is gone: the process has its whole group (the C++ compiler, Triton's workers) and the folder taken away (`ending`).
+FOLDER is made for the workers of one job. A worker reads tasks from standard input and answers on
+standard output, one line of JSON each. When standard input ends, the parent is gone: then it lets
+process_tree.py end its whole process group (the C++ compiler, Triton's workers) and delete FOLDER.
 
-Task: {"unit": layer dict, "dtype": "float32", "device": "cpu", "path": "...pt2", "threads": 1}
-Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...}, "seconds": s} or {"error": "..."}.
+Task: {"unit": layer dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1}
+Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...},
+"seconds": s} with the unit's files in its folder, or {"error": "..."}.
 """
 
 from __future__ import annotations
@@ -21,8 +23,12 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
+PACKAGE_ROOT = Path(__file__).resolve().parents[3]
+"""The folder that holds `lib_accel`."""
+
 
 def main(folder: Path) -> None:
+    """Serve tasks until the parent is gone."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a compiler prints must not mix with the answers
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -31,10 +37,10 @@ def main(folder: Path) -> None:
         task = json.loads(tasks.get())
         try:
             _do(task, answers)
-        except Exception as e:  # noqa: BLE001  the boundary of this process: the parent names the unit and decides
+        except Exception as e:  # noqa: BLE001  the boundary of this process: the parent decides
             with contextlib.suppress(OSError):  # the disk of the log may be full
                 traceback.print_exc()
-            _say(answers, error=f"{type(e).__name__}: {str(e).strip()[:2000]}")
+            _answer(answers, error=f"{type(e).__name__}: {str(e).strip()[:2000]}")
 
 
 def _read(tasks: queue.SimpleQueue[str], folder: Path) -> None:
@@ -44,10 +50,9 @@ def _read(tasks: queue.SimpleQueue[str], folder: Path) -> None:
 
 
 def _end(folder: Path) -> None:
-    """Have this process, all it started and their files taken away: the parent cannot do it any more."""
-    with contextlib.suppress(
-        OSError
-    ):  # no room for one more process: the files stay, this one does not
+    """End this process and all it started, and delete their files: the parent cannot any more."""
+    # where no further process can be started, the files stay, but this process ends all the same
+    with contextlib.suppress(OSError):
         subprocess.Popen(
             [
                 sys.executable,
@@ -59,45 +64,42 @@ def _end(folder: Path) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # `-m` puts the current folder first on Python's path, so it must never be the shared temporary one;
-            # nor may it be FOLDER, because Windows does not remove a folder that is somebody's current one
-            cwd=Path(__file__).resolve().parents[3],
-            start_new_session=True,  # it ends the group that the parent has put us in
+            # `-m` puts the current folder first on Python's path, so it must never be the shared
+            # temporary one. Nor may it be FOLDER: Windows deletes no folder that is somebody's
+            # current one.
+            cwd=PACKAGE_ROOT,
+            start_new_session=True,  # it ends the group that the parent has put this process in
         ).wait()
-    os._exit(1)  # here only where that could not do it
+    os._exit(1)  # reached only where that could not end this process
 
 
 def _do(task: dict[str, Any], answers: TextIO) -> None:
+    """Compile one unit, check it, and answer."""
     import torch
 
     from ...model.specs import spec_from_dict
     from ..verify import check_unit
-    from .unit import compile_unit, load_unit
+    from .export import compile_unit
 
     start = time.monotonic()
     torch.set_num_threads(int(task["threads"]))
-    layer, dtype, device = (
-        spec_from_dict(task["unit"]),
-        getattr(torch, task["dtype"]),
-        torch.device(task["device"]),
-    )
-    path = Path(task["path"])
-    _say(answers, stage="compile")
-    compile_unit(layer, dtype, device, path)
-    _say(answers, stage="check")
-    verdict = check_unit(layer, load_unit(path, device), dtype, device, alone=True)
+    layer, dtype = spec_from_dict(task["unit"]), getattr(torch, task["dtype"])
+    device = torch.device(task["device"])
+    _answer(answers, stage="compile")
+    code = compile_unit(layer, dtype, device, Path(task["folder"]))
+    _answer(answers, stage="check")
+    verdict = check_unit(layer, code, dtype, device, alone=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # images are made on the same card
-    _say(answers, ok=True, verdict=verdict.to_dict(), seconds=time.monotonic() - start)
+    _answer(answers, ok=True, verdict=verdict.to_dict(), seconds=time.monotonic() - start)
 
 
-def _say(answers: TextIO, **message: object) -> None:
+def _answer(answers: TextIO, **message: object) -> None:
     try:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
-    except (
-        OSError
-    ):  # the parent is gone: the reading thread ends this process, and it must not end before that
+    except OSError:
+        # the parent is gone: the reading thread ends this process, which must not end before that
         threading.Event().wait()
 
 

@@ -1,4 +1,4 @@
-"""The parent's side of a compiling child process."""
+"""The parent's side of a worker process that compiles (worker.py)."""
 
 from __future__ import annotations
 
@@ -19,93 +19,45 @@ from ...model import specs
 from ..machine import Machine
 from ..target import Target
 from ..units import unit_key
-from .process_tree import end
+from .process_tree import end, remove
+from .worker_environment import worker_environment
 
-_ROOT = Path(__file__).resolve().parents[3]
+FREE_BYTES = 6 * 2**30
+"""Video memory that must be free for a second worker."""
 
-
-ROOM_BYTES = 6 * 2**30
-
-
-def worker_count(device: torch.device) -> int:
-    """One a core up to four; on a GPU two, or one where less than ROOM_BYTES are free.
-
-    Each holds a context of some 400 MB there, and to check SDXL's largest unit 1 GB more, while images are being made.
-    """
-    most = 4
-    if device.type == "cuda":
-        most = 2 if torch.cuda.mem_get_info(device)[0] > ROOM_BYTES else 1
-    return min(most, os.cpu_count() or 1)
-
-
+# On Windows: closing the WebUI's console must not end a worker, which cleans up after itself; and
+# making images comes first.
 _APART = (
     subprocess.CREATE_NO_WINDOW | subprocess.BELOW_NORMAL_PRIORITY_CLASS
     if sys.platform == "win32"
     else 0
 )
-"""On Windows: closing the WebUI's console must not end a worker, which clears up after itself. Making images comes first."""
+
+Answer = dict[str, Any]
+"""One line from a worker; worker.py describes it."""
 
 
-def _environment(folder: Path, machine: Machine) -> dict[str, str]:
-    """What a worker and its compilers find: this package, a place for their files, a compiler, CUDA's headers and driver."""
+def worker_count(device: torch.device) -> int:
+    """Return one worker a core, up to four; on a GPU two, or one where memory is short.
 
-    def also(name: str, *more: Path) -> dict[str, str]:
-        return {name: os.pathsep.join([*filter(None, [os.environ.get(name)]), *map(str, more)])}
-
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
-        **dict.fromkeys(
-            ("TMPDIR", "TEMP", "TMP"), str(folder)
-        ),  # a killed compiler leaves files: they go with the folder
-        "PYTHONUNBUFFERED": "1",
-    }
-    if machine.cxx and sys.platform != "win32":
-        environment.setdefault("CXX", machine.cxx)  # torch itself looks for g++ alone
-    if machine.device_type == "cuda":
-        if sys.platform != "win32" or os.environ.get(
-            "INCLUDE"
-        ):  # empty: clang-cl looks for MSVC's by itself, and then would not
-            environment |= also(
-                "INCLUDE" if sys.platform == "win32" else "CPATH",
-                Path(__file__).with_name("include"),
-            )
-        environment |= {"CUDA_HOME": machine.gpu_headers} if machine.gpu_headers else {}
-        driver = _driver(folder)
-        environment |= also("LIBRARY_PATH", *driver) if driver else {}
-    return environment
-
-
-def _driver(folder: Path) -> list[Path]:
-    """A folder with `libcuda.so`, which is linked against. Drivers bring `libcuda.so.1` alone, or keep it where no linker looks (WSL)."""
-    with contextlib.suppress(OSError):  # not Linux
-        loaded = [
-            line.split()[-1]
-            for line in Path("/proc/self/maps").read_text().splitlines()
-            if "/libcuda.so" in line
-        ]
-        if loaded:
-            link = folder / "driver" / "libcuda.so"
-            link.parent.mkdir(exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(loaded[0])
-            return [link.parent]
-    return []
+    Each holds a context of some 400 MB of video memory, and 1 GB more to check SDXL's largest unit,
+    while images are being made.
+    """
+    most = 4
+    if device.type == "cuda":
+        most = 2 if torch.cuda.mem_get_info(device)[0] > FREE_BYTES else 1
+    return min(most, os.cpu_count() or 1)
 
 
 class Worker:
-    """One child. Its answers arrive in `results` as (worker, answer); (worker, None) when it has ended."""
+    """One child process that compiles one unit at a time.
 
-    def __init__(
-        self,
-        folder: Path,
-        results: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]],
-        threads: int,
-        machine: Machine,
-    ):
+    Its answers arrive in `results` as (worker, answer); (worker, None) when it has ended.
+    """
+
+    def __init__(self, folder: Path, results: Results, threads: int, machine: Machine):
         self.layer: specs.Spec | None = None
-        self.threads, self.folder, self._results = threads, folder, results
+        self._threads, self._folder, self._results = threads, folder, results
         self._log = folder / f"worker-{id(self)}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -113,8 +65,8 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                cwd=folder,
-                env=_environment(folder, machine),
+                cwd=folder,  # `-m` puts it first on Python's path: it must be private
+                env=worker_environment(folder, machine),
                 start_new_session=True,
                 creationflags=_APART,
             )
@@ -122,28 +74,41 @@ class Worker:
         threading.Thread(target=self._read, daemon=True).start()
 
     def give(self, layer: specs.Spec, target: Target) -> None:
+        """Let the worker compile and check a unit."""
         self.layer = layer
         task = {
             "unit": specs.spec_to_dict(layer),
             "dtype": str(target.dtype).removeprefix("torch."),
             "device": str(target.device),
-            "path": str(self.folder / f"{unit_key(layer)}.pt2"),
-            "threads": self.threads,
+            "folder": str(self._output),
+            "threads": self._threads,
         }
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it has died: `_read` reports that
             self._process.stdin.write(json.dumps(task).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
-            pass  # it has died: the reader says so
+
+    def files(self) -> dict[str, Path]:
+        """Return the files of the finished unit: name in the artifact, and where it is."""
+        found = (file for file in self._output.rglob("*") if file.is_file())
+        return {file.relative_to(self._output).as_posix(): file for file in found}
+
+    def take_back(self) -> None:
+        """Delete the files of the finished unit; the worker is free."""
+        remove(self._output, patience_s=0)
+        self.layer = None
+
+    @property
+    def _output(self) -> Path:
+        assert self.layer is not None
+        return self._folder / unit_key(self.layer)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             answer = None
-            with contextlib.suppress(
-                ValueError
-            ):  # half a line of one that was killed, or printed before `main` began
+            # half a line of a killed worker, or text that was printed before `main` began
+            with contextlib.suppress(ValueError):
                 answer = json.loads(line)
             if isinstance(answer, dict):
                 self._results.put((self, answer))
@@ -151,25 +116,30 @@ class Worker:
         self._results.put((self, None))
 
     def _lower_priority(self) -> None:
-        """Making images comes first."""
-        with contextlib.suppress(
-            psutil.Error
-        ):  # it has ended already, or the system does not allow it: only a courtesy
+        """Let the making of images come first."""
+        # where it has ended already or the system does not allow it: only a courtesy
+        with contextlib.suppress(psutil.Error):
             if sys.platform != "win32":
                 psutil.Process(self._process.pid).nice(10)
 
     def exit_code(self) -> int | None:
+        """Return how the process ended; None while it runs."""
         return self._process.poll()
 
     def log_tail(self, lines: int = 6) -> str:
+        """Return the last lines that the worker and its compilers printed."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
-        return " | ".join(text.strip().splitlines()[-lines:]) or "it said nothing"
+        return " | ".join(text.strip().splitlines()[-lines:]) or "it printed nothing"
 
     def kill(self) -> None:
-        """End the child and everything it started."""
+        """End the process and everything it started."""
         end(self._process.pid)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with contextlib.suppress(OSError):  # unsent bytes for a dead child
+                with contextlib.suppress(OSError):  # unsent bytes for a dead process
                     pipe.close()
+
+
+Results = queue.SimpleQueue[tuple[Worker, Answer | None]]
+"""Where the answers of all workers of a job arrive."""

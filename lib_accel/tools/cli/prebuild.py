@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from ...compile.aoti.backend import Aoti
-from ...compile.aoti.job import CompileJob
+from ...compile.jobs import Job
 from ...compile.machine import probe
 from ...compile.target import Target
 from ...compile.units import units_of
 from ...config import Config
-from ...errors import BackendUnavailable
+from ...errors import ArtifactRejected, BackendUnavailable
+from ...store import ArtifactStore
 from .common import (
     Commands,
     add_device_arguments,
@@ -24,12 +25,14 @@ from .common import (
     show,
 )
 
-_MORE = """Compiled code depends on the architecture, the dtype, the GPU (or CPU) model and the torch version; never on the checkpoint,
-the size, the batch, the prompt's length or a LoRA. So one run per architecture is all there is to make. What is in the store
-already, or shared with another architecture in it, is not compiled again. Inpainting and edit models need nothing of their own.
+_MORE = """Compiled code depends on the architecture, the dtype, the GPU (or CPU) model and the
+torch version; never on the checkpoint, the size, the batch, the prompt's length or a LoRA. So one
+run per architecture is all that is needed. Units that are in the store already, also from another
+architecture or an interrupted run, are not compiled again. Inpainting and edit models need no units
+of their own.
 
-To seed a fleet: prebuild on one machine, `store export all --to fleet.zip --key fleet.key`, and on every machine of the same
-kind `store import fleet.zip --key fleet.key`.
+To seed a fleet: prebuild on one machine, `store export all --to fleet.zip --key fleet.key`, and on
+every machine of the same kind `store import fleet.zip --key fleet.key`.
 
 examples:
   python -m lib_accel prebuild --family sd1 --family sdxl
@@ -58,40 +61,50 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     device, dtype = device_and_dtype(args)
-    store = make_store(args)
+    store, backend = make_store(args), Aoti(args.workers)
     built, lines = [], []
     for architecture in args.family:
         target = Target(units_of(architecture), dtype, device, probe(device))
-        why = Aoti().why_not(target, store, Config(store=args.store))
-        if why:
+        if why := backend.why_not(target, store, Config(store=args.store)):
             raise BackendUnavailable(why)
-        job = CompileJob(target, store, args.workers)
-        job.start()
-        follow(job, architecture.name)
-        job.result()
-        artifact = store.get(target.key)
-        assert artifact is not None
-        seconds = round(job.progress().elapsed_s, 1)
+        compiled, seconds = _make(backend, target, store, architecture.name)
+        size = backend.kept_bytes(target, store)
+        assert size is not None
         built.append(
             {
                 "architecture": architecture.name,
-                "key": artifact.key,
-                "bytes": artifact.bytes,
-                "compiled": job.compiled,
+                "key": target.key,
+                "bytes": size,
+                "units": len(target.units),
+                "compiled": compiled,
                 "seconds": seconds,
             }
         )
         made = (
-            f"{job.compiled} of {len(target.units)} units compiled in {seconds} s"
-            if job.compiled
-            else "there already"
+            f"{compiled} of {len(target.units)} units compiled in {seconds} s"
+            if compiled
+            else f"{len(target.units)} units, all stored already"
         )
-        lines.append(
-            f"{architecture.name}: {made}, {artifact.bytes / 1e6:.1f} MB, artifact {artifact.key[:12]}"
-        )
-    show(
-        {"artifacts": built, "store": str(store.root)},
-        args,
-        "\n".join([*lines, f"store: {store.root}"]),
-    )
+        lines.append(f"{architecture.name}: {made}, {size / 1e6:.1f} MB")
+    text = "\n".join([*lines, f"store: {store.root}"])
+    show({"artifacts": built, "store": str(store.root)}, args, text)
     return 0
+
+
+def _make(backend: Aoti, target: Target, store: ArtifactStore, label: str) -> tuple[int, float]:
+    """Compile what is missing; return the number of units compiled and the seconds it took."""
+    refused: set[str] = set()
+    while True:
+        try:
+            job = backend.make(target, store)
+            break
+        except ArtifactRejected as e:
+            if e.key is None or e.key in refused:
+                raise
+            store.discard(e.key, str(e))
+            refused.add(e.key)
+    if not isinstance(job, Job):
+        return 0, 0.0
+    follow(job, label)
+    job.result()
+    return job.compiled, round(job.progress().elapsed_s, 1)

@@ -7,19 +7,22 @@ import time
 from pathlib import Path
 
 from ...errors import AccelError
-from ...store import seal
-from ...store.store import ArtifactStore, Entry
+from ...store import ArtifactStore, Entry, Group, groups, named
+from ...store.signing import generate_key, read_key, write_key
 from .common import Commands, Help, add_store_arguments, command, make_store, say, show
 
-_MORE = """An artifact is the compiled code of one architecture for one dtype, GPU (or CPU) model and torch version. It holds no weights.
+_MORE = """An artifact is the compiled code of one unit (one kind of layer) for one dtype, GPU (or
+CPU) model and torch version. It holds no weights. An architecture has about 16 units; `list` shows
+one line for all units that were made for the same machine.
 
 examples:
   python -m lib_accel store list
   python -m lib_accel store export all --to fleet.zip --key fleet.key
   python -m lib_accel store import fleet.zip --key fleet.key"""
-_EXPORT = """The key file is made when it does not exist. Copy it to the other machines by a way you trust: who has it can make files
-that they will run as code."""
-_IMPORT = """Artifacts are native code, so they are taken only with the key they were signed with, or when you say you trust the file."""
+_EXPORT = """The key file is made when it does not exist. Copy it to the other machines by a way you
+trust: who has it can make files that they will run as code."""
+_IMPORT = """Artifacts are native code, so they are accepted only with the key they were signed
+with, or when you state that you trust the file."""
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +34,9 @@ def add(commands: Commands) -> None:
         formatter_class=Help,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    command(actions, "list", "every artifact: what it is for, size, last use", _list)
+    command(
+        actions, "list", "what is stored, by what it was made for (--json: every artifact)", _list
+    )
     command(
         actions,
         "verify",
@@ -46,7 +51,7 @@ def add(commands: Commands) -> None:
         "keys",
         nargs="+",
         metavar="KEY",
-        help="as `store list` shows them, or the beginning of one; or `all`",
+        help="as `store list` shows them (--json: single units), or the beginning of one, or `all`",
     )
     export.add_argument("--to", type=Path, metavar="FILE", required=True, help="the file to write")
     export.add_argument(
@@ -55,7 +60,9 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="sign with this key file; without one the file is unsigned",
     )
-    importer = command(actions, "import", "take artifacts from an exported file", _import, _IMPORT)
+    importer = command(
+        actions, "import", "put the artifacts of an exported file into the store", _import, _IMPORT
+    )
     importer.add_argument("file", type=Path, metavar="FILE")
     importer.add_argument(
         "--key", type=Path, metavar="FILE", help="the key file it was signed with"
@@ -63,7 +70,7 @@ def add(commands: Commands) -> None:
     importer.add_argument(
         "--allow-unsigned",
         action="store_true",
-        help="take it without a signature; be sure of its origin",
+        help="accept it without a signature; be sure of its origin",
     )
     for action in actions.choices.values():
         add_store_arguments(action)
@@ -75,8 +82,8 @@ def _row(entry: Entry) -> dict[str, object]:
     return {
         "key": entry.key,
         "bytes": entry.bytes,
-        "last_used": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used)),
-        "units": len(recipe.get("units", [])),
+        "last_used": _time(entry.last_used),
+        "unit": recipe.get("unit"),
         "dtype": recipe.get("dtype"),
         "device": machine.get("device_name"),
         "torch": machine.get("torch"),
@@ -85,26 +92,25 @@ def _row(entry: Entry) -> dict[str, object]:
     }
 
 
-def _line(entry: Entry) -> str:
-    r = _row(entry)
-    what = (
-        f"NOT USABLE: {entry.problem}"
-        if entry.problem
-        else "{units} units, {dtype}, torch {torch}, {device}, {origin}".format(**r)
-    )
-    return f"{entry.key[:12]}  {entry.bytes / 1e6:6.1f} MB  {r['last_used']}  {what}"
+def _line(group: Group) -> str:
+    what = f"NOT USABLE: {group.problem}"
+    if not group.problem:
+        what = f"{group.made_for}, {group.origins}"
+    size = f"{group.bytes / 1e6:6.1f} MB"
+    return f"{group.key[:12]}  {size}  {_time(group.last_used)}  {what}"
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _list(args: argparse.Namespace) -> int:
     store = make_store(args)
     entries = store.list()
-    lines = [_line(e) for e in entries]
-    lines.append(
-        f"{len(entries)} artifacts, {sum(e.bytes for e in entries) / 1e6:.1f} MB in {store.root}"
-    )
-    show(
-        {"store": str(store.root), "artifacts": [_row(e) for e in entries]}, args, "\n".join(lines)
-    )
+    size = sum(e.bytes for e in entries) / 1e6
+    lines = [*map(_line, groups(entries)), f"{len(entries)} units, {size:.1f} MB in {store.root}"]
+    rows = {"store": str(store.root), "artifacts": [_row(e) for e in entries]}
+    show(rows, args, "\n".join(lines))
     return 0
 
 
@@ -133,22 +139,26 @@ def _clear(args: argparse.Namespace) -> int:
 
 
 def _expand(store: ArtifactStore, names: list[str]) -> list[str]:
-    known = [e.key for e in store.list() if not e.problem]
-    if not known:
+    """Return the keys of the artifacts that the names on the command line stand for."""
+    usable = [e for e in store.list() if not e.problem]
+    if not usable:
         raise AccelError(
-            f"the store {store.root} holds no usable artifact; expected some to export. Make one: python -m lib_accel prebuild"
+            f"the store {store.root} holds no usable artifact; expected some to export. "
+            "Make one: python -m lib_accel prebuild"
         )
     if names == ["all"]:
-        return known
-    keys = []
+        return [e.key for e in usable]
+    keys: list[str] = []
     for name in names:
-        matches = [k for k in known if k.startswith(name)]
-        if len(matches) != 1:
+        found = named(usable, name)
+        if len(found) != 1:
+            known = ", ".join(group.key[:12] for group in groups(usable))
             raise AccelError(
-                f"{name!r} fits {len(matches)} artifacts; expected exactly one of: {', '.join(k[:12] for k in known)}"
+                f"{name!r} fits {len(found)} keys; expected exactly one of: {known}, "
+                "or of those that `store list --json` shows"
             )
-        keys += matches
-    return keys
+        keys += [e.key for e in found[0].entries]
+    return [*dict.fromkeys(keys)]
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -157,17 +167,18 @@ def _export(args: argparse.Namespace) -> int:
     signing_key = None
     if args.key:
         if not args.key.exists():
-            seal.write_key(args.key, seal.generate_key())
+            write_key(args.key, generate_key())
             say(
-                f"made a new signing key: {args.key}. Who has it can make artifacts your machines will load; keep it secret."
+                f"made a new signing key: {args.key}. Who has it can make artifacts your machines "
+                "will load; keep it secret."
             )
-        signing_key = seal.read_key(args.key)
+        signing_key = read_key(args.key)
     store.export(keys, args.to, signing_key)
     signed = "signed" if signing_key else "UNSIGNED: importing it needs --allow-unsigned"
     show(
         {"file": str(args.to), "keys": keys, "signed": bool(signing_key)},
         args,
-        f"{len(keys)} artifacts written to {args.to} ({signed})",
+        f"{len(keys)} units written to {args.to} ({signed})",
     )
     return 0
 
@@ -175,12 +186,14 @@ def _export(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     if not args.key and not args.allow_unsigned:
         raise AccelError(
-            f"{args.file} is native code: give --key FILE, the key it was signed with, or --allow-unsigned if you are sure of its origin"
+            f"{args.file} is native code: give --key FILE, the key it was signed with, or "
+            "--allow-unsigned if you are sure of its origin"
         )
     store = make_store(args)
-    signing_key = seal.read_key(args.key) if args.key else None
+    signing_key = read_key(args.key) if args.key else None
     artifacts = store.import_(args.file, signing_key, args.allow_unsigned)
-    lines = [f"{a.key[:12]}  {a.manifest['origin']}" for a in artifacts]
-    text = "\n".join([*lines, f"{len(artifacts)} artifacts from {args.file} are in {store.root}"])
-    show({"store": str(store.root), "keys": [a.key for a in artifacts]}, args, text)
+    keys = [artifact.key for artifact in artifacts]
+    lines = [_line(group) for group in groups(e for e in store.list() if e.key in keys)]
+    lines.append(f"{len(keys)} units from {args.file} are in {store.root}")
+    show({"store": str(store.root), "keys": keys}, args, "\n".join(lines))
     return 0

@@ -1,4 +1,4 @@
-"""Watching the children of a compile job, for tests that kill them."""
+"""Find and await the processes of a compile job, for tests that kill them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE_S = 240.0  # on a busy machine
 
 
 def until(what: str, found: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
-    """What `found` gives, as soon as it is something."""
+    """Return what `found` returns as soon as it is true; fail after `patience_s`."""
     end = time.monotonic() + patience_s
     while not (value := found()):
         assert time.monotonic() < end, f"waited {patience_s:.0f} s in vain for {what}"
@@ -25,14 +25,14 @@ def until(what: str, found: Callable[[], T], patience_s: float = PATIENCE_S) -> 
 
 
 def using(folder: Path) -> list[psutil.Process]:
-    """The processes, compilers too, that were told to keep their files in or below `folder`."""
+    """Return the processes, compilers too, whose compile cache is in or below `folder`."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            told = process.environ().get("TORCHINDUCTOR_CACHE_DIR", "")
+            cache = process.environ().get("TORCHINDUCTOR_CACHE_DIR", "")
             if (
                 process.pid != os.getpid()
-                and Path(told).is_relative_to(folder)
+                and Path(cache).is_relative_to(folder)
                 and process.status() != psutil.STATUS_ZOMBIE
             ):
                 found.append(process)
@@ -40,10 +40,12 @@ def using(folder: Path) -> list[psutil.Process]:
 
 
 def workers(folder: Path) -> list[psutil.Process]:
+    """Return the worker processes with files in or below `folder`."""
     return [p for p in using(folder) if "lib_accel.compile.aoti.worker" in _words(p)]
 
 
 def compilers(folder: Path) -> list[psutil.Process]:
+    """Return the processes that the workers started."""
     return [p for p in using(folder) if "lib_accel.compile.aoti.worker" not in _words(p)]
 
 

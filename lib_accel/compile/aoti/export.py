@@ -1,0 +1,107 @@
+"""Compile one unit: torch.export, then AOTInductor, then unpack what the store keeps.
+
+Runs in a worker process (worker.py); the process that makes images only loads (load.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...model import specs
+from ..units import UnitFn, UnitModule
+from ..verify import example_inputs
+from .load import ARCHIVE, load_unit
+
+TRACE_SIZE = (2, 24, 20, 77)
+"""(B, H, W, L) of the tracing example: all different and none is 1, so none becomes a constant."""
+
+
+def compile_unit(
+    layer: specs.Spec, dtype: torch.dtype, device: torch.device, folder: Path
+) -> UnitFn:
+    """Compile a unit for dynamic batch, height, width and context length.
+
+    Writes its files into the new folder `folder` and returns the code, loaded from there. Raises
+    whatever torch's compiler or loader raises; the caller names the unit.
+    """
+    import torch._inductor  # takes seconds to import
+
+    package = folder.with_suffix(".pt2")
+    torch._inductor.aoti_compile_and_package(
+        _exported(layer, dtype, device),
+        package_path=str(package),
+        inductor_configs=_options(),
+    )
+    _unpack(package, folder)
+    try:
+        return load_unit(folder, device)
+    except RuntimeError:
+        if device.type == "cpu":
+            raise
+        _keep_archive(package, folder)
+        return load_unit(folder, device)
+    finally:
+        package.unlink()
+
+
+def _exported(layer: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return the unit as an exported program with weights as inputs."""
+    module = UnitModule(layer)
+    activations, weights = example_inputs(layer, TRACE_SIZE, dtype, device)
+    dynamic = torch.export.Dim.DYNAMIC
+    dims = [{0: dynamic, 2: dynamic, 3: dynamic}]
+    if module.side == "emb":
+        dims.append({0: dynamic})
+    elif module.side == "context":
+        dims.append({0: dynamic, 1: dynamic})
+    with torch.no_grad():
+        return torch.export.export(
+            module,
+            (activations, weights),
+            dynamic_shapes=(dims, [None] * len(weights)),
+            strict=False,
+        )
+
+
+def _options() -> dict[str, Any]:
+    """Return options for Inductor that make the library smaller: no line tables for debuggers."""
+    from torch._inductor import config
+
+    name = "enable_line_tables"  # torch 2.13 and later
+    return {f"aot_inductor.{name}": False} if hasattr(config.aot_inductor, name) else {}
+
+
+def _unpack(package: Path, folder: Path) -> None:
+    """Unpack the compiled code without its generated sources, which nothing reads again."""
+    folder.mkdir()
+    with zipfile.ZipFile(package) as archive:
+        for entry in archive.infolist():
+            _, _, name = entry.filename.partition("/")  # the first folder is the package's own name
+            if not name.startswith("data/aotinductor/") or name.endswith(".cpp"):
+                continue
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(archive.read(entry))
+
+
+def _keep_archive(package: Path, folder: Path) -> None:
+    """Put the package itself into `folder`, compressed and with empty sources.
+
+    On a GPU, torch before 2.13 loads archives only and unpacks them into the temporary folder. It
+    finds the metadata by the name of a source, so the names stay. Delete this function, and ARCHIVE
+    in load.py, when torch 2.12 is no longer supported.
+    """
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with (
+        zipfile.ZipFile(package) as old,
+        zipfile.ZipFile(folder / ARCHIVE, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as new,
+    ):
+        for entry in old.infolist():
+            source = entry.filename.endswith(".cpp")
+            new.writestr(entry.filename, b"" if source else old.read(entry))

@@ -1,0 +1,198 @@
+"""Files and folders: create, copy, flush, rename, measure, delete, and explain what failed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, BinaryIO
+
+from ..errors import StoreError
+
+ARTIFACT_KEY = re.compile(r"[0-9a-f]{64}")
+
+MAX_NAME, MAX_DEPTH = 200, 8
+# one part of a path that every system accepts, Windows included, with its reserved device names
+_PART = re.compile(
+    r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))"
+    r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,148}[A-Za-z0-9_-])?"
+)
+
+_FULL = (
+    "The disk is full (or your quota is). Free space or choose another folder; "
+    "what was stored before is intact."
+)
+_DENIED = (
+    "You need permission to read and write there, and no other program may hold the file. "
+    "Fix that or choose another folder."
+)
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    getattr(errno, "EDQUOT", errno.ENOSPC): _FULL,
+    errno.EFBIG: "A file size limit (ulimit -f, or the file system's) is too low. "
+    "Raise it or choose another folder.",
+    errno.EROFS: "The file system is read-only. Make it writable, choose another folder, "
+    "or use the store read-only.",
+    errno.ENOENT: "Expected it to exist. Check the name.",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+}
+_OTHER = (
+    "Expected a folder on a working disk that you may read and write. "
+    "Check it, or choose another folder."
+)
+
+
+@contextlib.contextmanager
+def os_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError into a StoreError that says what failed, what was expected, what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno if error.errno is not None else -1, _OTHER)
+        where = f" ({error.filename})" if error.filename else ""
+        raise StoreError(
+            f"Could not {doing}: {error.strerror or error}{where}. {advice}"
+        ) from error
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether `name` is a relative path ('a/b.so') that every file system accepts.
+
+    It has at most MAX_DEPTH parts of ASCII letters, digits, '.', '_' and '-'; none begins with '.'.
+    """
+    parts = name.split("/")
+    return (
+        len(name) <= MAX_NAME
+        and len(parts) <= MAX_DEPTH
+        and all(_PART.fullmatch(part) for part in parts)
+    )
+
+
+def folders_of(names: Collection[str]) -> set[str]:
+    """Return the sub-folders that files of these names lie in: 'a' and 'a/b' for 'a/b/c.so'."""
+    return {str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."}
+
+
+def names_clash(names: Collection[str]) -> bool:
+    """Return whether the names cannot stand side by side on a file system that ignores case."""
+    paths = {*names, *folders_of(names)}
+    return len({path.casefold() for path in paths}) < len(paths) or bool(
+        {*names} & folders_of(names)
+    )
+
+
+def create(path: Path, mode: int = 0o600) -> BinaryIO:
+    """Create a file for writing that nobody else can write, whatever the umask is."""
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode))
+
+
+def create_below(folder: Path, name: str) -> BinaryIO:
+    """Create the file `name` ('a/b.so') below `folder`, and private sub-folders for it."""
+    place = folder
+    for part in PurePosixPath(name).parts[:-1]:
+        place /= part
+        place.mkdir(mode=0o700, exist_ok=True)
+    return create(folder / name)
+
+
+def copy(source: IO[bytes], target: IO[bytes]) -> tuple[str, int]:
+    """Copy everything; return its sha256 in hex and its size in bytes."""
+    digest, size = hashlib.sha256(), 0
+    while block := source.read(1 << 20):
+        size += len(block)
+        digest.update(block)
+        target.write(block)
+    return digest.hexdigest(), size
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file's content in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush(stream: IO[bytes]) -> None:
+    """Write everything to the disk, not only to the system's cache."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Write the entries of a folder to the disk."""
+    if sys.platform == "win32":  # it cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folders(path: Path) -> None:
+    """Write the entries of a folder and of its sub-folders to the disk."""
+    for folder in (path, *(item for item in walk(path) if item.is_dir())):
+        flush_folder(folder)
+
+
+def rename(source: Path, target: Path, patience_s: float = 12.8) -> None:
+    """Rename. On Windows, retry for `patience_s`: a virus scanner may hold a fresh file open."""
+    wait, waited = 0.05, 0.0
+    while True:
+        try:
+            source.rename(target)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or os.path.lexists(target) or waited >= patience_s:
+                raise
+        time.sleep(wait)
+        wait, waited = 2 * wait, waited + wait
+
+
+def walk(path: Path) -> Iterator[Path]:
+    """Yield every file, folder and link below `path`; links are not followed."""
+    waiting = [os.fspath(path)]
+    while waiting:
+        with os.scandir(waiting.pop()) as items:
+            for item in items:
+                yield Path(item.path)
+                if item.is_dir(follow_symlinks=False):
+                    waiting.append(item.path)
+
+
+def bytes_in(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(item.lstat().st_size for item in walk(path) if item.is_symlink() or item.is_file())
+
+
+def identity_of(path: Path) -> tuple[int, int, int] | None:
+    """Return a mark of the directory that `path` is now; None when there is none."""
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        return None
+    return info.st_dev, info.st_ino, info.st_ctime_ns
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a link or a folder with all it holds; another process may do the same."""
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    except FileNotFoundError:
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)

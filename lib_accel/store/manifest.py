@@ -1,0 +1,192 @@
+"""The manifest of an artifact: what it holds, how it is written, what is refused when read.
+
+    {"format": 2, "key": ..., "recipe": {...}, "files": {name: {"sha256": ..., "bytes": ...}},
+     "verdict": {...} or null, "created": ..., "origin": ..., "sha256": ...}
+
+`recipe` names all that the compiled code depends on, and `key` is its sha256: `{"unit": {...},
+"dtype": "float16", "machine": {"torch": "2.13.0", ...}, ...}`. `verdict` holds what the accuracy
+check measured. `sha256` covers every other field, so any changed byte is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtifactRejected, StoreError
+from . import files
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+MAX_BYTES = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ENTRY = {"sha256", "bytes"}
+
+
+def recipe_key(recipe: Mapping[str, Any]) -> str:
+    """Return the key of the artifact made by `recipe`: the hex sha256 of its canonical JSON."""
+    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def new_manifest(
+    recipe: Mapping[str, Any], verdict: Mapping[str, Any] | None, created: str
+) -> dict[str, Any]:
+    """Return the manifest of an artifact made here, without files yet.
+
+    Raises StoreError when the recipe or the verdict is not of the form described above.
+    """
+    try:
+        manifest = json.loads(
+            json.dumps(
+                {
+                    "format": FORMAT,
+                    "key": recipe_key(recipe),
+                    "recipe": recipe,
+                    "verdict": verdict,
+                    "origin": "built here",
+                    "created": created,
+                    "files": {},
+                }
+            )
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(
+            f"The recipe or the verdict cannot be written as JSON ({error}). "
+            "Expected strings, numbers, lists and dicts."
+        ) from error
+    if wrong := _wrong_fields(manifest):
+        raise StoreError(
+            f"An artifact cannot be stored: its {' and '.join(wrong)} cannot be right. "
+            "Expected a recipe that names unit, dtype and machine, and a verdict of numbers."
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest into a folder that nobody reads yet, in place of one that is there."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    with files.create(folder / MANIFEST) as stream:
+        stream.write(_encode(manifest))
+        files.flush(stream)
+
+
+def read_manifest(path: Path, key: str) -> dict[str, Any]:
+    """Return the manifest in `path`; raise ArtifactRejected unless it is whole and makes sense."""
+    with path.open("rb") as stream:
+        raw = stream.read(MAX_BYTES + 1)
+    manifest: Any = None
+    whole = False
+    with contextlib.suppress(ValueError, RecursionError):  # refused below
+        manifest = json.loads(raw)
+        whole = isinstance(manifest, dict) and _encode(manifest) == raw
+    if not whole:
+        raise damaged(path, "its own checksum does not match")
+    version = manifest.get("format")
+    if type(version) is not int or version != FORMAT:
+        raise damaged(path, f"it has format {version!r}, this version reads {FORMAT}")
+    if wrong := _wrong_fields(manifest):
+        raise damaged(path, f"these fields are missing or wrong: {', '.join(wrong)}")
+    if manifest["key"] != key:
+        theirs = manifest["key"][:12]
+        raise damaged(path, f"it belongs to another artifact ({theirs}, expected {key[:12]})")
+    if recipe_key(manifest["recipe"]) != key:
+        raise damaged(path, "its key is not the sha256 of its recipe")
+    if why := _wrong_files(manifest["files"]):
+        raise damaged(path, why)
+    return manifest
+
+
+def require_names(names: Collection[str]) -> None:
+    """Raise StoreError unless an artifact may hold files of these names."""
+    for name in names:
+        if not _is_stored_name(name):
+            raise StoreError(
+                f"{name!r} cannot be a file of an artifact. Expected a relative path of letters, "
+                "digits, '.', '_' and '-', as in 'data/unit.so'."
+            )
+    if not names or files.names_clash(names):
+        raise StoreError(
+            f"An artifact has no files, or names that differ only in case: "
+            f"{sorted(names)}. Expected the files of one compiled unit."
+        )
+
+
+def damaged(path: Path, why: str) -> ArtifactRejected:
+    """Return the error for an artifact that is not as it was written."""
+    return ArtifactRejected(
+        f"{path} is damaged: {why}. Expected it as it was written. "
+        "Discard this artifact; it will be compiled again."
+    )
+
+
+def _encode(manifest: Mapping[str, Any]) -> bytes:
+    """Return the one way this manifest is written, with its `sha256` filled in."""
+    body = {name: value for name, value in manifest.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": digest}, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def _wrong_fields(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the names of the fields that are missing or have values of another type."""
+    recipe, verdict = manifest.get("recipe"), manifest.get("verdict", False)
+    good = {
+        "key": _is_text(manifest.get("key")),
+        "recipe": isinstance(recipe, dict)
+        and _is_text(recipe.get("dtype"))
+        and _is_plain(recipe.get("unit"))
+        and _is_plain(recipe.get("machine")),
+        "files": isinstance(manifest.get("files"), dict),
+        "verdict": verdict is None
+        or (isinstance(verdict, dict) and all(map(_is_measured, verdict.values()))),
+        "created": _is_text(manifest.get("created")),
+        "origin": _is_text(manifest.get("origin")),
+    }
+    return [name for name, fine in good.items() if not fine]
+
+
+def _is_stored_name(name: str) -> bool:
+    """Return whether a file of an artifact may have this name: not the manifest's."""
+    return files.is_file_name(name) and name.casefold() != MANIFEST
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether `value` is a dict, not empty, of texts, whole numbers and nulls."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(item is None or isinstance(item, int) or _is_text(item) for item in value.values())
+    )
+
+
+def _is_measured(value: object) -> bool:
+    """Return whether `value` is a number or a list of numbers."""
+    numbers = value if isinstance(value, list) else [value]
+    return all(type(number) in (int, float) for number in numbers)
+
+
+def _wrong_files(listed: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the list of files, or None."""
+    if not listed:
+        return "it lists no files"
+    for name, entry in listed.items():
+        good = (
+            _is_stored_name(name)
+            and isinstance(entry, dict)
+            and entry.keys() == _ENTRY
+            and type(entry["bytes"]) is int
+            and isinstance(entry["sha256"], str)
+            and _SHA256.fullmatch(entry["sha256"])
+        )
+        if not good:
+            return f"its entry for {name!r} is wrong"
+    return "its files differ only in case" if files.names_clash(listed) else None

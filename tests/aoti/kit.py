@@ -1,0 +1,87 @@
+"""What the tests of the backend aoti share; fixtures are in conftest.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from lib_accel.compile.aoti.backend import Aoti
+from lib_accel.compile.aoti.job import CompileJob
+from lib_accel.compile.units import units_of
+from lib_accel.store import ArtifactStore
+
+from .. import tiny
+from .processes import compilers, until, using
+
+OUTPUT = units_of(tiny.TINY)[-1]
+"""The unit that compiles fastest."""
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals, mounts and shell scripts")
+
+
+def started(store: ArtifactStore, units: Iterable[Layer] = (OUTPUT,)) -> CompileJob:
+    """Start a job that compiles `units` into the store."""
+    job = Aoti().make(tiny.target(units), store)
+    assert isinstance(job, CompileJob)
+    return job
+
+
+def stand_in(folder: Path, script: str) -> str:
+    """Write a shell script to use as the C++ compiler; return its path."""
+    path = folder / "g++"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def assert_nothing_left(temp: Path) -> None:
+    """Assert that a job's processes and temporary files go within seconds."""
+    until("its processes to end", lambda: not using(temp), 10)
+    until("its files to go", lambda: not list(temp.iterdir()), 10)
+
+
+def await_compiler(temp: Path) -> None:
+    """Wait until the C++ compiler is at work."""
+    until("the C++ compiler to be at work", lambda: compilers(temp))
+
+
+JOB = """
+import json, sys
+from pathlib import Path
+from lib_accel.compile.aoti.backend import Aoti
+from lib_accel.compile.jobs import Job
+from lib_accel.compile.units import units_of
+from lib_accel.store import ArtifactStore
+from tests import tiny
+
+if __name__ == "__main__":
+    units = units_of(tiny.TINY)[int(sys.argv[2]) :]
+    job = Aoti().make(tiny.target(units), ArtifactStore(Path(sys.argv[1])))
+    stage = None
+    while isinstance(job, Job) and not job.wait(0.02):
+        if (new := job.progress().stage) != stage:
+            print(stage := new, flush=True)
+    code, compiled = (job.result(), job.compiled) if isinstance(job, Job) else (job, 0)
+    print(json.dumps({"compiled": compiled, "units": len(code)}))
+"""
+
+
+def start_process(
+    root: Path, store: ArtifactStore, temp: Path, first: int = -1
+) -> subprocess.Popen[str]:
+    """Compile TINY's units from number `first` on in another process.
+
+    It prints each stage of the job on a line, and one line of JSON at the end.
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp)),
+    }
+    command = [sys.executable, "-c", JOB, str(store.root), str(first)]
+    return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)

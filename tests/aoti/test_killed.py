@@ -1,0 +1,100 @@
+"""Compile jobs whose processes are killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from lib_accel.compile.units import describe, units_of
+from lib_accel.errors import CompileFailed
+from lib_accel.store import ArtifactStore
+
+from .. import tiny
+from .kit import assert_nothing_left, await_compiler, posix, start_process, started
+from .processes import PATIENCE_S, until, using, workers
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("ACCEL_TEST_KILLS", "3"))
+UNITS = {describe(layer): layer for layer in units_of(tiny.TINY)}
+
+
+def test_a_killed_worker_ends_the_job_with_a_reason(temp: Path, store: ArtifactStore):
+    job = started(store)
+    await_compiler(temp)
+    workers(temp)[0].kill()
+    with pytest.raises(CompileFailed, match=r"process ended \(exit -9\) at Output 64 -> 4"):
+        job.result()
+    assert_nothing_left(temp)
+    assert store.list() == []
+
+
+@posix
+def test_a_killed_parent_leaves_nothing(root: Path, temp: Path, store: ArtifactStore):
+    """Modules that somebody planted in the shared temporary folder are never imported."""
+    marker = temp.parent / "planted-code-ran"
+    planted = [temp / f"{name}.py" for name in ("psutil", "shutil", "signal")]
+    for module in planted:
+        module.write_text(f"open({str(marker)!r}, 'a').close()\n")
+    with start_process(root, store, temp) as parent:
+        await_compiler(temp)
+        parent.kill()
+    until("its processes to end", lambda: not using(temp), 10)
+    until("its files to go", lambda: set(temp.iterdir()) == set(planted), 10)
+    assert store.list() == []
+    assert not marker.exists()
+
+
+def stored(store: ArtifactStore) -> set[str]:
+    """Return the units in the store, after checking that each artifact is whole."""
+    assert [problem for _, problem in store.verify() if problem] == []
+    keys = {entry.key for entry in store.list()}
+    names = {name for name, layer in UNITS.items() if tiny.target().keys[layer] in keys}
+    assert len(names) == len(keys)
+    return names
+
+
+def in_work(stage: str) -> set[str]:
+    """Return the units that a stage line names."""
+    return {name for name in UNITS if name in stage}
+
+
+def kill_after(parent: subprocess.Popen[str], seconds: float) -> list[str]:
+    """Kill the process; return the stages of its job until then."""
+    time.sleep(seconds)
+    parent.kill()
+    return parent.communicate()[0].splitlines()
+
+
+@posix
+def test_kills_at_random_moments_cost_at_most_the_units_in_work(
+    root: Path, temp: Path, store: ArtifactStore
+):
+    """ACCEL_TEST_KILLS: how often the process that compiles is killed."""
+    moments, before = random.Random(13), set[str]()
+    for _ in range(KILLS):
+        if len(before) == len(UNITS):
+            store.discard(tiny.target().keys[UNITS["Output 64 -> 4"]], "more to compile")
+            before = stored(store)
+        with start_process(root, store, temp, first=0) as parent:
+            until("the compiling to begin", lambda: workers(temp))
+            stages = kill_after(parent, moments.uniform(0, 40))
+        assert_nothing_left(temp)
+        begun = set().union(*map(in_work, stages))
+        assert not begun & before, "a stored unit was compiled again"
+        lost = begun - stored(store)
+        assert lost <= in_work(stages[-1]), f"more was lost than the units in work: {stages}"
+        assert before <= stored(store)
+        before = stored(store)
+    with start_process(root, store, temp, first=0) as parent:
+        last = parent.communicate(timeout=2 * PATIENCE_S)[0].splitlines()[-1]
+    assert f'"compiled": {len(UNITS) - len(before)}, "units": 4' in last
+    assert_nothing_left(temp)
+    names = {path.name for path in store.root.iterdir()}
+    assert names == {".locks", *tiny.target().keys.values()}
+    tiny.check(tiny.ready(store.root), tiny.inputs())

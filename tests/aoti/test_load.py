@@ -1,0 +1,202 @@
+"""Loading compiled code from where it lies in the store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_accel.compile.aoti import export
+from lib_accel.compile.aoti.backend import Aoti
+from lib_accel.compile.aoti.load import ARCHIVE, load_unit
+from lib_accel.compile.units import example_inputs
+from lib_accel.errors import ArtifactRejected
+from lib_accel.store import Artifact, ArtifactStore
+
+from .. import tiny
+from .kit import OUTPUT
+from .processes import PATIENCE_S
+
+CPU = torch.device("cpu")
+
+SERVE = """
+import os, sys
+from pathlib import Path
+from tests import tiny
+engine, given = tiny.ready(Path(sys.argv[1])), tiny.inputs()
+tiny.check(engine, given)
+tiny.served(engine, given)
+print("right", flush=True)
+os._exit(0)
+"""
+
+
+def artifact_of(store: Path) -> Artifact:
+    """Return the artifact of OUTPUT."""
+    artifact = ArtifactStore(store).get(tiny.target().keys[OUTPUT])
+    assert artifact is not None
+    return artifact
+
+
+def assert_right(code: Any) -> None:
+    """Assert that `code` computes OUTPUT as torch itself does."""
+    size = (2, 8, 24, 77)
+    activations, weights = example_inputs(OUTPUT, size, torch.float32, CPU)
+    expected = export.UnitModule(OUTPUT)(activations, weights)
+    torch.testing.assert_close(code([*activations, *weights]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_loading_writes_no_file(root: Path, own_store: Path, tmp_path: Path):
+    """Also in a process that ends at once and cleans up nothing, as the WebUI's does."""
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    before = sorted(own_store.rglob("*"))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp)),
+    }
+    command = [sys.executable, "-c", SERVE, str(own_store)]
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, timeout=PATIENCE_S, check=True
+    )
+    assert done.stdout == b"right\n"
+    assert list(temp.iterdir()) == []
+    assert sorted(own_store.rglob("*")) == before
+
+
+def test_the_same_code_is_loaded_once(own_store: Path):
+    """For every model and thread; code of other bytes under the same key is loaded anew."""
+    backend, store, target = Aoti(), ArtifactStore(own_store), tiny.target()
+    found: list[Mapping[Any, Any]] = []
+    start = threading.Barrier(8)
+
+    def load() -> None:
+        start.wait()
+        code = backend.make(target, store)
+        assert isinstance(code, Mapping)
+        found.append(code)
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(each == found[0] for each in found)
+    artifact = artifact_of(own_store)
+    copy = Path(shutil.copytree(artifact.path, own_store.parent / "copy"))
+    (copy / "more.json").write_text("{}")
+    files = {name: copy / name for name in (*artifact.files, "more.json")}
+    store.discard(artifact.key, "replaced by a test")
+    store.put(artifact.recipe, files, artifact.verdict)
+    again = backend.make(target, store)
+    assert isinstance(again, Mapping)
+    assert {layer for layer in target.units if again[layer] is not found[0][layer]} == {OUTPUT}
+    assert_right(again[OUTPUT])
+
+
+def test_a_library_that_does_not_load_is_refused_by_its_key(own_store: Path):
+    artifact = artifact_of(own_store)
+    library = next(name for name in artifact.files if name.endswith((".so", ".pyd")))
+    bad = own_store.parent / "bad"
+    bad.write_bytes(b"no library")
+    store = ArtifactStore(own_store)
+    files = {**{name: artifact.file(name) for name in artifact.files}, library: bad}
+    copied = ArtifactStore(own_store.parent / "other").put(artifact.recipe, files, artifact.verdict)
+    store.discard(artifact.key, "replaced by a test")
+    files = {name: copied.file(name) for name in copied.files}
+    store.put(artifact.recipe, files, artifact.verdict)
+    before = dict(os.environ)
+    with pytest.raises(ArtifactRejected, match="Output 64 -> 4 does not load: ") as caught:
+        Aoti().make(tiny.target(), store)
+    assert caught.value.key == artifact.key
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    "verdict", [None, {}, {"compiled": [], "eager": []}, {"compiled": [1.0], "eager": [0.1]}]
+)
+def test_code_that_was_not_found_right_is_refused_by_its_key(own_store: Path, verdict: Any):
+    artifact = artifact_of(own_store)
+    copied = shutil.copytree(artifact.path, own_store.parent / "copy")
+    files = {name: Path(copied, name) for name in artifact.files}
+    store = ArtifactStore(own_store)
+    store.discard(artifact.key, "replaced by a test")
+    store.put(artifact.recipe, files, verdict)
+    with pytest.raises(ArtifactRejected, match="no accuracy check for Output 64 -> 4") as caught:
+        Aoti().make(tiny.target(), store)
+    assert caught.value.key == artifact.key
+
+
+def test_kept_bytes_counts_the_units_when_all_are_stored(own_store: Path):
+    store, backend = ArtifactStore(own_store), Aoti()
+    target = tiny.target()
+    assert backend.kept_bytes(target, store) == sum(entry.bytes for entry in store.list())
+    store.discard(target.keys[OUTPUT], "a test")
+    assert backend.kept_bytes(target, store) is None
+
+
+# -- torch before 2.13
+
+
+class OldLoader:
+    """Loads archives only, as torch before 2.13 does."""
+
+    real = staticmethod(getattr(getattr(torch._C, "_aoti", None), "AOTIModelPackageLoader", None))
+
+    def __new__(cls, path: str, *arguments: Any) -> Any:
+        if Path(path).is_dir():
+            raise RuntimeError("Failed to initialize zip archive: file open failed")
+        return cls.real(path, *arguments)
+
+
+@pytest.fixture
+def old_loader(packaging: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", OldLoader)
+
+
+def test_older_torch_runs_the_library_on_a_cpu(old_loader: None, tiny_store: Path):
+    artifact = artifact_of(tiny_store)
+    assert_right(load_unit(artifact.path, CPU))
+    with pytest.raises(RuntimeError, match="zip archive"):
+        load_unit(artifact.path, torch.device("cuda", 0))
+
+
+def test_older_torch_loads_an_archive_on_a_gpu(old_loader: None, tiny_store: Path, tmp_path: Path):
+    """Shown with code for a CPU: the package stays an archive, without its generated sources."""
+    artifact, package, folder = artifact_of(tiny_store), tmp_path / "raw.pt2", tmp_path / "unit"
+    library = next(name for name in artifact.files if name.endswith((".so", ".pyd")))
+    source = library.rpartition(".")[0] + ".cpp"
+    with zipfile.ZipFile(package, "w") as archive:
+        for name in artifact.files:
+            archive.writestr(f"raw/{name}", artifact.file(name).read_bytes())
+        archive.writestr(f"raw/{source}", "int main() {}" * 1000)
+        archive.writestr("raw/archive_format", "pt2")
+        archive.writestr("raw/byteorder", "little")
+    export._unpack(package, folder)
+    unpacked = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert unpacked == set(artifact.files)
+    export._keep_archive(package, folder)
+    assert [path.name for path in folder.iterdir()] == [ARCHIVE]
+    assert (folder / ARCHIVE).stat().st_size < package.stat().st_size
+    with zipfile.ZipFile(folder / ARCHIVE) as archive:
+        assert archive.read(f"raw/{source}") == b""
+    assert_right(load_unit(folder, CPU))
+
+
+def test_unpacked_code_is_small_and_has_no_sources(tiny_store: Path):
+    for entry in ArtifactStore(tiny_store).list():
+        assert entry.artifact is not None
+        assert not [name for name in entry.artifact.files if name.endswith(".cpp")]
+        assert entry.bytes < 20 * tiny.MIB / 16
