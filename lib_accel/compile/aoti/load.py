@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...model import cpu_operators
 from ..units import UnitFn
 
 ARCHIVE = "unit.pt2"
@@ -19,6 +20,7 @@ def load_unit(folder: Path, device: torch.device) -> UnitFn:
     It is native code: `folder` must come from the artifact store, which has checked it. Raises
     RuntimeError when it does not load.
     """
+    cpu_operators.register()  # compiled code finds them by name
     run = _runner(folder, device).run
 
     def call(inputs: list[torch.Tensor]) -> torch.Tensor:
