@@ -2,13 +2,14 @@
 
 from modules import script_callbacks
 
-from lib_accel.host import api, panel, settings
-from lib_accel.host.script import AccelScript as Script  # noqa: F401  the WebUI finds scripts by class
+from lib_accel.host import api
+from lib_accel.host.pages import settings, tab
+from lib_accel.host.pages.script import AccelScript as Script  # noqa: F401  the WebUI finds scripts by class
 from lib_accel.host.service import service
 
 settings.register(service.options_changed)
 script_callbacks.on_model_loaded(service.model_loaded)
-script_callbacks.on_ui_tabs(panel.tab)
+script_callbacks.on_ui_tabs(tab.tab)
 script_callbacks.on_app_started(lambda _, app: api.add_routes(app))
 script_callbacks.on_app_started(
     lambda *_: service.options_changed()

@@ -14,10 +14,10 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import AccelError
-from ..store.store import Entry
-from . import webui
-from .service import service
+from ...errors import AccelError
+from ...store.store import Entry
+from .. import webui
+from ..service import service
 
 _WORDS = {
     "off": "Acceleration is off",

@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
-from ..compile.session import BACKENDS
-from ..config import AUTO, LORA_BASES
-from . import webui
+from ...compile.session import BACKENDS
+from ...config import AUTO, LORA_BASES
+from .. import webui
 
 SECTION = ("accel", "Acceleration")
 

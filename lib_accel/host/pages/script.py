@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from modules import scripts
 
-from .panel import status_line
-from .service import service
+from ..service import service
+from .tab import status_line
 
 
 class AccelScript(scripts.Script):
