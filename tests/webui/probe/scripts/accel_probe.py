@@ -17,7 +17,7 @@ from lib_accel.runtime.lora_bases import Bases
 
 def _wanted(names, strengths):
     networks.load_networks(names, strengths, strengths, [None] * len(names))
-    return webui.lora_wanted()
+    return webui.wanted_loras()
 
 
 def _parts(layer):
