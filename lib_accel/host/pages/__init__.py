@@ -1,1 +1,1 @@
-"""What a user sees in the WebUI: the settings, the status line, the Acceleration tab and the mark in the infotext."""
+"""What a user sees: the settings, the status line, the Acceleration tab, the infotext."""
