@@ -118,22 +118,22 @@ def _class_forward_under_its_name(unet: nn.Module) -> Undo:
 
 
 CHANGES = [
-    (_forward, "1 layers run the WebUI's way: the forward of a CrossAttention was replaced"),
+    (_forward, "1 layer is not accelerated: the forward of a CrossAttention was replaced"),
     (
         _inner_forward,
-        "1 layers run the WebUI's way: the forward of a BasicTransformerBlock was replaced",
+        "1 layer is not accelerated: the forward of a BasicTransformerBlock was replaced",
     ),
-    (_whole_layer, "1 layers run the WebUI's way: the forward of a ResBlock was replaced"),
-    (_hook, "1 layers run the WebUI's way: a Conv2d has hooks"),
-    (_hook_before, "1 layers run the WebUI's way: a FeedForward has hooks"),
-    (_one_way_tiling, "1 layers run the WebUI's way: the forward of a Conv2d was replaced"),
-    (_padding, "16 layers run the WebUI's way: tiling changes the padding of convolutions"),
-    (_other_part, "1 layers run the WebUI's way: a part of a BasicTransformerBlock was replaced"),
-    (_other_class, "1 layers run the WebUI's way: a BasicTransformerBlock became a Merging"),
-    (_class_forward, "4 layers run the WebUI's way: the class BasicTransformerBlock was patched"),
+    (_whole_layer, "1 layer is not accelerated: the forward of a ResBlock was replaced"),
+    (_hook, "1 layer is not accelerated: a Conv2d has hooks"),
+    (_hook_before, "1 layer is not accelerated: a FeedForward has hooks"),
+    (_one_way_tiling, "1 layer is not accelerated: the forward of a Conv2d was replaced"),
+    (_padding, "16 layers are not accelerated: tiling changes the padding of convolutions"),
+    (_other_part, "1 layer is not accelerated: a part of a BasicTransformerBlock was replaced"),
+    (_other_class, "1 layer is not accelerated: a BasicTransformerBlock became a Merging"),
+    (_class_forward, "4 layers are not accelerated: the class BasicTransformerBlock was patched"),
     (
         _class_forward_under_its_name,
-        "4 layers run the WebUI's way: the class BasicTransformerBlock was patched",
+        "4 layers are not accelerated: the class BasicTransformerBlock was patched",
     ),
 ]
 
