@@ -1,4 +1,4 @@
-"""Components that remember what they were given, and buttons that can be pressed."""
+"""Components that keep what they were given, and buttons that can be pressed."""
 
 from __future__ import annotations
 
@@ -70,13 +70,14 @@ class Button(Component):
             api_name,
         )
 
-    def press(self) -> None:
-        """What the page does: one value for one output, else one for each."""
+    def press(self) -> list[Any]:
+        """Do what the page does. Returns the values that the outputs were given."""
         answer = self._handler(*(i.value for i in self._inputs))
         for output, value in zip(
             self._outputs, answer if len(self._outputs) > 1 else [answer], strict=True
         ):
             output.value = value
+        return [output.value for output in self._outputs]
 
 
 class Checkbox(Component):

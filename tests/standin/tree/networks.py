@@ -18,6 +18,8 @@ PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 loaded_networks: list[network.Network] = []
 extra_network_lora = SimpleNamespace(errors={})
 _originals: dict[tuple[type, str], Any] = {}
+computed: set[int] | None = None
+"""For tests: where this is a set, the ids of the modules whose own forward has run."""
 
 
 def assign_network_names_to_compvis_modules(sd_model: Any) -> None:
@@ -93,6 +95,8 @@ def network_reset_cached_weight(self: Any) -> None:
 
 def _patched_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor) -> Tensor:  # noqa: A002
+        if computed is not None:
+            computed.add(id(self))
         if not shared.opts.lora_functional:
             network_apply_weights(self)
             return original(self, input)
