@@ -1,4 +1,4 @@
-"""The stand-in of tests/standin behaves like a real WebUI: the same functions find the same facts."""
+"""The stand-in of tests/standin behaves like a real WebUI: facts found in both are equal."""
 
 from __future__ import annotations
 
