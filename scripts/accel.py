@@ -1,18 +1,18 @@
-"""The shim the WebUI loads: it registers callbacks and hands over to lib_accel.host."""
+"""The file that the WebUI loads as a script. It registers callbacks and does nothing else."""
 
 from modules import script_callbacks
 
-from lib_accel.host import api, panel, settings
-from lib_accel.host.script import AccelScript as Script  # noqa: F401  the WebUI finds scripts by class
+from lib_accel.host import api
+from lib_accel.host.pages import settings, tab
+from lib_accel.host.pages.script import AccelScript as Script  # noqa: F401  found by its class
 from lib_accel.host.service import service
 
 settings.register(service.options_changed)
 script_callbacks.on_model_loaded(service.model_loaded)
-script_callbacks.on_ui_tabs(panel.tab)
+script_callbacks.on_ui_tabs(tab.tab)
 script_callbacks.on_app_started(lambda _, app: api.add_routes(app))
-script_callbacks.on_app_started(
-    lambda *_: service.options_changed()
-)  # "Reload UI" keeps the models but not our hold on them
+# "Reload UI" unloads scripts, which undoes acceleration, and keeps the models
+script_callbacks.on_app_started(lambda *_: service.options_changed())
 script_callbacks.on_cfg_denoiser(service.clock.start)
 script_callbacks.on_cfg_denoised(service.denoised)
 script_callbacks.on_script_unloaded(service.shutdown)

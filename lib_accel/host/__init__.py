@@ -1,1 +1,1 @@
-"""The host side: the only rooms that know the WebUI. `webui` is the one door to `modules.*` and the Lora extension."""
+"""The WebUI side: the only folder that imports the WebUI's modules, gradio or fastapi."""

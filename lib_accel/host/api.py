@@ -1,4 +1,4 @@
-"""Routes for programs, behind the WebUI's own authentication."""
+"""The HTTP routes `/accel/v1/...`, behind the WebUI's own authentication."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from ..errors import AccelError
 from . import webui
 from .service import service
 
-_basic = HTTPBasic(auto_error=False)
-_with_credentials = Depends(_basic)
+_given = Depends(HTTPBasic(auto_error=False))
 
 
 def add_routes(app: FastAPI) -> None:
-    """Add `/accel/v1/...`. Extension routes are behind no login of the WebUI's unless they ask for it themselves."""
+    """Add the routes. The WebUI's logins do not cover extensions, so each route checks them."""
     guard = [Depends(_guard)]
     app.add_api_route("/accel/v1/status", _status, methods=["GET"], dependencies=guard)
     app.add_api_route("/accel/v1/prebuild", _prebuild, methods=["POST"], dependencies=guard)
     app.add_api_route("/accel/v1/artifacts/{key}", _delete, methods=["DELETE"], dependencies=guard)
 
 
-def _guard(request: Request, given: HTTPBasicCredentials | None = _with_credentials) -> None:
-    """Pass with an `--api-auth` pair, or with gradio's login; answer 401 where either is set and neither is met."""
+def _guard(request: Request, given: HTTPBasicCredentials | None = _given) -> None:
+    """Let a request pass that has a pair of `--api-auth` or a cookie of gradio's login.
+
+    Raises HTTPException 401 where either is set and the request has neither.
+    """
     pairs = webui.api_credentials()
     login = getattr(request.app, "auth", None)
     if not pairs and not login:
@@ -39,11 +41,8 @@ def _guard(request: Request, given: HTTPBasicCredentials | None = _with_credenti
         token = cookies.get("access-token") or cookies.get("access-token-unsecure")
         if token and token in getattr(request.app, "tokens", {}):
             return
-    raise HTTPException(
-        401,
-        "Incorrect username or password",
-        headers={"WWW-Authenticate": "Basic"} if pairs else None,
-    )
+    headers = {"WWW-Authenticate": "Basic"} if pairs else None
+    raise HTTPException(401, "Incorrect username or password", headers=headers)
 
 
 def _status() -> dict[str, Any]:
@@ -51,20 +50,20 @@ def _status() -> dict[str, Any]:
 
 
 def _prebuild() -> dict[str, Any]:
-    """Start compiling for the loaded model, if that is needed; answers at once with the status."""
+    """Start compiling for the loaded model where that is needed, and return the status at once."""
     try:
         service.build()
-    except (AccelError, ValueError) as e:  # ValueError: an option out of range
+    except (AccelError, ValueError) as e:  # ValueError: an option is out of range
         raise HTTPException(409, str(e)) from e
     return service.status()
 
 
 def _delete(key: str) -> dict[str, Any]:
-    """Remove an artifact. Code already loaded from it keeps serving until the WebUI ends."""
+    """Delete an artifact. Code that was loaded from it keeps serving until the WebUI ends."""
     try:
-        removed = service.delete(key)
-    except (AccelError, ValueError) as e:  # ValueError: an option out of range
+        deleted = service.delete(key)
+    except (AccelError, ValueError) as e:  # ValueError: an option is out of range
         raise HTTPException(409, str(e)) from e
-    if not removed:
+    if not deleted:
         raise HTTPException(404, f"there is no artifact {key}")
     return {"deleted": key}

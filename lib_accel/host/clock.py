@@ -1,4 +1,7 @@
-"""How long the UNet took, image by image, with acceleration and without: measured around the sampler's calls, not inside them."""
+"""Measures how long the UNet takes, image by image, with acceleration and without.
+
+It measures around the sampler's UNet calls, so it sees what any UNet costs, whoever computes it.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from typing import Any
 
 import torch
 
-KEPT = 40  # images
+KEPT = 40
+"""How many batches of images are remembered."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One batch of images: median milliseconds a UNet call, and whether compiled code made them."""
+    """One batch of images: the median time of a UNet call, and whether compiled code served it."""
 
     milliseconds: float
     calls: int
@@ -24,7 +28,7 @@ class Timing:
 
 
 class Clock:
-    """`start` and `stop` are the WebUI's callbacks before and after the sampler's UNet call; `finish` closes a batch."""
+    """Collects the times of UNet calls on the device that `device` returns."""
 
     def __init__(self, device: Callable[[], torch.device]) -> None:
         self._device = device
@@ -33,29 +37,29 @@ class Clock:
         self._begun: Any = None
 
     def start(self, _: Any = None) -> None:
+        """Note that a UNet call begins: the WebUI's callback `on_cfg_denoiser`."""
         self._begun = _now(self._device())
 
     def stop(self) -> None:
+        """Note that the UNet call has ended."""
         if self._begun is not None:
             self._marks.append((self._begun, _now(self._device())))
             self._begun = None
 
     def finish(self, accelerated: bool) -> None:
-        """Waits for the GPU only where it has finished anyway: the image is decoded by now."""
+        """Close a batch. This reads CUDA events that have passed: the image is decoded by now."""
         marks, self._marks = self._marks, []
         if marks:
-            self.timings.append(
-                Timing(statistics.median(_milliseconds(*m) for m in marks), len(marks), accelerated)
-            )
+            median = statistics.median(_milliseconds(*m) for m in marks)
+            self.timings.append(Timing(median, len(marks), accelerated))
 
 
 def _now(device: torch.device) -> Any:
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record(
-        torch.cuda.current_stream(device)
-    )  # which need not be torch's current device (`--device-id`)
+    # with `--device-id`, the WebUI's device need not be torch's current one
+    event.record(torch.cuda.current_stream(device))
     return event
 
 

@@ -1,9 +1,14 @@
-"""The one door to the WebUI. Everything it could change under us is read here, and nowhere else."""
+"""What the WebUI is set to, what it has loaded, and what it is doing right now.
+
+host/ as a whole is the only door to the WebUI. Within it, this file reads the WebUI's state; pages/
+and api.py add our settings, pages and routes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import reprlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,86 +19,111 @@ from modules import devices, sd_unet, shared
 from torch import nn
 
 from ..config import MIB, Config, default_store
-
-WAIT, CONTINUE = "wait for the compiler", "make images without acceleration"
+from .options import OPTIONS, WAIT
 
 
 def option(name: str) -> Any:
-    return getattr(shared.opts, name)
+    """Return the value of one of our options, of the type that options.py gives it.
+
+    A value of an earlier version or of another type is rewritten in the WebUI's settings. One that
+    means nothing is named in the console and replaced by the default.
+    """
+    stored = getattr(shared.opts, name)
+    try:
+        value = OPTIONS[name].read(stored)
+    except ValueError as e:
+        value = OPTIONS[name].default
+        say(f"the setting {name} is {reprlib.repr(stored)}; {e}. {value!r} is used instead.")
+    if type(value) is not type(stored) or value != stored:
+        shared.opts.data[name] = value
+    return value
 
 
 def flag(name: str) -> Any:
-    """A command-line flag of preload.py; None where the WebUI was started without it."""
+    """Return a command-line flag of preload.py; None where the WebUI was started without it."""
     return getattr(shared.cmd_opts, name, None)
 
 
 def enabled() -> bool:
-    return bool(option("accel_enable")) and not flag("accel_disable")
+    """Return whether acceleration is switched on, by the settings and the command line."""
+    return option("accel_enable") and not flag("accel_disable")
 
 
 def config() -> Config:
-    """The options as a Config; command-line flags go first. Raises ValueError for a value out of range."""
-    folder = flag(
-        "accel_store"
-    )  # not an option: whoever can set options could name a folder of planted native code
+    """Return the options as a Config. Command-line flags override them.
+
+    Raises ValueError for a value out of range. The folder of compiled code is no option: whoever
+    can set options could name a folder of planted native code.
+    """
+    folder = flag("accel_store")
     return Config(
-        backend=flag("accel_backend") or option("accel_backend"),
+        backend=_backend(),
         store=Path(folder) if folder else default_store(),
-        store_bytes=int(option("accel_store_mib")) * MIB,
+        store_bytes=option("accel_store_mib") * MIB,
         store_readonly=bool(flag("accel_store_readonly")),
         compile=not flag("accel_no_compile"),
         blocking=bool(flag("accel_blocking")) or option("accel_while_compiling") == WAIT,
-        graphs=int(option("accel_graphs_mib")) > 0,
-        graph_bytes=int(option("accel_graphs_mib")) * MIB,
+        graphs=option("accel_graphs_mib") > 0,
+        graph_bytes=option("accel_graphs_mib") * MIB,
         lora_base=option("accel_lora_base"),
     )
 
 
+def _backend() -> str:
+    named = flag("accel_backend")
+    if named is not None:
+        try:
+            return OPTIONS["accel_backend"].read(named)
+        except ValueError as e:
+            say(f"--accel-backend is {named!r}; {e}. The setting is used instead.")
+            shared.cmd_opts.accel_backend = None  # named once
+    return option("accel_backend")
+
+
 def device() -> torch.device:
-    """Where images are computed, with its number: `cuda` alone names another device after torch.cuda.set_device."""
-    d = torch.device(
-        devices.get_optimal_device_name() if devices.device is None else devices.device
-    )
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if d.type == "cuda" and d.index is None
-        else d
-    )
+    """Return the device that computes images, with its index.
+
+    Without an index, `cuda` means another device after torch.cuda.set_device.
+    """
+    found = torch.device(devices.device or devices.get_optimal_device_name())
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
 
 
 def free_memory() -> float:
-    """Bytes of video memory that can be had, torch's own cache and CUDA graphs' pools included; without a GPU, any number."""
+    """Return the bytes of video memory that can be had; infinity without a GPU.
+
+    The unused part of torch's cache and of CUDA graphs' pools is included.
+    """
     where = device()
     if where.type != "cuda":
         return math.inf
-    return (
-        torch.cuda.mem_get_info(where)[0]
-        + torch.cuda.memory_reserved(where)
-        - torch.cuda.memory_allocated(where)
-    )
+    cached = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+    return torch.cuda.mem_get_info(where)[0] + cached
 
 
 def unet_of(sd_model: Any) -> nn.Module | None:
-    """The UNet of a loaded model; None for one that has none (SD3's transformer is refused later, by its keys)."""
+    """Return the UNet of a loaded model or None. SD3's is refused later, by its parameter names."""
     return getattr(getattr(sd_model, "model", None), "diffusion_model", None)
 
 
 def current_model() -> Any:
-    """The loaded model, without making the WebUI load one."""
+    """Return the loaded model or None. `shared.sd_model` would make the WebUI load one."""
     from modules import sd_models
 
     return sd_models.model_data.sd_model
 
 
 def api_credentials() -> dict[str, str]:
-    """The pairs of `--api-auth`, read as the WebUI's API reads them."""
+    """Return the passwords of `--api-auth` by user, parsed as the WebUI's API parses them."""
     pairs = shared.cmd_opts.api_auth
     return dict(pair.split(":", 1) for pair in pairs.split(",")) if pairs else {}
 
 
 @contextlib.contextmanager
 def idle() -> Iterator[bool]:
-    """Whether no image is being made; none begins inside the block when it is true."""
+    """Yield whether no image is being made. Where it yields True, none begins inside the block."""
     from modules.call_queue import queue_lock
 
     free = queue_lock.acquire(blocking=False)
@@ -105,62 +135,71 @@ def idle() -> Iterator[bool]:
 
 
 def say(text: str) -> None:
-    """In the console, or the file it goes to: one of another alphabet must not cost the image."""
+    """Print a line in the console.
+
+    A character that the console's encoding lacks becomes `?`: it must not make an image fail.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(f"Acceleration: {text}".encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def why_not_now(unet: nn.Module) -> str | None:
-    """What the WebUI is doing right now that compiled code cannot follow, or None."""
+    """Return what the WebUI is doing right now that compiled code cannot follow, or None."""
+    opts = shared.opts
     if sd_unet.current_unet is not None:
         return f"another extension's UNet is active: {sd_unet.current_unet.option.label}"
     if shared.loaded_hypernetworks:
         return "a hypernetwork is active; it changes every attention layer"
     if devices.unet_needs_upcast:
         return "the WebUI upcasts this UNet while sampling (--upcast-sampling)"
-    if option("lora_functional") and lora_wanted():
+    if opts.lora_functional and wanted_loras():
         return "LoRAs are applied at run time (Settings, Compatibility: old Lora method)"
-    if option("upcast_attn") and next(unet.parameters()).dtype in (torch.float16, torch.bfloat16):
-        return "the WebUI computes attention in float32 (Settings, Stable Diffusion: upcast cross attention layer)"
+    if opts.upcast_attn and next(unet.parameters()).dtype in (torch.float16, torch.bfloat16):
+        return (
+            "the WebUI computes attention in float32 "
+            "(Settings, Stable Diffusion: upcast cross attention layer)"
+        )
     if torch.is_grad_enabled() and any(p.requires_grad for p in unet.parameters()):
         return "the UNet is being trained"
-    if (
-        torch.jit.is_tracing() or getattr(torch.compiler, "is_compiling", bool)()
-    ):  # torch 2.1 cannot tell the second
-        return "the UNet is being exported"  # a trace would take what compiled code answers for a constant
+    if _exporting():  # a trace would record the output of compiled code as a constant
+        return "the UNet is being exported"
     return None
+
+
+def _exporting() -> bool:
+    compiling = getattr(torch.compiler, "is_compiling", None)  # torch 2.1 has none
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return tracing or (compiling is not None and compiling())
 
 
 @contextlib.contextmanager
 def autocast() -> Iterator[None]:
-    """The WebUI's own precision, for layers that run its way."""
+    """Compute in the WebUI's own precision, for layers that are not compiled."""
     with devices.autocast():
         yield
 
 
 def networks() -> Any:
-    """The Lora extension's module, or None where it is disabled."""
+    """Return the module of the Lora extension, or None where that is disabled."""
     return sys.modules.get("networks")
 
 
-def lora_wanted() -> tuple[tuple[object, ...], ...]:
-    """The set of networks the Lora extension wants applied, in the form in which it marks each layer."""
+def wanted_loras() -> tuple[tuple[object, ...], ...]:
+    """Return the networks that the Lora extension wants merged, in the form of its marks."""
     module = networks()
-    return (
-        tuple(
-            (n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in module.loaded_networks
-        )
-        if module
-        else ()
+    if module is None:
+        return ()
+    return tuple(
+        (n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in module.loaded_networks
     )
 
 
-def merges_as_known(networks: Any) -> bool:
-    """Whether the Lora extension merges by its own code. Other extensions may have put theirs there: then it has to be called."""
+def merges_unpatched(networks: Any) -> bool:
+    """Return whether the Lora extension merges by its own code; a patch of it has to be called."""
     return networks.network_apply_weights.__module__ == "networks"
 
 
 def count_lora_error(name: str) -> None:
-    """For the message under the image: a network with a layer that does not fit."""
+    """Count, for the WebUI's message under the image, a layer that this network does not fit."""
     errors = networks().extra_network_lora.errors
     errors[name] = errors.get(name, 0) + 1

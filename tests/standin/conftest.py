@@ -1,4 +1,4 @@
-"""A running stand-in for each test, and nothing of it afterwards."""
+"""Fixtures: a running stand-in for each test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..threads import one_thread  # noqa: F401  for every test here
+from ..threads import one_thread  # noqa: F401  used by every test
 from .host import Host, in_place
 
 Start = Callable[..., Host]
@@ -15,7 +15,10 @@ Start = Callable[..., Host]
 
 @pytest.fixture
 def start(tiny_store: Path) -> Iterator[Start]:
-    """Starts it with command-line flags, without a model; once in a test. Its store has the tiny UNet's code."""
+    """A function that starts one with command-line flags and without a model; once in a test.
+
+    Its store holds the compiled code of the tiny UNet.
+    """
     running: list[Host] = []
 
     def start(*flags: str) -> Host:
@@ -31,10 +34,9 @@ def start(tiny_store: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def host(start: Start) -> Host:
-    """With a model loaded and its code in place."""
+    """A stand-in with a loaded model that compiled code serves."""
     host = start()
     host.load()
-    assert (host.status()["state"], host.status()["backend"]) == ("ready", "aoti"), host.status()[
-        "reason"
-    ]
+    status = host.status()
+    assert (status["state"], status["backend"]) == ("ready", "aoti"), status["reason"]
     return host

@@ -1,4 +1,4 @@
-"""Another extension that drives the UNet, as sd-webui-controlnet does: its forward calls the blocks itself."""
+"""Another extension that drives the UNet: like sd-webui-controlnet, it calls the blocks itself."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 @dataclass
 class Unit:
-    """What a user has set for one ControlNet."""
+    """What a user has set for one control model."""
 
     control_model: nn.Module
     weight: float = 1.0
 
 
 class ControlNet(nn.Module):
-    """The encoder of a UNet, whose every block answers with something to add."""
+    """The encoder of a UNet; each of its blocks returns a tensor to add to the UNet's."""
 
     def __init__(self, encoder: Any):
         super().__init__()
@@ -34,7 +34,7 @@ class ControlNet(nn.Module):
 
 
 def drive(unet: Any, units: Sequence[Unit] = ()) -> Callable[[], None]:
-    """Take the UNet over. Returns what leaves it again."""
+    """Put a forward on the UNet that calls its blocks. Returns a function that removes it."""
     code = sys.modules[type(unet).__module__]
 
     def forward(self: Any, x: Tensor, timesteps: Tensor, context: Tensor, **kwargs: Any) -> Tensor:

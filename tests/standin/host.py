@@ -1,4 +1,4 @@
-"""The stand-in put in place: fresh modules, our script file loaded as the WebUI loads it, a tiny model, and what a user does with it."""
+"""A running stand-in of the WebUI: fresh modules, our script file, a tiny model, a user."""
 
 from __future__ import annotations
 
@@ -16,38 +16,30 @@ from torch import Tensor, nn
 from ..tiny import TINY, Inputs, donor, inputs
 
 ROOT = Path(__file__).resolve().parents[2]
-TREE = Path(__file__).resolve().parent / "tree"
-NAMES = {
-    "modules",
-    "ldm",
-    "network",
-    "network_lora",
-    "network_full",
-    "networks",
-    "gradio",
-    "fastapi",
-}
-HOST_SIDE = "lib_accel.host"
-
+HERE = Path(__file__).resolve().parent
+TREE = HERE / "tree"
+OURS = "lib_accel.host"
+NAMES = {"facts", "fastapi", "gradio", "ldm", "modules"}
+NAMES |= {"network", "network_full", "network_lora", "networks"}
 
 MIDDLE_QUERY = "middle_block.1.transformer_blocks.0.attn1.to_q"
 
 
 def factors() -> dict[str, Tensor]:
-    """A plain LoRA's parts for a query of 64 channels."""
+    """Return a plain LoRA's tensors for a query of 64 channels."""
     return {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}
 
 
-def _ours(name: str) -> bool:
-    return name.partition(".")[0] in NAMES or name == HOST_SIDE or name.startswith(f"{HOST_SIDE}.")
+def _is_standin(name: str) -> bool:
+    return name.partition(".")[0] in NAMES or name == OURS or name.startswith(f"{OURS}.")
 
 
 @contextlib.contextmanager
 def in_place() -> Iterator[None]:
-    """Inside, those names are the stand-in's and the host side is imported anew; outside, everything is as it was."""
+    """Put the stand-in's modules in place and import lib_accel.host anew; undo both at the end."""
     import lib_accel
 
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if _ours(name)}
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_standin(name)}
     attribute = vars(lib_accel).pop("host", None)
     sys.path.insert(0, str(TREE))
     importlib.invalidate_caches()
@@ -55,7 +47,7 @@ def in_place() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(TREE))
-        for name in [n for n in sys.modules if _ours(n)]:
+        for name in [n for n in sys.modules if _is_standin(n)]:
             del sys.modules[name]
         sys.modules.update(before)
         vars(lib_accel).pop("host", None)
@@ -68,13 +60,10 @@ class Host:
 
     def __init__(self, *flags: str):
         shared = self.module("modules.shared")
-        _load_file(ROOT / "preload.py").preload(shared.parser)
+        load_file("preload", ROOT / "preload.py").preload(shared.parser)
         shared.parser.parse_args(flags, shared.cmd_opts)
-        self.opts, self.networks, self.pages = (
-            shared.opts,
-            self.module("networks"),
-            self.module("gradio"),
-        )
+        self.opts, self.networks = shared.opts, self.module("networks")
+        self.pages = self.module("gradio")
         self.module("ldm.unet").th = self.module("modules.sd_hijack_unet").th
         unet = self.module("ldm.unet").UNetModel
         unet.forward = self.module("modules.sd_unet").create_unet_forward(unet.forward)
@@ -82,19 +71,24 @@ class Host:
         self.reload_ui()
 
     def module(self, name: str) -> Any:
+        """Return a module of the stand-in or of lib_accel.host."""
         return importlib.import_module(name)
 
     @property
     def service(self) -> Any:
+        """The service of lib_accel.host."""
         return self.module("lib_accel.host.service").service
 
     def close(self) -> None:
-        """The WebUI's end: nothing may go on after it."""
+        """End the WebUI: nothing of it goes on."""
         self.module("modules.script_callbacks").script_unloaded_callback()
         self.networks.undo()
 
     def reload_ui(self, *others: Callable[[], type]) -> None:
-        """Start the pages, or "Reload UI": scripts are loaded anew, modules and models stay. `others`: script files, as functions."""
+        """Start the pages, or "Reload UI": scripts are loaded anew, modules and models stay.
+
+        `others`: further script files, as functions that return their script class.
+        """
         callbacks, scripts = self.module("modules.script_callbacks"), self.module("modules.scripts")
         callbacks.script_unloaded_callback()
         callbacks.clear_callbacks()
@@ -109,53 +103,77 @@ class Host:
         callbacks.app_started_callback(None, self.app)
 
     def load(self, seed: int = 0) -> nn.Module:
-        """A model with weights of its own; returns its UNet."""
+        """Load a model with weights of its own. Returns its UNet."""
         unet = self.new_unet(seed)
         self.module("modules.sd_models").load_model(unet)
         return unet
 
     def new_unet(self, seed: int = 0) -> nn.Module:
+        """Return a UNet that nobody knows of."""
         unet = self.module("ldm.unet").UNetModel(TINY)
         unet.load_state_dict(donor(TINY, seed).state_dict())
         return unet.eval()
 
     @property
     def model(self) -> Any:
+        """The loaded model."""
         return self.module("modules.sd_models").model_data.sd_model
 
     @property
     def unet(self) -> Any:
+        """Its UNet."""
         return self.model.model.diffusion_model
 
     # -- what is computed
 
     @torch.no_grad()
     def call(self, given: Inputs | None = None, unet: nn.Module | None = None) -> Tensor:
-        """One call of the UNet, as the sampler makes it: of the loaded one, or of another."""
+        """Call the loaded UNet as the sampler does, or another UNet."""
         x, timesteps, context, _ = given or inputs()
         if unet is not None:
             return unet(x, timesteps, context=context)
         return self.model.apply_model(x, timesteps, {"c_crossattn": [context]})
 
     def plain(self, given: Inputs | None = None, seed: int = 0) -> Tensor:
-        """The same call of an equal UNet that nobody has taken over."""
+        """Make the same call of an equal UNet that was never accelerated."""
         unet = self.new_unet(seed)
         for name, module in unet.named_modules(prefix="diffusion_model"):
             module.network_layer_name = name.replace(".", "_")
         return self.call(given, unet)
 
     def image(self, *networks: Any, **options: Any) -> Any:
-        """A job with these networks in its prompt. Returns it, with the batches as `made`."""
+        """Run a job with these networks in its prompt. Returns it, with its batches as `made`."""
         processing = self.module("modules.processing")
         x, timesteps, context, _ = inputs()
         p = processing.StableDiffusionProcessing(x, timesteps, context, list(networks), **options)
         p.made = processing.process_images(p)
         return p
 
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Callable[[nn.Module], set[str]]]:
+        """Yield a function that names the layers of a network that its own code computed.
+
+        These are the ones that were not accelerated, of those that can be: see `unit_layers`.
+        """
+        computed: set[int] = set()
+        self.networks.computed = computed
+
+        def unaccelerated(network: nn.Module) -> set[str]:
+            return {
+                name
+                for name in unit_layers(network)
+                if any(id(m) in computed for m in network.get_submodule(name).modules())
+            }
+
+        try:
+            yield unaccelerated
+        finally:
+            self.networks.computed = None
+
     # -- what a user wants
 
     def network(self, name: str, layers: dict[str, dict[str, Tensor]]) -> Any:
-        """A network in memory: the parts of a file, by the dotted name of the layer each is for."""
+        """Return a loaded LoRA: the tensors of its file by the dotted name of their layer."""
         net = self.module("network").Network(name, None)
         types = (
             self.module("network_lora").ModuleTypeLora(),
@@ -173,69 +191,76 @@ class Host:
 
     @torch.no_grad()
     def merge(self, layer: Any) -> None:
-        """The Lora extension's own code, for one layer."""
+        """Let the Lora extension's own code merge into one layer."""
         self.networks.network_apply_weights(layer)
 
     def want(self, *networks: Any) -> None:
-        """What a prompt with these networks does, before its first call."""
+        """Want these networks, as a prompt with them does before its first call."""
         self.networks.loaded_networks[:] = networks
 
     # -- how it behaves, for tests/webui/test_standin.py
 
-    def hear(self) -> None:
-        """Load the listener too, as one more extension."""
-        self._facts = {
-            name: _load_file(Path(__file__).parent / f"{name}.py")
-            for name in ("facts", "lora_facts", "page_facts")
-        }
-        self.reload_ui(self._facts["facts"].listen)
+    def listen(self) -> None:
+        """Load the listener of `facts` too, as one more extension."""
+        self._facts = load_file("facts", HERE / "facts" / "__init__.py")
+        self.reload_ui(self._facts.listen)
 
     def facts(self, which: str) -> Any:
-        f = self._facts
-        groups = {
-            "webui": f["facts"].webui,
-            "job": f["facts"].job,
-            "lora": f["lora_facts"].lora,
-            "pages": f["page_facts"].pages,
-        }
-        return groups[which]()
+        """Return a group of facts about this stand-in."""
+        return self._facts.find(which)
 
-    # -- what we say
+    # -- what the extension says
 
     def status(self) -> dict[str, Any]:
+        """Return the answer of `GET /accel/v1/status`."""
         code, answer = self.app.ask("GET", "/accel/v1/status")
         assert code == 200, answer
         return answer
 
     def counters(self) -> dict[str, int]:
+        """Return the counters of the status."""
         return self.status()["counters"]
 
 
 @contextlib.contextmanager
 def counted(host: Host, **expected: int) -> Iterator[None]:
-    """The counters named must rise by just so much."""
+    """Check that the named counters rise by exactly these numbers."""
     before = host.counters()
     yield
     after = host.counters()
     assert {name: after[name] - before[name] for name in expected} == expected
 
 
-def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"standin_{path.stem}", path)
+def load_file(name: str, path: Path) -> Any:
+    """Import a file as a top-level module, or as a package where it is an `__init__.py`."""
+    package = [str(path.parent)] if path.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=package)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    if package:
+        sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
+def unit_layers(network: nn.Module) -> set[str]:
+    """Return the names of the layers of a network that can be compiled."""
+    compiled = ("ResBlock", "SpatialTransformer")
+    blocks = {n for n, m in network.named_modules() if type(m).__name__ in compiled}
+    return blocks | ({"out"} if hasattr(network, "out") else set())
+
+
 def own_attributes(network: nn.Module) -> dict[str, dict[str, object]]:
-    """Everything that stands on each module itself: what was put there and not taken away shows here."""
+    """Return the attributes of each module instance: what was put on one shows here."""
     return {name: dict(vars(module)) for name, module in network.named_modules()}
 
 
 def left_behind(before: dict[str, dict[str, object]], network: nn.Module) -> list[str]:
-    """Attributes that are there and were not, are gone, or are another object. A LoRA's marks are the Lora extension's business."""
+    """Return the attributes that were added, removed or replaced since `own_attributes`.
+
+    The marks of the Lora extension are left out.
+    """
     after = own_attributes(network)
     assert before.keys() == after.keys()
     return [

@@ -1,4 +1,4 @@
-"""The host side with whatever torch there is: without compiled code, which the other tests need a new one for."""
+"""lib_accel.host with any torch: the other tests need one that can load compiled code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
         host.close()
 
 
-def test_images(host: Host) -> None:
+def test_images_and_loras_without_compiled_code(host: Host) -> None:
     lora = host.network("lora", {MIDDLE_QUERY: factors()})
     bare, merged, again = host.image(), host.image(lora), host.image()
     assert not torch.equal(bare.made[0], merged.made[0])
@@ -32,7 +32,7 @@ def test_images(host: Host) -> None:
     assert torch.equal(host.call(), host.plain())
 
 
-def test_driven(host: Host) -> None:
+def test_a_driven_unet_without_compiled_code(host: Host) -> None:
     leave = drive(host.unet)
     assert torch.equal(host.call(), host.plain())
     leave()
@@ -40,7 +40,7 @@ def test_driven(host: Host) -> None:
     assert host.status()["reason"] is None
 
 
-def test_thrown_away(host: Host) -> None:
+def test_a_discarded_model_without_compiled_code(host: Host) -> None:
     host.call()
     host.module("modules.sd_models").send_model_to_trash(host.model)
     host.load(seed=2)

@@ -1,24 +1,24 @@
-"""Somebody else's forward drives the UNet: accelerated layer by layer, the networks behind it too, and everything given back."""
+"""Another extension's forward drives the UNet, and its layers still run compiled code.
+
+So do the layers of control models. Everything is given back when the driver leaves.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib_accel.runtime.accelerated import accelerated
+from lib_accel.compile import session
 
 from ..tiny import inputs
 from .conftest import Start
 from .driver import ControlNet, Unit, drive
-from .host import Host, counted, left_behind, own_attributes
+from .host import Host, counted, left_behind, own_attributes, unit_layers
 
-UNIT_LAYERS = 13  # of the UNet: residual blocks, transformers, the output layer
-CONTROL_LAYERS = 6  # of its encoder
 DRIVEN = "another extension drives the UNet: compiled layer by layer"
 
 
@@ -27,72 +27,76 @@ def _control(host: Host, seed: int = 7) -> ControlNet:
 
 
 def _expected(host: Host, units: list[Unit], **size: int) -> Tensor:
-    """From an equal UNet under the same driver, without us. Its control models must be free of us."""
+    """Compute the same with an equal, unaccelerated UNet and control models that are it too."""
     unet = host.new_unet()
     drive(unet, units)
     return host.call(inputs(**size), unet)
 
 
-def _compiled(host: Host) -> Counter[int]:
-    """Count, from now on, compiled layers by the network that owns their weights."""
-    engine, seen = accelerated(host.unet).engine, Counter[int]()
-    original = engine.compute_layer
-
-    def compute_layer(layer: Any, *given: Any) -> Tensor:
-        seen[id(next(layer.module.parameters()))] += 1
-        return original(layer, *given)
-
-    engine.compute_layer = compute_layer
-    return seen
-
-
-def _of(seen: Counter[int], network: nn.Module) -> int:
-    return sum(seen[id(p)] for p in network.parameters())
-
-
 @pytest.mark.parametrize("size", [{}, {"batch": 1, "height": 9, "width": 13}, {"length": 154}])
-def test_driven(host: Host, size: dict[str, int]) -> None:
-    seen = _compiled(host)
+def test_every_layer_of_a_driven_unet_is_compiled(host: Host, size: dict[str, int]) -> None:
     drive(host.unet)
-    with counted(host, accelerated_calls=1, host_calls=0):
+    with host.watched() as unaccelerated, counted(host, accelerated_calls=1, host_calls=0):
         out = host.call(inputs(**size))
+        assert unaccelerated(host.unet) == set()
     assert torch.allclose(out, host.plain(inputs(**size)), atol=1e-5)
-    assert _of(seen, host.unet) == UNIT_LAYERS == sum(seen.values())
     assert host.status()["reason"] == DRIVEN
 
 
-def test_driven_without_compiled_code(start: Start) -> None:
+def test_without_compiled_code_the_layers_are_the_webuis_own(start: Start) -> None:
     host = start("--accel-backend", "eager")
     host.load()
     drive(host.unet)
-    with counted(host, accelerated_calls=0, host_calls=1):
-        assert torch.equal(host.call(), host.plain())
+    with host.watched() as unaccelerated, counted(host, accelerated_calls=0, host_calls=1):
+        out = host.call()
+        assert unaccelerated(host.unet) == unit_layers(host.unet)
+    assert torch.equal(out, host.plain())
     reason = host.status()["reason"]
     assert reason.startswith(
-        "another extension drives the UNet: without compiled code its layers run unaccelerated"
+        "another extension drives the UNet: without compiled code its layers "
     ), reason
 
 
-def test_compiled_code_that_fails_while_driven(host: Host) -> None:
-    """Every layer of that pass goes on by itself, and the reason is of the first that failed."""
-    engine, failed = accelerated(host.unet).engine, []
+class _Failing:
+    """A backend whose code raises whenever it is called."""
 
-    def fail(inputs: list[Tensor]) -> Tensor:
-        failed.append(1)
-        raise RuntimeError(f"layer {len(failed)} broke")
+    name = "failing"
+    calls = 0
 
-    for layer in engine.compiled_layers().values():
-        layer.unit = fail
+    def why_not(self, *_: Any) -> None:
+        return None
+
+    def make(self, target: Any, store: Any) -> Any:
+        return dict.fromkeys(target.units, self._fail)
+
+    def kept_bytes(self, *_: Any) -> None:
+        return None
+
+    def cancel(self) -> None: ...
+
+    def _fail(self, given: list[Tensor]) -> Tensor:
+        type(self).calls += 1
+        raise RuntimeError(f"layer {self.calls} broke")
+
+
+def test_each_layer_whose_compiled_code_fails_is_computed_by_the_webui(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is that of the first layer that failed; the next pass is not accelerated."""
+    monkeypatch.setattr(session, "BACKENDS", (_Failing, *session.BACKENDS[1:]))
+    monkeypatch.setattr(_Failing, "calls", 0)
+    host = start("--accel-backend", "failing")
+    host.load()
     drive(host.unet)
     assert torch.allclose(host.call(), host.plain(), atol=1e-5)
-    assert len(failed) == UNIT_LAYERS
-    assert "aoti: it failed while computing: layer 1 broke" in host.status()["reason"]
+    assert _Failing.calls == len(unit_layers(host.unet))
+    assert "failing: it failed while computing: layer 1 broke" in host.status()["reason"]
     with counted(host, accelerated_calls=0, host_calls=1):
         assert torch.equal(host.call(), host.plain())
 
 
-def test_comes_and_goes(host: Host) -> None:
-    """Our own forward stands behind his and comes back with his leaving; so it does where he came first."""
+def test_acceleration_of_the_whole_unet_returns_when_the_driver_leaves(host: Host) -> None:
+    """Also where the driver came before acceleration was switched on."""
     plain = host.call()
     for _ in range(2):
         leave = drive(host.unet)
@@ -107,14 +111,14 @@ def test_comes_and_goes(host: Host) -> None:
     host.opts.set("accel_enable", True)
     with counted(host, accelerated_calls=1, host_calls=0):
         assert torch.allclose(host.call(), plain, atol=1e-5)
-    leave()  # which leaves the bound method of the class behind
+    leave()  # which leaves the bound method of the class on the UNet
     host.image()
     assert torch.equal(host.call(), plain)
-    assert host.status()["reason"] is None, "ours again, not layer by layer"
+    assert host.status()["reason"] is None, "the whole UNet again, not layer by layer"
 
 
 def test_off_while_driven(host: Host) -> None:
-    """He holds our forward for later, and puts it back when we have gone: nothing of ours may compute then."""
+    """The driver kept our forward and puts it back after we have gone; it must compute nothing."""
     bare = host.plain()
     leave = drive(host.unet)
     host.call()
@@ -129,27 +133,22 @@ def test_off_while_driven(host: Host) -> None:
         assert torch.allclose(host.call(), bare, atol=1e-5)
 
 
-def test_control_models(host: Host) -> None:
-    """Behind a closure over a list of what a user has set; each with its own weights."""
+def test_control_models_are_accelerated_each_with_its_own_weights(host: Host) -> None:
+    """They are found behind a closure over what a user has set, in the first pass."""
     a, b = _control(host), _control(host, 8)
     units = [Unit(a), Unit(b, 0.5)]
     expected, plain = _expected(host, units), host.call()
     before = [own_attributes(a), own_attributes(b)]
-    seen = _compiled(host)
     leave = drive(host.unet, units)
-    with counted(host, accelerated_calls=1, host_calls=0):
-        host.call()  # the first pass finds them, when theirs has begun
-    assert _of(seen, host.unet) == UNIT_LAYERS
-    seen.clear()
-    with counted(host, accelerated_calls=1, host_calls=0):
+    with host.watched() as unaccelerated, counted(host, accelerated_calls=1, host_calls=0):
+        host.call()
+        assert unaccelerated(host.unet) == set()
+        assert unaccelerated(a) == unit_layers(a), "found when its own pass had begun"
+    with host.watched() as unaccelerated, counted(host, accelerated_calls=1, host_calls=0):
         out = host.call()
+        assert [unaccelerated(n) for n in (a, b, host.unet)] == [set(), set(), set()]
     assert torch.allclose(out, expected, atol=1e-5)
     assert not torch.allclose(out, plain, atol=1e-3)
-    assert (_of(seen, a), _of(seen, b), _of(seen, host.unet)) == (
-        CONTROL_LAYERS,
-        CONTROL_LAYERS,
-        UNIT_LAYERS,
-    )
     assert host.status()["control_models"] == 2
     leave()
     assert torch.equal(host.call(), plain)
@@ -157,8 +156,8 @@ def test_control_models(host: Host) -> None:
     assert [left_behind(x, n) for x, n in zip(before, (a, b), strict=True)] == [[], []]
 
 
-def test_a_control_model_with_other_weights(host: Host) -> None:
-    """Loaded in place, moved, or another one in the same place: followed."""
+def test_other_weights_of_a_control_model_are_followed(host: Host) -> None:
+    """Loaded in place, moved, or those of another model in the same place."""
     units = [Unit(_control(host))]
     drive(host.unet, units)
     host.call()
@@ -170,55 +169,58 @@ def test_a_control_model_with_other_weights(host: Host) -> None:
     assert torch.allclose(host.call(), _expected(host, [Unit(_control(host, 10))]), atol=1e-5)
 
 
-def test_another_image_with_another_control_model(host: Host) -> None:
-    """He comes anew for each image: what he brings is found each time."""
+def test_a_new_control_model_is_accelerated_in_the_next_image(host: Host) -> None:
+    """The driver comes anew for each image, with other control models."""
     for seed in (7, 8):
         control = _control(host, seed)
         leave = drive(host.unet, [Unit(control)])
         host.image(steps=1)
-        seen = _compiled(host)
-        host.image(steps=1)
-        assert _of(seen, control) == CONTROL_LAYERS
+        with host.watched() as unaccelerated:
+            host.image(steps=1)
+            assert unaccelerated(control) == set()
         leave()
 
 
-def test_control_models_under_a_hypernetwork(host: Host) -> None:
-    """It changes their attention too, and they run the WebUI's way as the UNet does."""
-    drive(host.unet, [Unit(_control(host))])
+def test_a_hypernetwork_keeps_control_models_unaccelerated(host: Host) -> None:
+    """It changes their attention as it does the UNet's."""
+    control = _control(host)
+    drive(host.unet, [Unit(control)])
     host.image(steps=1)
-    seen, active = _compiled(host), host.module("modules.shared").loaded_hypernetworks
+    active = host.module("modules.shared").loaded_hypernetworks
     active.append(object())
-    host.call()
-    assert sum(seen.values()) == 0
+    with host.watched() as unaccelerated:
+        host.call()
+        assert [unaccelerated(n) for n in (control, host.unet)] == [
+            unit_layers(control),
+            unit_layers(host.unet),
+        ]
     active.clear()
-    host.call()
-    assert sum(seen.values()) == UNIT_LAYERS + CONTROL_LAYERS
+    with host.watched() as unaccelerated:
+        host.call()
+        assert [unaccelerated(n) for n in (control, host.unet)] == [set(), set()]
 
 
-def test_a_changed_control_model(host: Host) -> None:
-    """Its changed layers run its own way, the others compiled."""
+def test_only_changed_layers_of_a_control_model_are_unaccelerated(host: Host) -> None:
     control = _control(host)
     units = [Unit(control)]
     drive(host.unet, units)
     host.call()
-    seen = _compiled(host)
     layer: Any = control.middle_block[0]
     hook = layer.register_forward_hook(lambda *given: given[-1] * 2)
-    out = host.call()
-    assert (_of(seen, control), _of(seen, host.unet)) == (CONTROL_LAYERS - 1, UNIT_LAYERS)
+    with host.watched() as unaccelerated:
+        out = host.call()
+        assert unaccelerated(control) == {"middle_block.0"}
+        assert unaccelerated(host.unet) == set()
     hook.remove()
     other = _control(host)
     other.middle_block[0].register_forward_hook(lambda *given: given[-1] * 2)
     assert torch.allclose(out, _expected(host, [Unit(other)]), atol=1e-5)
 
 
-def test_control_model_and_lora(host: Host) -> None:
-    """The LoRA is the UNet's alone."""
+def test_a_lora_changes_the_unet_and_not_the_control_model(host: Host) -> None:
     name = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
-    lora = host.network(
-        "lora",
-        {name: {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}},
-    )
+    factors = {"lora_up.weight": torch.randn(64, 4), "lora_down.weight": torch.randn(4, 64)}
+    lora = host.network("lora", {name: factors})
     control = _control(host)
     drive(host.unet, [Unit(control)])
     plain = host.call()
@@ -236,8 +238,7 @@ def test_control_model_and_lora(host: Host) -> None:
     assert all(torch.equal(v, base[k]) for k, v in control.state_dict().items())
 
 
-def test_a_pass_cut_short(host: Host) -> None:
-    """Interrupted in the middle of a pass; the next one begins anew, with what is wanted then."""
+def test_after_an_interrupted_pass_the_next_one_begins_anew(host: Host) -> None:
     plain = host.call()
     leave = drive(host.unet)
     hook = host.unet.middle_block.register_forward_pre_hook(
@@ -253,17 +254,17 @@ def test_a_pass_cut_short(host: Host) -> None:
 
 
 def test_the_status_gives_both_reasons(start: Start, tmp_path: Path) -> None:
-    """Why this image is made without acceleration, and why no better backend serves."""
+    """Why this image is not accelerated, and why no better backend serves."""
     host = start("--accel-store", str(tmp_path / "empty"), "--accel-no-compile")
     host.load()
     host.module("modules.shared").loaded_hypernetworks.append(object())
     host.call()
     reason = host.status()["reason"]
-    assert "hypernetwork" in reason
-    assert "; aoti: no artifact is at hand" in reason
+    assert reason.startswith("a hypernetwork is active"), reason
+    assert "; aoti: " in reason
 
 
-def test_a_reason_while_driven(host: Host) -> None:
+def test_a_reason_while_driven_ends_with_its_cause(host: Host) -> None:
     drive(host.unet)
     host.module("modules.shared").loaded_hypernetworks.append(object())
     with counted(host, accelerated_calls=0, host_calls=1):

@@ -1,4 +1,7 @@
-"""Layers that others have changed run the host's way, with a reason; the rest stays compiled, and all of it once the change is undone."""
+"""A layer that another extension has changed runs its own code, and the status says why.
+
+The other layers stay compiled, and all of them are once the change is undone.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,16 @@ Undo = Callable[[], object]
 
 
 def _forward(unet: nn.Module) -> Undo:
-    """As HyperTile does."""
+    """Change a forward, like HyperTile."""
     attention: Any = unet.get_submodule(f"{BLOCK}.attn1")
     original = attention.forward
     attention.forward = lambda x, context=None: original(x, context) * 2
-    return lambda: setattr(
-        attention, "forward", original
-    )  # the bound method of its class: what many leave behind
+    # the bound method of the class, which many extensions leave behind
+    return lambda: setattr(attention, "forward", original)
 
 
 def _inner_forward(unet: nn.Module) -> Undo:
-    """As the reference modes of sd-webui-controlnet do."""
+    """Change an inner forward, like the reference modes of sd-webui-controlnet."""
     block: Any = unet.get_submodule(BLOCK)
     original = block._forward
     block._forward = lambda x, context=None: original(x, context) * 2
@@ -61,21 +63,21 @@ def _hook_before(unet: nn.Module) -> Undo:
 
 
 def _padding(unet: nn.Module) -> Undo:
-    """As tiling does."""
+    """Change the padding, like tiling."""
     layers: list[Any] = [m for m in unet.modules() if isinstance(m, nn.Conv2d)]
 
     def pad(mode: str) -> None:
         for layer in layers:
             layer.padding_mode = mode
 
-    for layer in layers:  # what torch keeps for other modes
+    for layer in layers:  # torch keeps this for the other padding modes
         layer._reversed_padding_repeated_twice = [layer.padding[0]] * 4
     pad("circular")
     return lambda: pad("zeros")
 
 
 def _one_way_tiling(unet: nn.Module) -> Undo:
-    """As asymmetric tiling does: padding stays what it is, what follows it is another function."""
+    """Replace what follows the padding, like asymmetric tiling; the padding stays zero."""
     convolution: Any = unet.get_submodule("middle_block.0.in_layers.2")
     original = convolution._conv_forward
     convolution._conv_forward = lambda x, weight, bias: original(x.roll(1, -1), weight, bias)
@@ -90,7 +92,7 @@ def _other_part(unet: nn.Module) -> Undo:
 
 
 def _other_class(unet: nn.Module) -> Undo:
-    """As token merging does."""
+    """Give a block another class, like token merging."""
     block: Any = unet.get_submodule(BLOCK)
     before = type(block)
     block.__class__ = type(
@@ -118,28 +120,28 @@ def _class_forward_under_its_name(unet: nn.Module) -> Undo:
 
 
 CHANGES = [
-    (_forward, "1 layers run the WebUI's way: the forward of a CrossAttention was replaced"),
+    (_forward, "1 layer is not accelerated: the forward of a CrossAttention was replaced"),
     (
         _inner_forward,
-        "1 layers run the WebUI's way: the forward of a BasicTransformerBlock was replaced",
+        "1 layer is not accelerated: the forward of a BasicTransformerBlock was replaced",
     ),
-    (_whole_layer, "1 layers run the WebUI's way: the forward of a ResBlock was replaced"),
-    (_hook, "1 layers run the WebUI's way: a Conv2d has hooks"),
-    (_hook_before, "1 layers run the WebUI's way: a FeedForward has hooks"),
-    (_one_way_tiling, "1 layers run the WebUI's way: the forward of a Conv2d was replaced"),
-    (_padding, "16 layers run the WebUI's way: tiling changes the padding of convolutions"),
-    (_other_part, "1 layers run the WebUI's way: a part of a BasicTransformerBlock was replaced"),
-    (_other_class, "1 layers run the WebUI's way: a BasicTransformerBlock became a Merging"),
-    (_class_forward, "4 layers run the WebUI's way: the class BasicTransformerBlock was patched"),
+    (_whole_layer, "1 layer is not accelerated: the forward of a ResBlock was replaced"),
+    (_hook, "1 layer is not accelerated: a Conv2d has hooks"),
+    (_hook_before, "1 layer is not accelerated: a FeedForward has hooks"),
+    (_one_way_tiling, "1 layer is not accelerated: the forward of a Conv2d was replaced"),
+    (_padding, "16 layers are not accelerated: tiling changes the padding of convolutions"),
+    (_other_part, "1 layer is not accelerated: a part of a BasicTransformerBlock was replaced"),
+    (_other_class, "1 layer is not accelerated: a BasicTransformerBlock became a Merging"),
+    (_class_forward, "4 layers are not accelerated: the class BasicTransformerBlock was patched"),
     (
         _class_forward_under_its_name,
-        "4 layers run the WebUI's way: the class BasicTransformerBlock was patched",
+        "4 layers are not accelerated: the class BasicTransformerBlock was patched",
     ),
 ]
 
 
 def _expected(host: Host, change: Callable[[nn.Module], Undo]) -> Tensor:
-    """What the host makes of it, left alone."""
+    """Return what the WebUI alone computes with the change."""
     host.opts.set("accel_enable", False)
     undo = change(host.unet) if change is not _whole_layer else _unassisted(host)
     out = host.call()
@@ -158,7 +160,7 @@ def _unassisted(host: Host) -> Undo:
     ("change", "reason"), CHANGES, ids=lambda v: v.__name__.strip("_") if callable(v) else ""
 )
 @pytest.mark.parametrize("driven", [False, True], ids=["", "driven"])
-def test_a_changed_layer(
+def test_a_changed_layer_runs_its_own_code(
     host: Host, change: Callable[[nn.Module], Undo], reason: str, driven: bool
 ) -> None:
     expected, plain = _expected(host, change), host.call()
@@ -178,7 +180,7 @@ def test_a_changed_layer(
 
 
 def _block_forward(unet: nn.Module) -> Undo:
-    """As DeepCache and others do: a block that is no longer the sum of its layers."""
+    """Change a block's forward, like DeepCache: it is no longer the sum of its layers."""
     block: Any = unet.get_submodule("output_blocks.1")
     original = block.forward
     block.forward = lambda h, emb, context=None: original(h, emb, context) * 2
@@ -201,7 +203,7 @@ def _block_class(unet: nn.Module) -> Undo:
 
 
 def _unet_class(unet: nn.Module) -> Undo:
-    """As FreeU once did."""
+    """Patch the class forward of the UNet, like FreeU once did."""
     cls: Any = type(unet)
     before = cls.forward
     cls.forward = lambda self, *given, **named: before(self, *given, **named) * 2
@@ -209,7 +211,7 @@ def _unet_class(unet: nn.Module) -> Undo:
 
 
 def _joining(unet: nn.Module) -> Undo:
-    """As FreeU does: another `cat` in the UNet's own file."""
+    """Replace `cat` in the UNet's own file, like FreeU."""
     code: Any = sys.modules[type(unet).__module__]
     before = code.th
 
@@ -236,10 +238,10 @@ FRAMES = [
 @pytest.mark.parametrize(
     ("change", "reason"), FRAMES, ids=lambda v: v.__name__.strip("_") if callable(v) else ""
 )
-def test_a_change_around_the_layers(
+def test_a_change_around_the_layers_keeps_them_compiled(
     host: Host, change: Callable[[nn.Module], Undo], reason: str
 ) -> None:
-    """The host's own code leads from layer to layer, and the layers stay compiled."""
+    """The UNet's own code then leads from layer to layer, and the layers stay compiled."""
     expected, plain = _expected(host, change), host.call()
     undo = change(host.unet)
     with counted(host, accelerated_calls=1, host_calls=0):

@@ -1,4 +1,4 @@
-"""LoRAs merged by us beside the Lora extension: the same weights, honest marks, gone to the bit."""
+"""LoRAs merged by us beside the Lora extension: same weights, true marks, removed to the bit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lora(host: Host) -> Any:
 
 @pytest.fixture
 def full(host: Host) -> Any:
-    """Of a type that has no factors, and changes a bias."""
+    """A network of a type that has no factors and changes a bias."""
     parts = {"diff": torch.randn(64) * 0.3, "diff_b": torch.randn(64) * 0.3}
     return host.network("full", {NORM: parts, QUERY: {"diff": torch.randn(64, 64) * 0.1}})
 
@@ -55,7 +55,9 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def test_merged_as_the_host_merges(host: Host, lora: Any, full: Any) -> None:
+def test_the_weights_are_those_that_the_lora_extension_makes(
+    host: Host, lora: Any, full: Any
+) -> None:
     base, bare = weights(host), host.call()
     for wanted, changed in (((lora,), 3), ((lora, full), 5), ((full, lora), 5), ((full,), 3)):
         host.want(*wanted)
@@ -69,14 +71,14 @@ def test_merged_as_the_host_merges(host: Host, lora: Any, full: Any) -> None:
     assert apart(base, weights(host)) == []
 
 
-def test_merged_once(host: Host, lora: Any) -> None:
+def test_a_set_is_merged_once(host: Host, lora: Any) -> None:
     host.want(lora)
     with counted(host, lora_merges=1, accelerated_calls=3):
         assert torch.equal(host.call(), host.call())
         host.call(inputs(height=24))
 
 
-def test_every_strength_between_two_calls(host: Host, lora: Any) -> None:
+def test_a_strength_changed_between_two_calls_takes_effect(host: Host, lora: Any) -> None:
     host.want(lora)
     first = host.call()
     for strength in (0.3, -1.0, 0.0):
@@ -91,7 +93,7 @@ def test_every_strength_between_two_calls(host: Host, lora: Any) -> None:
 
 
 def test_the_same_network_loaded_anew_is_not_merged_again(host: Host, lora: Any) -> None:
-    """The Lora extension may read the file again: what counts is its name and strengths, as there."""
+    """The Lora extension may read the file again; it too goes by name and strengths."""
     host.want(lora)
     host.call()
     again = host.module("network").Network("lora", None)
@@ -118,8 +120,9 @@ def test_marks_and_backups_are_true(host: Host, lora: Any) -> None:
     assert torch.equal(touched.weight, merged), "merged twice"
 
 
-def test_the_host_takes_over_in_the_middle(host: Host, lora: Any, full: Any) -> None:
-    """What we merged it takes out, and what it merged we do."""
+def test_the_lora_extension_and_we_take_out_what_the_other_has_merged(
+    host: Host, lora: Any, full: Any
+) -> None:
     base, bare = weights(host), host.call()
     host.want(lora)
     ours = host.call()
@@ -142,8 +145,8 @@ def test_the_host_takes_over_in_the_middle(host: Host, lora: Any, full: Any) -> 
     assert apart(base, weights(host)) == []
 
 
-def test_a_bias_where_there_was_none(host: Host) -> None:
-    """Computed with it, in every call (the Lora extension itself stumbles over its own at the second); afterwards there is none again."""
+def test_a_network_may_add_a_bias_to_a_layer_without_one(host: Host) -> None:
+    """The bias counts in every call, where the Lora extension raises, and is gone afterwards."""
     base, bare = weights(host), host.call()
     net = host.network(
         "biased",
@@ -174,8 +177,10 @@ def test_a_bias_where_there_was_none(host: Host) -> None:
 
 
 @pytest.mark.parametrize("good_first", [True, False])
-def test_a_broken_network(host: Host, lora: Any, good_first: bool) -> None:
-    """Counted for the message under the image, and left out: its layer keeps what the others make of it."""
+def test_a_network_that_does_not_fit_is_left_out_and_counted(
+    host: Host, lora: Any, good_first: bool
+) -> None:
+    """The count is for the WebUI's message under the image."""
     broken = host.network(
         "broken",
         {
@@ -193,12 +198,13 @@ def test_a_broken_network(host: Host, lora: Any, good_first: bool) -> None:
     )
     assert torch.allclose(out, host.plain(), atol=1e-4)
     assert host.networks.extra_network_lora.errors == {"broken": 6}, (
-        "the host's own count, of the same layers"
+        "the Lora extension counts the same layers"
     )
 
 
-def test_a_merge_that_is_cut_short(host: Host, lora: Any, full: Any) -> None:
-    """The error is the caller's; whoever merges next begins at the base."""
+def test_after_an_interrupted_merge_the_next_one_begins_at_the_base(
+    host: Host, lora: Any, full: Any
+) -> None:
     base, bare = weights(host), host.call()
     part = full.modules[f"diffusion_model_{QUERY.replace('.', '_')}"]
     part.calc_updown = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -212,8 +218,9 @@ def test_a_merge_that_is_cut_short(host: Host, lora: Any, full: Any) -> None:
     assert apart(base, weights(host)) == []
 
 
-def test_a_merge_that_is_cut_short_when_a_weight_is_written(host: Host, lora: Any) -> None:
-    """No mark may say of that layer what is not so."""
+def test_a_merge_interrupted_after_a_weight_was_written_leaves_no_false_mark(
+    host: Host, lora: Any
+) -> None:
     bare, ours = host.call(), host.module("lib_accel.host.lora")
     merge = ours.merge
 
@@ -230,8 +237,8 @@ def test_a_merge_that_is_cut_short_when_a_weight_is_written(host: Host, lora: An
     assert torch.equal(host.call(), bare)
 
 
-def test_weights_loaded_in_place_under_a_lora(host: Host, lora: Any) -> None:
-    """Another checkpoint into the same objects: the Lora extension forgets what it knew of them, and so must we."""
+def test_weights_loaded_in_place_replace_merged_ones(host: Host, lora: Any) -> None:
+    """The Lora extension then drops its marks and backups, and so do we."""
     host.want(lora)
     host.call()
     other = host.new_unet(seed=5)
@@ -244,8 +251,8 @@ def test_weights_loaded_in_place_under_a_lora(host: Host, lora: Any) -> None:
     assert apart(dict(other.named_parameters()), weights(host)) == []
 
 
-def test_a_bias_that_a_network_gave_a_layer_goes_with_the_checkpoint(host: Host) -> None:
-    """Its weights are loaded over, its bias is not: the checkpoint has none, and the backup that told so is gone."""
+def test_a_bias_that_a_network_added_goes_when_another_checkpoint_is_loaded(host: Host) -> None:
+    """The checkpoint has no such bias to load over it, and the backup is gone."""
     host.want(
         host.network(
             "biased", {QUERY: {"diff": torch.randn(64, 64) * 0.1, "diff_b": torch.randn(64)}}
@@ -260,8 +267,7 @@ def test_a_bias_that_a_network_gave_a_layer_goes_with_the_checkpoint(host: Host)
     assert host.unet.get_submodule(QUERY).bias is None
 
 
-def test_another_extension_merges(host: Host, lora: Any) -> None:
-    """Where somebody else's code stands for the Lora extension's, it is called."""
+def test_another_extensions_patch_of_merging_is_called(host: Host, lora: Any) -> None:
     called: list[object] = []
     original = host.networks.network_apply_weights
 
@@ -277,7 +283,7 @@ def test_another_extension_merges(host: Host, lora: Any) -> None:
     assert torch.allclose(out, host.plain(), atol=1e-4)
 
 
-def test_images(host: Host, lora: Any) -> None:
+def test_an_image_without_the_network_is_as_before(host: Host, lora: Any) -> None:
     plain = host.image()
     styled = host.image(lora)
     assert not torch.allclose(styled.made[0], plain.made[0], atol=1e-2)

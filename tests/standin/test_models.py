@@ -1,12 +1,15 @@
-"""Models come, go, and change under us."""
+"""Models are loaded, discarded, kept, moved and changed while they are accelerated."""
 
 from __future__ import annotations
 
 import gc
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -15,41 +18,50 @@ from .driver import drive
 from .host import MIDDLE_QUERY, Host, counted, factors, left_behind, own_attributes
 
 
-def test_compiling_outlives_the_model_it_began_for(start: Start, tmp_path: Path) -> None:
-    """The WebUI throws the base away to load the refiner, and back again, twice an image."""
-    host = start("--accel-store", str(tmp_path / "store"))
-    from lib_accel.runtime.accelerated import accelerated
+def _compilers() -> set[int]:
+    """Return the ids of the processes that compile."""
+    return {p.pid for p in psutil.Process().children(recursive=True)}
 
+
+def _wait(until: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_compiling_goes_on_for_the_next_model(start: Start, tmp_path: Path) -> None:
+    """Twice an image, the WebUI discards the base to load the refiner, and the other way round."""
+    host = start("--accel-store", str(tmp_path / "store"))
     first = host.load()
-    job = accelerated(first).engine.job
-    assert job is not None
+    _wait(_compilers)
+    elapsed = host.status()["progress"]["elapsed_s"]
     first.to("meta")  # as the WebUI discards a model
+    assert not any("accel" in name for name in vars(first))
     second = host.load(seed=1)
-    assert accelerated(first) is None
-    assert accelerated(second).engine.job is job
-    host.opts.set("accel_graphs_mib", 64)
+    host.opts.set("accel_graphs_mib", 64)  # has nothing to do with compiling
     host.image()
-    assert accelerated(second).engine.job is job, "a setting that has nothing to do with compiling"
+    status = host.status()
+    assert status["state"] == "compiling"
+    assert status["progress"]["elapsed_s"] >= elapsed, "begun anew"
     second.to("meta")
     mixed: Any = host.new_unet()
     mixed.out[2].half()
     host.module("modules.sd_models").load_model(mixed)
-    assert accelerated(mixed) is None
-    assert not job.cancelled
+    assert host.status()["state"] == "fallback"
+    assert _compilers(), "no model waits for them, and the next one may"
     host.opts.set("accel_enable", False)
-    assert job.cancelled, "off is off, though nobody waits for it"
-    assert job.wait(60)
+    _wait(lambda: not _compilers())
 
 
-def test_weights_loaded_in_place(host: Host) -> None:
+def test_weights_loaded_in_place_are_used(host: Host) -> None:
     host.call()
     with counted(host, accelerated_calls=1, host_calls=0, compiles=0):
         host.unet.load_state_dict(host.new_unet(seed=3).state_dict())
         assert torch.allclose(host.call(), host.plain(seed=3), atol=1e-5)
 
 
-def test_weights_moved(host: Host) -> None:
-    """New Parameter objects, new addresses: bound anew, once."""
+def test_moved_weights_are_bound_again_once(host: Host) -> None:
     first = host.call()
     for module in host.unet.modules():
         for name, p in list(module._parameters.items()):
@@ -64,14 +76,14 @@ def test_weights_moved(host: Host) -> None:
         assert torch.equal(host.call(), first)
 
 
-def test_a_model_thrown_away_is_released(host: Host) -> None:
-    """The WebUI empties it before it loads the next: what we shared must not keep the weights."""
+def test_a_discarded_model_gives_its_weights_back(host: Host) -> None:
+    """The WebUI moves it to the meta device before it loads the next; we must not hold weights."""
     old, model = host.unet, host.model
     weight = weakref.ref(next(old.parameters()))
     host.call()
     host.module("modules.sd_models").send_model_to_trash(model)
     gc.collect()
-    assert weight() is None, "before the next one is complete: both may not fit into memory"
+    assert weight() is None, "both models may not fit into memory"
     assert not {"forward", "_apply"} & vars(old).keys()
     assert not any("accel" in name for name in vars(old))
     assert host.status()["state"] == "fallback"
@@ -80,8 +92,8 @@ def test_a_model_thrown_away_is_released(host: Host) -> None:
         assert torch.allclose(host.call(), host.plain(seed=2), atol=1e-5)
 
 
-def test_a_model_thrown_away_leaves_nothing(host: Host) -> None:
-    """At once, not when Python's collector comes by; also what another extension drove, and the bases of its LoRAs."""
+def test_a_discarded_model_gives_its_memory_back_at_once(host: Host) -> None:
+    """Without the garbage collector; also while it is driven, and the base weights of LoRAs too."""
     drive(host.unet)
     host.want(host.network("lora", {MIDDLE_QUERY: factors()}))
     host.call()
@@ -97,7 +109,7 @@ def test_a_model_thrown_away_leaves_nothing(host: Host) -> None:
         gc.enable()
 
 
-def test_a_model_thrown_away_without_another(host: Host) -> None:
+def test_a_discarded_model_that_no_other_replaces(host: Host) -> None:
     weight = weakref.ref(next(host.unet.parameters()))
     model = host.model
     host.module("modules.sd_models").send_model_to_trash(model)
@@ -107,8 +119,8 @@ def test_a_model_thrown_away_without_another(host: Host) -> None:
     assert weight() is None
 
 
-def test_several_models_in_memory(host: Host) -> None:
-    """One that is picked up again announces itself to nobody; switching off reaches them all."""
+def test_several_models_stay_accelerated_in_memory(host: Host) -> None:
+    """The WebUI calls no callback for one that it uses again. Switching off reaches them all."""
     data = host.module("modules.sd_models").model_data
     a, first = host.model, host.call()
     host.load(seed=4)
@@ -124,16 +136,15 @@ def test_several_models_in_memory(host: Host) -> None:
     assert torch.equal(host.call(), host.plain(seed=4))
 
 
-def test_a_model_nobody_announced(host: Host) -> None:
-    """Taken over before its first image."""
+def test_a_model_without_a_callback_is_accelerated_before_its_first_image(host: Host) -> None:
     unet = host.new_unet(seed=6)
     models = host.module("modules.sd_models")
     models.model_data.set_sd_model(models.LatentDiffusion(unet))
     assert host.image().extra_generation_params["Accel"] == "aoti"
 
 
-def test_a_model_nobody_announced_between_batches(host: Host) -> None:
-    """One kept in memory is picked up in the middle of a job (another checkpoint for hires fix): taken over for the next batch."""
+def test_a_model_without_a_callback_is_accelerated_between_batches(host: Host) -> None:
+    """A job may switch to another checkpoint in memory, for example for hires fix."""
     models, unet = host.module("modules.sd_models"), host.new_unet(seed=6)
     other = models.LatentDiffusion(unet)
     host.module("modules.script_callbacks").on_cfg_denoised(
@@ -144,16 +155,15 @@ def test_a_model_nobody_announced_between_batches(host: Host) -> None:
     assert not torch.allclose(p.made[0], p.made[1], atol=1e-3)
 
 
-def test_the_same_model_announced_again(host: Host) -> None:
-    """After a VAE change: nothing is made anew."""
+def test_a_second_callback_for_the_same_model_changes_nothing(host: Host) -> None:
+    """The WebUI calls it after a change of the VAE."""
     first = host.call()
     with counted(host, binds=0, compiles=0, accelerated_calls=1):
         host.module("modules.script_callbacks").model_loaded_callback(host.model)
         assert torch.equal(host.call(), first)
 
 
-def test_a_model_goes_with_its_last_user(host: Host) -> None:
-    """We hold no model alive."""
+def test_we_keep_no_model_alive(host: Host) -> None:
     old = weakref.ref(host.model.model.diffusion_model)
     host.call()
     host.load(seed=1)
@@ -161,7 +171,7 @@ def test_a_model_goes_with_its_last_user(host: Host) -> None:
     assert old() is None
 
 
-def test_another_backend_and_back(host: Host) -> None:
+def test_switching_to_another_backend_and_back(host: Host) -> None:
     first = host.call()
     host.opts.set("accel_backend", "eager")
     assert (host.status()["state"], host.status()["backend"], host.status()["artifact"]) == (
@@ -177,7 +187,7 @@ def test_another_backend_and_back(host: Host) -> None:
         assert torch.equal(host.call(), first)
 
 
-def test_flags_go_before_options(start: Start) -> None:
+def test_a_flag_overrides_its_option(start: Start) -> None:
     host = start("--accel-backend", "eager")
     host.opts.data |= {"accel_backend": "aoti"}
     unet = host.load()
@@ -187,14 +197,14 @@ def test_flags_go_before_options(start: Start) -> None:
     assert "forward" in vars(unet)
 
 
-def test_the_folder_of_compiled_code_is_no_option(
+def test_a_stored_folder_of_compiled_code_is_ignored_and_named(
     start: Start,
     tiny_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whoever can set options must not be able to name a folder that native code is loaded from."""
+    """Whoever can set options must not name a folder that native code is loaded from."""
     monkeypatch.setenv("ACCEL_STORE", str(tiny_store))
     host = start()
     host.module("modules.shared").cmd_opts.accel_store = None
@@ -209,8 +219,7 @@ def test_the_folder_of_compiled_code_is_no_option(
     assert capsys.readouterr().out.count("the stored setting accel_store") == 1
 
 
-def test_unloading_the_extension(host: Host) -> None:
-    """The WebUI's last word to a script; whoever is asked afterwards is the UNet itself."""
+def test_unloading_the_extension_leaves_the_unet_as_it_was(host: Host) -> None:
     host.call()
     before = own_attributes(host.new_unet())
     host.module("modules.script_callbacks").script_unloaded_callback()
@@ -222,8 +231,10 @@ def test_unloading_the_extension(host: Host) -> None:
     assert left_behind(own, host.unet) == []
 
 
-def test_a_folder_that_others_can_write(start: Start, own_store: Path) -> None:
-    """Nothing is loaded from it, though the code lies there: images are made, and it says why."""
+def test_nothing_is_loaded_from_a_folder_that_others_can_write(
+    start: Start, own_store: Path
+) -> None:
+    """Images are made, and the status says why they are not accelerated."""
     own_store.chmod(0o777)
     host = start("--accel-store", str(own_store), "--accel-backend", "aoti")
     host.load()

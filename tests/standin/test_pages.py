@@ -1,4 +1,4 @@
-"""What a person sees and what a program asks, without a browser: the tab, the status line, the routes and who may use them."""
+"""The tab, the status line and the HTTP routes, without a browser."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _basic(login: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "status"), ("POST", "prebuild"), ("DELETE", "artifacts/0")]
 )
-def test_who_may(
+def test_a_request_without_credentials_is_refused(
     start: Start, method: str, path: str, headers: dict[str, str], pairs: int, login: int, both: int
 ) -> None:
-    """Under `--api-auth`, under gradio's login, under both, under none: a 401 comes before anything is done."""
+    """Under `--api-auth`, gradio's login, both or none. The 401 comes before anything is done."""
     host = start("--accel-disable")
     own = host.app.ask(method, f"/accel/v1/{path}")[0]
     flags: Any = host.module("modules.shared").cmd_opts
@@ -57,7 +57,9 @@ def test_who_may(
     assert own in (200, 409)
 
 
-def test_prebuild_and_delete(start: Start, own_store: Path) -> None:
+def test_prebuild_answers_at_once_and_delete_removes_the_artifact(
+    start: Start, own_store: Path
+) -> None:
     host = start("--accel-store", str(own_store))
     assert host.app.ask("POST", "/accel/v1/prebuild")[0] == 409  # no model
     host.load()
@@ -89,7 +91,7 @@ def _press(host: Host, name: str) -> None:
     next(c for c in host.pages.shown if c.elem_id == f"accel_{name}").press()
 
 
-def test_the_tab(start: Start, own_store: Path) -> None:
+def test_the_tab_shows_its_parts_and_answers_its_buttons(start: Start, own_store: Path) -> None:
     host = start("--accel-store", str(own_store))
     assert [tab[1:] for tab in host.tabs] == [("Acceleration", "accel")]
     host.load()
@@ -114,11 +116,10 @@ def test_the_tab(start: Start, own_store: Path) -> None:
 
 def _line(host: Host) -> str:
     poll = next(c for c in host.pages.shown if getattr(c, "api_name", None) == "accel_status")
-    poll.press()
-    return poll._outputs[0].value
+    return poll.press()[0]
 
 
-def test_the_status_line(host: Host) -> None:
+def test_the_status_line_shows_state_and_reason(host: Host) -> None:
     host.call()
     assert "data-state='ready'" in _line(host)
     assert "aoti" in _line(host)
@@ -130,8 +131,7 @@ def test_the_status_line(host: Host) -> None:
     assert "data-state='off'" in _line(host)
 
 
-def test_text_from_elsewhere_is_escaped(host: Host) -> None:
-    """Reasons quote other extensions' names."""
+def test_names_of_other_extensions_are_escaped(host: Host) -> None:
     unets = host.module("modules.sd_unet")
     option = unets.SdUnetOption()
     option.label = "<script>alert(1)</script>"
@@ -143,6 +143,6 @@ def test_text_from_elsewhere_is_escaped(host: Host) -> None:
     assert "<script>" not in _line(host)
 
 
-def test_the_line_above_the_picture(host: Host) -> None:
+def test_the_status_line_is_in_the_tab_and_above_the_picture(host: Host) -> None:
     ids = {c.elem_id for c in host.pages.shown}
     assert {"accel_status_txt2img", "accel_status_tab"} <= ids

@@ -1,4 +1,4 @@
-"""What compiled code cannot follow: the host computes it, and the status says why."""
+"""What compiled code cannot follow: the WebUI computes it, and the status says why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _upcast(host: Host) -> Callable[[], None]:
     ("begin", "reason"),
     [(_hypernetwork, "a hypernetwork is active"), (_upcast, "the WebUI upcasts this UNet")],
 )
-def test_while_it_lasts(
+def test_a_reason_of_the_moment_ends_with_its_cause(
     host: Host, begin: Callable[[Host], Callable[[], None]], reason: str
 ) -> None:
     end = begin(host)
@@ -44,8 +44,8 @@ def test_while_it_lasts(
     ("frozen", "reason"),
     [(False, "the UNet is being trained"), (True, "this call is differentiated")],
 )
-def test_training(host: Host, frozen: bool, reason: str) -> None:
-    """With gradients, as textual inversion trains: they reach the input, also through a frozen model."""
+def test_a_call_with_gradients_is_not_accelerated(host: Host, frozen: bool, reason: str) -> None:
+    """Textual inversion trains so: gradients reach the input, also through a frozen model."""
     host.unet.requires_grad_(not frozen)
     x, timesteps, context, _ = inputs()
     context.requires_grad_(True)
@@ -57,8 +57,8 @@ def test_training(host: Host, frozen: bool, reason: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-def test_an_export(host: Host) -> None:
-    """A trace would take what compiled code answers for a constant."""
+def test_an_exported_unet_holds_its_own_code(host: Host) -> None:
+    """A trace would record the output of compiled code as a constant."""
     x, timesteps, context, _ = inputs()
     with counted(host, accelerated_calls=0), torch.no_grad():
         traced = torch.jit.trace(host.unet, (x, timesteps, context), check_trace=False)
@@ -67,8 +67,8 @@ def test_an_export(host: Host) -> None:
     assert torch.allclose(traced(*other[:3]), host.plain(other), atol=1e-5)
 
 
-def test_attention_in_float32(host: Host) -> None:
-    """The WebUI advises it against NaN. Of float32 weights it changes nothing."""
+def test_upcast_attention_is_left_to_the_webui(host: Host) -> None:
+    """The WebUI advises it against NaN. It changes nothing for float32 weights."""
     host.opts.set("upcast_attn", True)
     with counted(host, accelerated_calls=1):
         host.call()
@@ -83,7 +83,7 @@ def test_attention_in_float32(host: Host) -> None:
     assert "the WebUI computes attention in float32" in host.status()["reason"]
 
 
-def test_another_extensions_unet(host: Host) -> None:
+def test_another_extensions_unet_is_left_in_place(host: Host) -> None:
     sd_unet = host.module("modules.sd_unet")
 
     class Theirs(sd_unet.SdUnet):
@@ -107,7 +107,7 @@ def test_another_extensions_unet(host: Host) -> None:
     assert host.image(steps=1).extra_generation_params["Accel"] == "aoti"
 
 
-def test_loras_at_run_time(host: Host) -> None:
+def test_loras_applied_at_run_time_are_left_to_the_webui(host: Host) -> None:
     lora = host.network("lora", {MIDDLE_QUERY: factors()})
     merged, bare = host.image(lora), host.image()
     host.opts.set("lora_functional", True)
@@ -121,8 +121,8 @@ def test_loras_at_run_time(host: Host) -> None:
 
 
 @torch.no_grad()
-def test_more_arguments_than_it_knows(host: Host) -> None:
-    """By position or by name; `y` is known, and this UNet takes none."""
+def test_a_call_with_unknown_arguments_is_left_to_the_webui(host: Host) -> None:
+    """By position or by name. `y` is known, and None for this UNet."""
     x, timesteps, context, _ = inputs()
     plain = host.plain()
     calls: list[tuple[Callable[[], torch.Tensor], str]] = [
@@ -148,8 +148,7 @@ def test_more_arguments_than_it_knows(host: Host) -> None:
 
 
 @torch.no_grad()
-def test_no_context(host: Host) -> None:
-    """The call is the host's, and so is the error."""
+def test_a_call_without_context_raises_the_webuis_error(host: Host) -> None:
     x, timesteps, _, _ = inputs()
     with counted(host, accelerated_calls=0, host_calls=1), pytest.raises(RuntimeError):
         host.unet(x, timesteps)
@@ -157,8 +156,8 @@ def test_no_context(host: Host) -> None:
     host.call()
 
 
-def test_weights_of_another_kind(host: Host) -> None:
-    """float8 storage computes only under the host's autocast; here it is enough that we leave it to the host."""
+def test_weights_of_an_unknown_dtype_are_left_to_the_webui(host: Host) -> None:
+    """It stands for float8 storage, which computes only under the WebUI's autocast."""
     host.unet.to(torch.float64)
     x, timesteps, context, _ = inputs()
     with (
@@ -173,15 +172,15 @@ def test_weights_of_another_kind(host: Host) -> None:
         assert torch.allclose(host.call(), host.plain(), atol=1e-5)
 
 
-def test_a_setting_out_of_range(host: Host) -> None:
-    """The WebUI takes it back where it tells us at once; where an image is being made, that image and the next are made."""
+def test_a_setting_out_of_range_is_taken_back(host: Host) -> None:
+    """The WebUI takes it back because our callback raises."""
     assert not host.opts.set("accel_graphs_mib", -5)
     assert host.image().extra_generation_params["Accel"] == "aoti"
     assert host.opts.set("accel_graphs_mib", 64)
     assert host.image().extra_generation_params["Accel"] == "aoti"
 
 
-def test_a_setting_out_of_range_from_the_start(host: Host) -> None:
+def test_a_setting_out_of_range_from_the_start_leaves_the_model_unaccelerated(host: Host) -> None:
     host.opts.data["accel_graphs_mib"] = -5
     host.load()
     assert host.status()["state"] == "fallback"

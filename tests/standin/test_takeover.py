@@ -1,4 +1,4 @@
-"""The UNet taken over and given back: the same picture, and no trace."""
+"""A UNet is accelerated and given back: the same picture, and no trace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ FIELDS = {
 @pytest.mark.parametrize(
     ("batch", "height", "width", "length"), [(2, 16, 16, 77), (1, 16, 24, 154), (3, 9, 13, 77)]
 )
-def test_the_same_answer(host: Host, batch: int, height: int, width: int, length: int) -> None:
+def test_the_answer_is_the_unaccelerated_one(
+    host: Host, batch: int, height: int, width: int, length: int
+) -> None:
     given = inputs(batch=batch, height=height, width=width, length=length)
     with counted(host, accelerated_calls=1, host_calls=0, compiles=0):
         out = host.call(given)
@@ -36,12 +38,12 @@ def test_the_same_answer(host: Host, batch: int, height: int, width: int, length
     assert host.status()["reason"] is None
 
 
-def test_the_answer_is_not_the_hosts_own_to_the_bit(host: Host) -> None:
-    """Or the test above would pass with the host computing both."""
+def test_the_answer_does_not_come_from_the_unet_itself(host: Host) -> None:
+    """Else the test above would pass without any compiled code: kernels round differently."""
     assert not torch.equal(host.call(), host.plain())
 
 
-def test_off_leaves_no_trace(start: Start) -> None:
+def test_switching_off_leaves_no_trace(start: Start) -> None:
     host = start()
     host.opts.set("accel_enable", False)
     unet = host.load()
@@ -56,26 +58,26 @@ def test_off_leaves_no_trace(start: Start) -> None:
     assert torch.equal(host.call(), bare)
 
 
-def test_graphs_make_room_for_the_vae(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of an image, where video memory is short; there is none on a CPU, so both are played."""
-    from lib_accel.host import webui
-    from lib_accel.runtime.accelerated import accelerated
-
+def test_video_memory_is_given_back_before_the_vae_needs_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU has none, so its amount and its release are replaced here."""
     released: list[int] = []
-    engine = accelerated(host.unet).engine
     monkeypatch.setattr(
-        engine, "release_graphs", lambda: released.append(engine.counters.accelerated_calls)
+        host.service.current(),
+        "release_memory",
+        lambda: released.append(host.counters()["accelerated_calls"]),
     )
     host.image(steps=4)
-    assert released == [], "there is room"
-    monkeypatch.setattr(webui, "free_memory", lambda: 1000)
-    begun = engine.counters.accelerated_calls
+    assert released == [], "there is enough memory"
+    monkeypatch.setattr(host.module("lib_accel.host.webui"), "free_memory", lambda: 1000)
+    begun = host.counters()["accelerated_calls"]
     host.image(steps=4)
     assert [calls - begun for calls in released] == [3, 4]
 
 
-def test_toggling(host: Host) -> None:
-    """Takes effect at the next image, both ways; the counters never fall."""
+def test_off_and_on_take_effect_at_the_next_image(host: Host) -> None:
+    """The counters never fall."""
     on = host.image()
     with counted(host, accelerated_calls=0, host_calls=0):
         host.opts.set("accel_enable", False)
@@ -93,8 +95,8 @@ def test_toggling(host: Host) -> None:
     ]
 
 
-def test_an_option_changed_in_the_middle_of_an_image(host: Host) -> None:
-    """Weights must not be moved under it: it is made to its end, and the next one is as set."""
+def test_an_option_changed_during_an_image_takes_effect_at_the_next(host: Host) -> None:
+    """Weights must not move under a running image."""
     callbacks = host.module("modules.script_callbacks")
     callbacks.on_cfg_denoised(lambda _: host.opts.set("accel_enable", False))
     host.image(steps=3)
@@ -103,8 +105,7 @@ def test_an_option_changed_in_the_middle_of_an_image(host: Host) -> None:
     assert "forward" not in vars(host.unet)
 
 
-def test_an_option_changed_between_batches(host: Host) -> None:
-    """Takes effect with the next batch of the same job."""
+def test_an_option_changed_during_a_batch_takes_effect_at_the_next_batch(host: Host) -> None:
     callbacks = host.module("modules.script_callbacks")
     callbacks.on_cfg_denoised(lambda _: host.opts.set("accel_enable", False))
     p = host.image(n_iter=2)
@@ -119,7 +120,7 @@ def test_an_image_of_several_batches_is_marked(host: Host) -> None:
     assert [(t.calls, t.accelerated) for t in host.service.clock.timings] == [(3, True)] * 2
 
 
-def test_disabled_by_flag(start: Start) -> None:
+def test_the_flag_disables_acceleration(start: Start) -> None:
     host = start("--accel-disable")
     unet = host.load()
     assert torch.equal(host.call(), host.plain())
@@ -129,7 +130,7 @@ def test_disabled_by_flag(start: Start) -> None:
     assert all(n == 0 for n in host.counters().values())
 
 
-def test_status(host: Host) -> None:
+def test_the_status_has_all_its_fields(host: Host) -> None:
     host.call()
     s = host.status()
     assert s.keys() == FIELDS
@@ -138,7 +139,7 @@ def test_status(host: Host) -> None:
     assert s["artifact"].keys() == {"key", "bytes"}
 
 
-def test_no_model(start: Start) -> None:
+def test_without_a_model_the_status_says_so(start: Start) -> None:
     host = start()
     assert (host.status()["state"], host.status()["reason"]) == (
         "fallback",
@@ -147,8 +148,8 @@ def test_no_model(start: Start) -> None:
     assert host.app.ask("POST", "/accel/v1/prebuild")[0] == 409
 
 
-def test_another_kind_of_model(host: Host) -> None:
-    """It says why, and the model before it keeps its code."""
+def test_a_model_that_cannot_be_accelerated_says_why(host: Host) -> None:
+    """The model before it stays accelerated."""
     before = host.model
     unet = host.new_unet()
     unet.more = torch.nn.Linear(3, 3)
@@ -161,8 +162,8 @@ def test_another_kind_of_model(host: Host) -> None:
     assert host.status()["state"] == "ready"
 
 
-def test_reload_ui(host: Host) -> None:
-    """Scripts are loaded anew while models stay: taken over again, once."""
+def test_reload_ui_accelerates_the_models_again(host: Host) -> None:
+    """Scripts are loaded anew; models stay in memory."""
     unet, first = host.unet, host.call()
     host.reload_ui()
     assert torch.equal(host.call(), first)

@@ -1,1 +1,1 @@
-"""End to end, inside a real WebUI that is told by the environment variable ACCEL_WEBUI."""
+"""End to end, in a real WebUI whose folder the environment variable ACCEL_WEBUI names."""

@@ -1,11 +1,11 @@
-"""What is made off and on: payloads, settings, and how each must be served."""
+"""Pictures that are made off and on: payloads, settings, and how each must be served."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from .host import MIN_DB, picture
+from .pictures import MIN_DB, picture
 
 LONG = "very detailed, " * 60
 ANY = "any"
@@ -18,8 +18,8 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = "tinyA"
     route: str = "txt2img"
-    host: str | None = None  # part of the reason, where not one UNet call may be accelerated
-    partly: str | None = None  # part of the reason, where some layers must run the WebUI's way
+    host: str | None = None  # part of the reason, where no UNet call may be accelerated
+    partly: str | None = None  # part of the reason, where some layers may not be
     differs: bool | None = (
         True  # True: must not be the model's plain picture; False: must be just that, to the bit
     )

@@ -1,7 +1,8 @@
 """Starts the WebUI whose folder ACCEL_WEBUI names; without it every test here is skipped.
 
-ACCEL_WEBUI_PYTHON: its interpreter, where that is not in `venv` inside or beside the folder. ACCEL_E2E_STORE: a folder for
-compiled code that outlives the run. It needs checkpoints tinyA and tinyB (SD1) there; others named in cases.py are optional.
+ACCEL_WEBUI_PYTHON names its interpreter, where that is not in `venv` inside or beside the folder.
+ACCEL_E2E_STORE names a folder for compiled code that outlives the run. The WebUI needs the
+checkpoints tinyA and tinyB (SD1); the others of cases.py are optional.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ rows: list[str] = []
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not os.environ.get("ACCEL_WEBUI"):
         skip = pytest.mark.skip(
-            reason="NOT RUN, no real WebUI: set ACCEL_WEBUI to the folder of a stable-diffusion-webui 1.10.1"
+            reason="NOT RUN, no real WebUI: set ACCEL_WEBUI to a stable-diffusion-webui 1.10.1"
         )
         for item in items:
             if HERE in item.path.parents:
@@ -44,7 +45,7 @@ def webui() -> Path:
 
 @pytest.fixture(scope="session")
 def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the servers' own folders lie, with a VAE and a hypernetwork made for them."""
+    """A folder for the servers' data, with LoRAs, a VAE and a hypernetwork made for them."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -57,10 +58,10 @@ def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_all(folder / "lora", models / "tinyA.safetensors")
     bad_files(folder / "lora", models / "tinyA.safetensors")
     save_file(with_text(models / "tinyA.safetensors"), folder / "lora" / "with-text.safetensors")
-    # A and B once more, under one configuration file: switching then loads weights into the same objects
+    # A and B again with one configuration file: switching loads weights into the same objects
     (folder / "ckpt" / "same.safetensors").symlink_to(models / "tinyA.safetensors")
     (folder / "ckpt" / "same.yaml").symlink_to(models / "tinyA.yaml")
-    old = {"_use_new_zipfile_serialization": False}  # the WebUI's reader knows no newer one
+    old = {"_use_new_zipfile_serialization": False}  # the WebUI reads no newer format
     torch.save(
         {"state_dict": load_file(models / "tinyB.safetensors")},
         folder / "ckpt" / "same.ckpt",
@@ -91,7 +92,7 @@ def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def launch(webui: Path, folder: Path) -> Iterator[Launch]:
-    """Starts a server of its own; all end with the session at the latest."""
+    """A function that starts a server; all servers end with the session."""
     store = Path(os.environ.get("ACCEL_E2E_STORE") or folder / "store")
     started: list[Server] = []
 
@@ -117,7 +118,7 @@ def launch(webui: Path, folder: Path) -> Iterator[Launch]:
 
 @pytest.fixture(scope="session")
 def server(launch: Launch) -> Server:
-    """The one most tests share, its code compiled and loaded."""
+    """The server that most tests share; compiled code serves it."""
     server = launch()
     server.wait_ready()
     return server

@@ -1,9 +1,8 @@
-"""A real WebUI as a child process: start it, talk to it, compare what it makes with acceleration off and on."""
+"""A real WebUI as a child process: start it, talk to it, make pictures with it."""
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import socket
@@ -16,19 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-from PIL import Image
 
-MIN_DB = 60.0  # float32: what differs is the order of additions
+from .pictures import Pictures
+
 FLAGS = [
     "--skip-prepare-environment",
     "--skip-torch-cuda-test",
     "--skip-install",
     "--skip-version-check",
     "--skip-python-version-check",
+    *("--use-cpu", "all"),
+    "--no-half",
+    *("--precision", "full"),
+    "--api",
+    "--no-download-sd-model",
 ]
-FLAGS += ["--use-cpu", "all", "--no-half", "--precision", "full", "--api", "--no-download-sd-model"]
 DEFAULTS: dict[str, Any] = {
     "sd_vae": "Automatic",
     "CLIP_stop_at_last_layers": 1,
@@ -43,6 +45,25 @@ DEFAULTS: dict[str, Any] = {
     "skip_early_cond": 0.0,
     "batch_cond_uncond": True,
 }
+"""The settings that tests change, at the WebUI's own values."""
+PAYLOAD: dict[str, Any] = {
+    "prompt": "a photo of a cat",
+    "steps": 3,
+    "width": 128,
+    "height": 128,
+    "seed": 1,
+    "sampler_name": "Euler",
+    "cfg_scale": 7,
+}
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "COMMANDLINE_ARGS": "",
+}
+KINDS_OF_MODEL = ("ckpt", "vae", "hypernetwork", "lora")
+"""As in the flags --ckpt-dir, --vae-dir and so on."""
 
 
 class Refused(Exception):
@@ -53,122 +74,84 @@ class Refused(Exception):
         self.code = code
 
 
-KINDS_OF_MODEL = (
-    "ckpt",
-    "vae",
-    "hypernetwork",
-    "lora",
-)  # as in the flags --ckpt-dir, --vae-dir, ...
-
-
-@dataclass
-class Pictures:
-    pixels: list[np.ndarray]  # [H, W, 3] float64, 0 to 255
-    texts: list[str]  # infotexts
-    seconds: float
-
-    def same(self, other: Pictures) -> bool:
-        return len(self.pixels) == len(other.pixels) and all(
-            map(np.array_equal, self.pixels, other.pixels)
-        )
-
-    def decibels(self, other: Pictures) -> float:
-        """PSNR of the worst pair; 99 when identical, 0 when they are not the same pictures at all."""
-        if [a.shape for a in self.pixels] != [b.shape for b in other.pixels] or not self.pixels:
-            return 0.0
-        errors = [((a - b) ** 2).mean() for a, b in zip(self.pixels, other.pixels, strict=True)]
-        return 99.0 if max(errors) == 0 else float(10 * np.log10(255**2 / max(errors)))
-
-    @property
-    def served(self) -> bool:
-        return all("Accel: " in t for t in self.texts)
-
-
 @dataclass
 class Comparison:
+    """The same picture without acceleration and with it, and what was counted in the latter."""
+
     decibels: float
-    calls: int  # UNet calls that ran compiled code, in the picture with acceleration
-    host_calls: int
+    calls: int  # UNet calls that compiled code served
+    host_calls: int  # UNet calls that it did not
     compiles: int
     status: dict[str, Any]
     off: Pictures
     on: Pictures
 
+    @property
+    def reason(self) -> str:
+        """Why calls were not accelerated, or nothing."""
+        return self.status["reason"] or ""
+
+    @property
+    def line(self) -> str:
+        """The outcome in one line."""
+        counts = f"calls {self.calls:3} compiled, {self.host_calls} host"
+        seconds = f"off {self.off.seconds:5.2f} s, on {self.on.seconds:5.2f} s"
+        return f"{self.decibels:5.1f} dB  {counts}  {seconds}  {self.reason}"
+
 
 @dataclass
 class Server:
-    """A WebUI of its own data folder (settings, extensions); models and code are those of `webui`."""
+    """A WebUI with a data folder of its own (settings, extensions); models are those of `webui`."""
 
     webui: Path
     data: Path
     store: Path
     python: Path
     flags: list[str] = field(default_factory=list)
-    extensions: dict[str, Path] = field(default_factory=dict)  # by the name of their folder there
-    login: str | None = None  # user:password for --api-auth
-    names: dict[str, str] = field(
-        default_factory=dict
-    )  # of control models, as the WebUI lists them
+    extensions: dict[str, Path] = field(default_factory=dict)  # by the name of their folder
+    login: str | None = None  # user:password of --api-auth
+    names: dict[str, str] = field(default_factory=dict)  # of control models in the WebUI's list
 
     def start(self, model: str, seconds: float = 600) -> Server:
+        """Start it and return when a model is loaded. Raises RuntimeError with its console."""
         (self.data / "extensions").mkdir(parents=True)
-        (self.data / "ui-config.json").write_text(
-            "{}"
-        )  # as after a first start: some extensions need it
+        # there is one after a first start, and some extensions need it
+        (self.data / "ui-config.json").write_text("{}")
         for name, folder in self.extensions.items():
             (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        models = self.webui / "models"
-        command = [
-            self.python,
-            "launch.py",
-            *FLAGS,
-            "--port",
-            self.port,
-            "--data-dir",
-            self.data,
-            "--models-dir",
-            models,
-            *self.flags,
-        ]
-        command += ["--ckpt", models / "Stable-diffusion" / f"{model}.safetensors"]
-        for kind in KINDS_OF_MODEL:
-            command += [f"--{kind}-dir", self.data.parent / kind]
-        command += ["--accel-store", self.store] if "accel" in self.extensions else []
-        environment = {
-            **os.environ,
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-        }
-        environment |= {
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "SD_WEBUI_CACHE_DIR": str(self.webui / "cache"),
-            "COMMANDLINE_ARGS": "",
-        }
         self.log = (self.data / "server.log").open("w+")
         self.process = subprocess.Popen(
-            list(map(str, command)),
+            self._command(model),
             cwd=self.webui,
-            env=environment,
+            env=os.environ | ENVIRONMENT | {"SD_WEBUI_CACHE_DIR": str(self.webui / "cache")},
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:
             time.sleep(0.5)
-            if (
-                "Startup time:" in self.console()
-            ):  # a request before that can keep it from coming up
+            if "Startup time:" in self.console():  # an earlier request can keep it from starting
                 self.post("/sdapi/v1/reload-checkpoint")  # answers when a model is loaded
                 return self
         text = self.console()
         self.stop()
         raise RuntimeError(f"the WebUI did not come up:\n{text[-3000:]}")
 
+    def _command(self, model: str) -> list[str]:
+        models = self.webui / "models"
+        command = [self.python, "launch.py", *FLAGS, "--port", self.port, "--data-dir", self.data]
+        command += ["--models-dir", models, *self.flags]
+        command += ["--ckpt", models / "Stable-diffusion" / f"{model}.safetensors"]
+        for kind in KINDS_OF_MODEL:
+            command += [f"--{kind}-dir", self.data.parent / kind]
+        command += ["--accel-store", self.store] if "accel" in self.extensions else []
+        return list(map(str, command))
+
     def stop(self) -> None:
+        """End it."""
         self.process.terminate()
         try:
             self.process.wait(20)
@@ -178,11 +161,12 @@ class Server:
         self.log.close()
 
     def console(self) -> str:
+        """Return what it has printed."""
         self.log.flush()
         return Path(self.log.name).read_text(errors="replace")
 
     def memory(self) -> float:
-        """MB of the server process."""
+        """Return the MB that its process takes."""
         return psutil.Process(self.process.pid).memory_info().rss / 1e6
 
     # -- requests
@@ -195,7 +179,7 @@ class Server:
         headers: dict[str, str] | None = None,
         timeout: float = 1800,
     ) -> Any:
-        """The answer's JSON. Raises Refused."""
+        """Return the answer's JSON. Raises Refused."""
         headers = {"Content-Type": "application/json", **(headers or {})}
         if self.login and "Authorization" not in headers:
             headers["Authorization"] = basic(self.login)
@@ -213,56 +197,49 @@ class Server:
                 raise Refused(e.code, e.read().decode(errors="replace")) from None
 
     def get(self, path: str) -> Any:
+        """Return the answer to a GET."""
         return self.call("GET", path)
 
     def post(self, path: str, body: Any = None) -> Any:
+        """Return the answer to a POST."""
         return self.call("POST", path, {} if body is None else body)
 
     def options(self, **values: Any) -> None:
+        """Set options."""
         self.post("/sdapi/v1/options", values)
 
     def status(self) -> dict[str, Any]:
+        """Return the extension's status."""
         return self.get("/accel/v1/status")
 
     def wait_ready(self, seconds: float = 1200) -> dict[str, Any]:
+        """Wait until compiled code serves. Returns the status."""
         end = time.monotonic() + seconds
-        while (
-            (s := self.status())["state"] == "compiling"
-            or s["reason"] == "the model is being loaded"
-        ) and time.monotonic() < end:
+        while time.monotonic() < end:
+            s = self.status()
+            if s["state"] != "compiling" and s["reason"] != "the model is being loaded":
+                break
             time.sleep(1)
         assert s["state"] == "ready", s
         return s
 
     def use(self, model: str) -> dict[str, Any]:
-        """Switch to a checkpoint; waits for its code."""
+        """Switch to a checkpoint and wait until compiled code serves it. Returns the status."""
         self.options(accel_enable=True, sd_model_checkpoint=model)
         return self.wait_ready()
 
     def make(self, route: str = "txt2img", **payload: Any) -> Pictures:
-        body = {
-            "prompt": "a photo of a cat",
-            "steps": 3,
-            "width": 128,
-            "height": 128,
-            "seed": 1,
-            "sampler_name": "Euler",
-            "cfg_scale": 7,
-        }
+        """Make pictures. Raises Refused."""
         began = time.perf_counter()
-        answer = self.post(f"/sdapi/v1/{route}", body | payload)
+        answer = self.post(f"/sdapi/v1/{route}", PAYLOAD | payload)
         seconds = time.perf_counter() - began
-        pixels = [
-            np.asarray(Image.open(io.BytesIO(base64.b64decode(i))).convert("RGB"), dtype=np.float64)
-            for i in answer["images"]
-        ]
-        return Pictures(pixels, json.loads(answer["info"])["infotexts"], seconds)
+        return Pictures.decode(answer["images"], json.loads(answer["info"])["infotexts"], seconds)
 
     def compare(self, route: str = "txt2img", **payload: Any) -> Comparison:
-        """The same picture off and on. Leaves acceleration on."""
+        """Make the same picture off and on. Leaves acceleration on."""
         self.options(accel_enable=False)
-        if route == "img2img":
-            self.make(route, **payload)  # the WebUI's own first one can differ from its repetition
+        if route == "img2img":  # the WebUI's first one can differ from its repetition
+            self.make(route, **payload)
         off = self.make(route, **payload)
         self.options(accel_enable=True)
         before = self.status()["counters"]
@@ -276,31 +253,17 @@ class Server:
 
 
 def basic(login: str) -> str:
+    """Return the header of basic authentication for `user:password`."""
     return "Basic " + base64.b64encode(login.encode()).decode()
 
 
-def picture(width: int = 128, height: int = 128, mask: bool = False) -> str:
-    """A PNG in base64: a pattern to start from, or a mask whose middle is to be painted."""
-    y, x = np.mgrid[:height, :width]
-    if mask:
-        a = ((abs(x - width / 2) < width / 4) & (abs(y - height / 2) < height / 4)).astype(
-            np.uint8
-        ) * 255
-    else:
-        a = np.stack([x * 2 % 256, y * 2 % 256, (x + y) % 256], -1).astype(np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(a).save(out, "PNG")
-    return base64.b64encode(out.getvalue()).decode()
-
-
 def python_of(webui: Path) -> Path:
-    """The interpreter a WebUI runs with."""
-    told = os.environ.get("ACCEL_WEBUI_PYTHON")
+    """Return the interpreter that a WebUI runs with. Raises FileNotFoundError."""
+    named = os.environ.get("ACCEL_WEBUI_PYTHON")
     own = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
-    candidates = [Path(told)] if told else [webui.parent / "venv" / own, webui / "venv" / own]
+    candidates = [Path(named)] if named else [webui.parent / "venv" / own, webui / "venv" / own]
     found = next((c for c in candidates if c.exists()), None)
     if found is None:
-        raise FileNotFoundError(
-            f"no Python at {' or '.join(map(str, candidates))}; set ACCEL_WEBUI_PYTHON"
-        )
+        tried = " or ".join(map(str, candidates))
+        raise FileNotFoundError(f"no Python at {tried}; set ACCEL_WEBUI_PYTHON")
     return found

@@ -1,8 +1,9 @@
 """sd-webui-controlnet, unchanged, with control models of the real size: off against on.
 
-ACCEL_CONTROLNET: the extension's folder (v1.1.455). ACCEL_CONTROLNET_MODEL: an SD1 checkpoint of the real width (320 channels; the
-extension knows no other), by default real15. Pictures are small, so that a step takes a second on two cores. ACCEL_CONTROLNET_XL:
-an SDXL checkpoint of the real size, for the last test alone (20 GB of memory).
+ACCEL_CONTROLNET names the extension's folder (v1.1.455). ACCEL_CONTROLNET_MODEL names an SD1
+checkpoint of the real width, by default real15: the extension knows only 320 channels. Pictures are
+small, so that a step takes a second on two cores. ACCEL_CONTROLNET_XL names an SDXL checkpoint of
+the real size, for the last test alone (20 GB of memory).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 
 from ..control_files import CLIP_WIDTH, controlnet, t2i_adapter, write_all
 from .conftest import Launch, rows
-from .host import DEFAULTS, MIN_DB, Pictures, Server, picture
+from .host import DEFAULTS, Server
+from .pictures import MIN_DB, Pictures, picture
 
 EXTENSION = os.environ.get("ACCEL_CONTROLNET")
 XL = os.environ.get("ACCEL_CONTROLNET_XL")
@@ -42,7 +44,7 @@ def unit(model: str = "None", module: str = "none", **more: Any) -> dict[str, An
 
 
 def image_embedding() -> str:
-    """What the CLIP preprocessor of an IP-Adapter would answer, as the extension's interface takes it in its place."""
+    """Return what the CLIP preprocessor of an IP-Adapter would; the extension accepts it."""
     out = io.BytesIO()
     torch.save(
         {"image_embeds": torch.randn(1, CLIP_WIDTH, generator=torch.Generator().manual_seed(5))},
@@ -66,8 +68,8 @@ class Case:
     name: str
     units: Sequence[dict[str, Any]]
     payload: dict[str, Any] = field(default_factory=dict)
-    controls: int = 0  # control models that our code computes
-    partly: bool = False  # some layers must run the WebUI's way
+    controls: int = 0  # control models that are accelerated
+    partly: bool = False  # some layers may not be accelerated
 
 
 CASES = [
@@ -174,30 +176,27 @@ def _with(server: Server, case: Case) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_case(controlled: Server, plain: Pictures, case: Case) -> None:
+def test_off_against_on(controlled: Server, plain: Pictures, case: Case) -> None:
     c = controlled.compare(**_with(controlled, case))
-    reason, controls = c.status["reason"] or "", c.status["control_models"]
-    rows.append(
-        f"ControlNet {case.name:30} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host, {controls} control models, "
-        f"{c.compiles} compiles, {c.off.seconds:.1f} s off, {c.on.seconds:.1f} s on  {reason}"
-    )
+    reason, controls = c.reason, c.status["control_models"]
+    rows.append(f"ControlNet {case.name:30} {controls} control models  {c.line}")
     assert c.decibels >= MIN_DB, rows[-1]
     assert (c.calls > 0, c.host_calls, c.compiles, c.on.served) == (True, 0, 0, True), rows[-1]
     assert c.off.decibels(plain) < 45, "the control changed nothing"
     assert controls >= case.controls, rows[-1]
     assert "drives the UNet" in reason or "replaced" in reason, rows[-1]
-    assert ("WebUI's way" in reason) == case.partly, rows[-1]
+    assert ("not accelerated" in reason) == case.partly, rows[-1]
 
 
-def test_leaving(controlled: Server, plain: Pictures) -> None:
-    """After all that: the plain picture to the bit, by the whole UNet again."""
+def test_without_control_the_picture_is_the_plain_one(controlled: Server, plain: Pictures) -> None:
+    """After all of it, the plain picture to the bit, from the whole UNet again."""
     c = controlled.compare()
     assert c.on.same(plain)
     assert c.status["reason"] is None
     assert c.host_calls == 0
 
 
-def test_switched_off_in_the_middle_of_it(controlled: Server, plain: Pictures) -> None:
+def test_switching_off_between_controlled_pictures(controlled: Server, plain: Pictures) -> None:
     with_control = _with(controlled, CASES[0])
     on = controlled.make(**with_control)
     controlled.options(accel_enable=False)
@@ -221,7 +220,7 @@ def test_sdxl(controlled: Server, case: Case) -> None:
     if "t2iadapter_xl" not in controlled.names:
         pytest.skip("there is no checkpoint tinySDXL")
     controlled.use("tinySDXL")
-    test_case(controlled, controlled.make(), case)
+    test_off_against_on(controlled, controlled.make(), case)
 
 
 @pytest.mark.skipif(
@@ -258,5 +257,5 @@ def test_sdxl_of_real_size(launch: Launch, webui: Path, folder: Path) -> None:
         Case("SDXL, T2I adapter", [ADAPTER]),
         Case("SDXL, reference", [REFERENCE], partly=True),
     ):
-        test_case(server, plain, case)
-    test_leaving(server, plain)
+        test_off_against_on(server, plain, case)
+    test_without_control_the_picture_is_the_plain_one(server, plain)

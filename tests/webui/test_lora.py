@@ -1,4 +1,4 @@
-"""LoRAs of every type, merged by us in a real WebUI: exact, the same picture, gone without a trace."""
+"""LoRAs of every type in a real WebUI: exact merges, same pictures, removed without a trace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lib_accel.tools.checkpoint import open_checkpoint
 
 from ..network_files import KINDS, network, shapes_of
 from .conftest import HERE, Launch, rows
-from .host import DEFAULTS, MIN_DB, Pictures, Refused, Server
+from .host import DEFAULTS, Refused, Server
+from .pictures import MIN_DB, Pictures
 
 BIASED = "full-bias"
 BAD = ["bad-cut", "bad-empty", "bad-pickle", "bad-nan", "bad-names", "bad-shapes", "not-there"]
@@ -33,24 +34,25 @@ def plain(probed: Server) -> Pictures:
     return probed.make()
 
 
-def seen_and_gone(server: Server, plain: Pictures, name: str, prompt: str) -> None:
-    """The same picture off and on, all of it by compiled code, unlike the plain one; which comes back to the bit afterwards."""
+def _check_seen_and_removed(server: Server, plain: Pictures, name: str, prompt: str) -> None:
+    """Check that the network changes the picture, off as on, and leaves nothing behind.
+
+    Compiled code serves every call.
+    """
     c = server.compare(prompt=prompt)
-    rows.append(
-        f"{name} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}"
-    )
+    rows.append(f"{name} {c.line}")
     assert c.decibels >= MIN_DB, rows[-1]
     assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0), rows[-1]
     assert c.on.decibels(plain) < 45, "the network changed nothing"
-    assert server.make().same(plain), "not gone without a trace"
+    assert server.make().same(plain), "something was left"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(
     "names", [*KINDS, "lora,loha,dora", "ia3,lora,boft,full", ",".join(["lora"] * 10)]
 )
-def test_as_exact_as_the_host(probed: Server, names: str, dtype: str) -> None:
-    """Against float64, for all layers the networks touch, relative to the change they make."""
+def test_merging_is_as_exact_as_the_lora_extensions(probed: Server, names: str, dtype: str) -> None:
+    """Against float64, in all layers that the networks change, relative to the change."""
     strengths = ",".join(
         ["0.7", "-0.4", "1", "0.9", "0.3", "0.1", "0.2", "0.3", "1", "-1"][: names.count(",") + 1]
     )
@@ -59,15 +61,15 @@ def test_as_exact_as_the_host(probed: Server, names: str, dtype: str) -> None:
     rows.append(f"{names[:32]:32} {dtype:9} {e['layers']:3} layers  {errors}  failed {e['failed']}")
     assert e["layers"], e
     assert not e["failed"]["ours"], e
-    assert e["ours"] <= e["host"] * 1.02, (
-        e
-    )  # rounding falls as it falls: in float32 both are at its limit
+    assert e["ours"] <= e["host"] * 1.02, e  # in float32 both are as exact as rounding allows
     assert e["bias"] < 1e-2, e
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != BIASED])
-def test_picture(probed: Server, plain: Pictures, kind: str) -> None:
-    seen_and_gone(probed, plain, f"LoRA type {kind:22}", f"a photo of a cat <lora:{kind}:0.8>")
+def test_every_type_changes_the_picture(probed: Server, plain: Pictures, kind: str) -> None:
+    _check_seen_and_removed(
+        probed, plain, f"LoRA type {kind:22}", f"a photo of a cat <lora:{kind}:0.8>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,13 +83,13 @@ def test_picture(probed: Server, plain: Pictures, kind: str) -> None:
         "an accelword of a cat <lora:with-text:0.5>",
     ],
 )
-def test_tags(probed: Server, plain: Pictures, prompt: str) -> None:
-    """Strengths apart, ranks cut, the text encoder's part, an embedding that comes with the file."""
-    seen_and_gone(probed, plain, f"{prompt:45}", prompt)
+def test_every_form_of_a_tag(probed: Server, plain: Pictures, prompt: str) -> None:
+    """Two strengths, a lower rank, the text encoder's part, an embedding in the file."""
+    _check_seen_and_removed(probed, plain, f"{prompt:45}", prompt)
 
 
-def test_a_bias_where_there_was_none(probed: Server, plain: Pictures) -> None:
-    """The WebUI itself fails at the second step of such a picture. Ours is like the one whose network has the weights alone."""
+def test_a_network_may_add_a_bias_to_a_layer_without_one(probed: Server, plain: Pictures) -> None:
+    """The WebUI itself fails at the second step of such a picture."""
     prompt = f"a photo of a cat <lora:{BIASED}:0.8>"
     probed.options(accel_enable=False)
     with pytest.raises(Refused, match="no backup bias found"):
@@ -95,7 +97,8 @@ def test_a_bias_where_there_was_none(probed: Server, plain: Pictures) -> None:
     probed.options(accel_enable=True)
     on = probed.make(prompt=prompt)
     rows.append(
-        f"LoRA type {BIASED:22} made with acceleration; the WebUI alone fails; {on.decibels(plain):.1f} dB from the plain picture"
+        f"LoRA type {BIASED:22} made with acceleration; the WebUI alone fails; "
+        f"{on.decibels(plain):.1f} dB from the plain picture"
     )
     assert on.served
     assert 10 < on.decibels(plain) < 45
@@ -104,8 +107,8 @@ def test_a_bias_where_there_was_none(probed: Server, plain: Pictures) -> None:
 
 
 @pytest.mark.parametrize("model", ["tinySD2", "tinySD2v", "tinySDXL", "tinyInpaint"])
-def test_another_family(probed: Server, webui: Path, folder: Path, model: str) -> None:
-    """With the names files of these families have: diffusers' for SD2, the checkpoint's own for SDXL."""
+def test_loras_of_other_families(probed: Server, webui: Path, folder: Path, model: str) -> None:
+    """In files with the usual names: diffusers' for SD2, the checkpoint's own for SDXL."""
     checkpoint = webui / "models" / "Stable-diffusion" / f"{model}.safetensors"
     if not checkpoint.exists():
         pytest.skip(f"there is no checkpoint {model}")
@@ -117,14 +120,14 @@ def test_another_family(probed: Server, webui: Path, folder: Path, model: str) -
         save_file(network("lora", shapes_of(checkpoint)), path)
     probed.post("/sdapi/v1/refresh-loras")
     probed.use(model)
-    seen_and_gone(
+    _check_seen_and_removed(
         probed, probed.make(), f"LoRA of {model:24}", f"a photo of a cat <lora:{path.stem}:0.8>"
     )
     probed.use("tinyA")
 
 
-def test_random_changes(probed: Server, plain: Pictures) -> None:
-    """Any order, off and on in between: each picture is the one with acceleration off."""
+def test_random_sets_in_any_order(probed: Server, plain: Pictures) -> None:
+    """Each picture is the one with acceleration off, which is switched in between."""
     r, possible = random.Random(3), [k for k in KINDS if k != BIASED]
     for i in range(12):
         tags = " ".join(
@@ -151,8 +154,10 @@ def test_random_changes(probed: Server, plain: Pictures) -> None:
         "<lora:lora:-1e6>",
     ],
 )
-def test_bad_input(probed: Server, plain: Pictures, tags: str) -> None:
-    """What the WebUI makes of it without acceleration, we make of it; afterwards nothing is left."""
+def test_a_bad_file_or_strength_is_treated_as_the_webui_does(
+    probed: Server, plain: Pictures, tags: str
+) -> None:
+    """Afterwards nothing is left."""
     made = []
     for enabled in (False, True):
         probed.options(accel_enable=enabled)
@@ -172,7 +177,7 @@ def test_bad_input(probed: Server, plain: Pictures, tags: str) -> None:
     assert probed.make().same(plain)
 
 
-def test_a_file_changed_in_the_middle(probed: Server, plain: Pictures, folder: Path) -> None:
+def test_a_changed_file_is_read_again(probed: Server, plain: Pictures, folder: Path) -> None:
     path = folder / "lora" / "changing.safetensors"
     path.write_bytes((folder / "lora" / "lora.safetensors").read_bytes())
     probed.post("/sdapi/v1/refresh-loras")

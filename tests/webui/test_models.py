@@ -1,4 +1,4 @@
-"""What happens to the loaded model between pictures, and what stops one: weights and state must stay right."""
+"""What happens to a model between pictures, and interrupted ones: weights stay right."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Any
 import pytest
 
 from .conftest import rows
-from .host import DEFAULTS, MIN_DB, Comparison, Pictures, Server
+from .host import DEFAULTS, Comparison, Server
+from .pictures import MIN_DB, Pictures
 
 
 @pytest.fixture(scope="module")
 def _fresh(server: Server) -> None:
-    server.use("tinyB")  # HyperTile's hooks stay until the model's objects are made anew
+    server.use("tinyB")  # HyperTile's hooks stay until other objects are loaded
 
 
 @pytest.fixture(autouse=True)
-def _as_usual(server: Server, _fresh: None) -> None:
+def _defaults(server: Server, _fresh: None) -> None:
     server.options(**DEFAULTS)
     server.use("tinyA")
 
 
 def _served(server: Server, name: str, **payload: Any) -> Comparison:
     c = server.compare(**payload)
-    rows.append(f"{name:32} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host")
+    rows.append(f"{name:32} {c.line}")
     assert c.decibels >= MIN_DB, rows[-1]
     assert (c.calls > 0, c.host_calls, c.compiles, c.on.served) == (True, 0, 0, True), rows[-1]
     return c
@@ -34,7 +35,7 @@ def _served(server: Server, name: str, **payload: Any) -> Comparison:
 
 @pytest.mark.parametrize("model", ["tinyB", "same.ckpt"])
 def test_switch_there_and_back(server: Server, model: str) -> None:
-    """To another object, or (under one configuration file) to other weights in the same."""
+    """To other objects or, with one configuration file, to other weights in the same."""
     server.use("same.safetensors")
     first = server.make()
     server.use(model)
@@ -45,7 +46,7 @@ def test_switch_there_and_back(server: Server, model: str) -> None:
 
 
 def test_several_checkpoints_in_memory(server: Server) -> None:
-    """One that is picked up again announces itself to nobody."""
+    """The WebUI calls no callback for one that it uses again."""
     first = server.make()
     server.options(sd_checkpoints_limit=2)
     binds = []
@@ -94,7 +95,7 @@ def test_unload_and_reload(server: Server, lora: bool) -> None:
     _served(server, "unloaded and reloaded", prompt=prompt)
 
 
-def test_unloaded_and_at_once_an_image(server: Server) -> None:
+def test_an_image_right_after_unloading(server: Server) -> None:
     first = server.make()
     server.post("/sdapi/v1/unload-checkpoint")
     assert server.make().same(first)
@@ -114,15 +115,15 @@ def test_loras_leave_nothing_behind(server: Server) -> None:
         assert not server.make(prompt=f"a photo of a cat {prompt}").same(first)
     assert server.make().same(first)
     server.make(prompt="a photo of a cat <lora:loraA:1>")
-    server.options(accel_enable=False)  # taken out by the WebUI then
+    server.options(accel_enable=False)  # the WebUI takes the LoRAs out
     off = server.make()
     server.make(prompt="a photo of a cat <lora:loraA:1>")
-    server.options(accel_enable=True)  # taken out by us then
+    server.options(accel_enable=True)  # we take the LoRA out
     assert server.make().same(first)
     assert off.decibels(first) >= MIN_DB
 
 
-def test_toggling_takes_effect_at_the_next_image(server: Server) -> None:
+def test_off_and_on_take_effect_at_the_next_image(server: Server) -> None:
     on = server.make()
     server.options(accel_enable=False)
     assert server.status()["state"] == "off"
@@ -169,9 +170,7 @@ def test_xyz_plot(server: Server) -> None:
             "prompt": "a photo of a cat <lora:loraA:0>",
         }
         c = server.compare(**payload)
-        rows.append(
-            f"X/Y/Z {x} / {y}: {c.decibels:.1f} dB of {len(c.on.pixels)}  calls {c.calls} compiled, {c.host_calls} host"
-        )
+        rows.append(f"X/Y/Z {x} / {y}: {len(c.on.pixels)} pictures  {c.line}")
         assert len(c.on.pixels) > 4
         assert c.decibels >= MIN_DB, rows[-1]
         assert (c.calls > 0, c.host_calls, c.compiles) == (True, 0, 0)
@@ -194,7 +193,7 @@ def _disturbed(server: Server, disturb: Callable[[], object], **payload: Any) ->
     return made[0]
 
 
-def test_interrupt(server: Server) -> None:
+def test_an_interrupted_picture_leaves_nothing(server: Server) -> None:
     first = server.make()
     made = _disturbed(server, lambda: server.post("/sdapi/v1/interrupt"), steps=150, n_iter=3)
     assert len(made.pixels) < 3
@@ -202,7 +201,7 @@ def test_interrupt(server: Server) -> None:
     _served(server, "after an interrupt")
 
 
-def test_skip(server: Server) -> None:
+def test_a_skipped_picture_leaves_nothing(server: Server) -> None:
     payload = {"steps": 40, "n_iter": 2}
     whole = server.make(**payload)
     made = _disturbed(server, lambda: server.post("/sdapi/v1/skip"), **payload)
@@ -211,7 +210,7 @@ def test_skip(server: Server) -> None:
     _served(server, "after a skip")
 
 
-def test_interrupt_with_a_lora_and_hires(server: Server) -> None:
+def test_an_interrupted_picture_with_loras_and_hires_leaves_nothing(server: Server) -> None:
     first = server.make()
     more = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.6}
     _disturbed(
@@ -225,8 +224,8 @@ def test_interrupt_with_a_lora_and_hires(server: Server) -> None:
     assert server.make().same(first)
 
 
-def test_toggling_in_the_middle_of_an_image(server: Server) -> None:
-    """Weights must not be moved under a running image: it is made to its end, and the next one is as set."""
+def test_an_option_changed_during_an_image_takes_effect_at_the_next(server: Server) -> None:
+    """Weights must not move under a running image."""
     payload = {"steps": 40}
     whole, plain = server.make(**payload), server.make()
     for wanted in (False, True):

@@ -1,4 +1,4 @@
-"""Servers of their own: off is the WebUI as it was, the routes ask for credentials, medvram."""
+"""Off is the WebUI without the extension; the routes ask for credentials; medvram."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import urllib.request
 import pytest
 
 from .conftest import Launch, rows
-from .host import MIN_DB, Pictures, Refused, Server, basic, picture
+from .host import Refused, Server, basic
+from .pictures import MIN_DB, Pictures, picture
 
 LOGIN = "me:secret"
 FIELDS = {
@@ -29,7 +30,7 @@ COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "host_calls
 
 
 def _some(server: Server) -> list[Pictures]:
-    """Pictures that must be the same to the bit wherever acceleration is off."""
+    """Make pictures that must be equal to the bit wherever acceleration is off."""
     image = {"init_images": [picture()], "denoising_strength": 0.7}
     hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
     server.make("img2img", **image)
@@ -46,7 +47,7 @@ def _some(server: Server) -> list[Pictures]:
 
 @pytest.fixture(scope="module")
 def untouched(launch: Launch) -> list[Pictures]:
-    """From a WebUI without the extension."""
+    """The pictures of a WebUI without the extension."""
     server = launch(extension=False)
     made = _some(server)
     with pytest.raises(Refused, match="404"):
@@ -123,15 +124,13 @@ def test_medvram_and_behind_gradio_auth(launch: Launch) -> None:
         ("medvram, batch", {"batch_size": 2}),
     ):
         c = server.compare(**payload)
-        rows.append(
-            f"{name:32} {c.decibels:5.1f} dB  calls {c.calls:3} compiled, {c.host_calls} host  {c.status['reason'] or ''}"
-        )
+        rows.append(f"{name:32} {c.line}")
         assert c.decibels >= MIN_DB
         assert (c.calls > 0, c.on.served) == (True, True)
     server.stop()
 
 
-def test_routes(server: Server) -> None:
+def test_the_routes_answer(server: Server) -> None:
     status = server.use("tinyA")
     assert status.keys() == FIELDS
     assert status["counters"].keys() == COUNTERS

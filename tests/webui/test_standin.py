@@ -1,9 +1,9 @@
-"""The stand-in of tests/standin behaves as a real WebUI: facts found out by the same functions in both must be equal."""
+"""The stand-in of tests/standin behaves like a real WebUI: facts found in both are equal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ from ..network_files import KINDS
 from ..standin.host import Host, in_place
 from .conftest import HERE, Launch
 from .host import DEFAULTS, Server
-
-Facts = Callable[[str], Any]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +27,7 @@ def real(launch: Launch) -> Server:
 def host(tiny_store: Path) -> Iterator[Host]:
     with in_place():
         host = Host("--accel-store", str(tiny_store))
-        host.hear()
+        host.listen()
         host.load()
         yield host
         host.close()
@@ -42,7 +40,7 @@ def _real(server: Server, which: str) -> Any:
 
 
 def _differ(a: Any, b: Any, where: str = "") -> list[str]:
-    """The places where two JSON values are not alike; numbers may differ by rounding."""
+    """Return the places where two JSON values differ; numbers may differ by rounding."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [
             line
@@ -63,27 +61,25 @@ def _differ(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if same else [f"{where}: {a!r} in the WebUI, {b!r} in the stand-in"]
 
 
-def _same(real: Any, standin: Any) -> None:
+def _check_same(real: Any, standin: Any) -> None:
     assert real
     assert _differ(real, json.loads(json.dumps(standin))) == []
 
 
 @pytest.mark.parametrize("which", ["webui", "lora", "pages"])
-def test_alike(real: Server, host: Host, which: str) -> None:
-    _same(_real(real, which), host.facts(which))
+def test_the_facts_are_the_same(real: Server, host: Host, which: str) -> None:
+    _check_same(_real(real, which), host.facts(which))
 
 
-def test_jobs_alike(real: Server, host: Host) -> None:
-    """What is called in which order, with what, in which state."""
+def test_jobs_call_the_same_things_in_the_same_order(real: Server, host: Host) -> None:
     lora = host.network("lora", {})
     for prompt, networks in (("", ()), (f"<lora:{next(iter(KINDS))}:1>", (lora,)), ("", ())):
         real.make(prompt=f"a cat {prompt}", steps=2, n_iter=2)
         host.image(*networks, steps=2, n_iter=2)
-        _same(_real(real, "job"), host.facts("job"))
+        _check_same(_real(real, "job"), host.facts("job"))
 
 
-def test_a_difference_is_seen(host: Host) -> None:
-    """The comparison can fail: a value, a type, a place more or less, in any depth."""
+def test_a_difference_in_value_type_or_place_is_seen(host: Host) -> None:
     facts = json.loads(
         json.dumps({which: host.facts(which) for which in ("webui", "lora", "pages")})
     )

@@ -1,14 +1,21 @@
-"""Components that remember what they were given, and buttons that can be pressed."""
+"""Components that keep what they were given, and buttons that can be pressed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 shown: list[Component] = []  # all there are, in the order of creation
 
 
 class Component:
+    """A part of a page."""
+
+    do_not_save_to_config: bool  # set from outside: keeps it out of the WebUI's ui-config.json
+
     def __init__(
         self,
         value: Any = None,
@@ -49,8 +56,8 @@ class Button(Component):
     def click(
         self,
         fn: Callable[..., Any],
-        inputs: list[Component] | None = None,
-        outputs: list[Component] | None = None,
+        inputs: Sequence[Component] | None = None,
+        outputs: Sequence[Component] | None = None,
         api_name: str | None = None,
         queue: bool | None = None,
         show_progress: Any = "full",
@@ -63,25 +70,66 @@ class Button(Component):
             api_name,
         )
 
-    def press(self) -> None:
-        """What the page does: one value for one output, else one for each."""
+    def press(self) -> list[Any]:
+        """Do what the page does. Returns the values that the outputs were given."""
         answer = self._handler(*(i.value for i in self._inputs))
         for output, value in zip(
             self._outputs, answer if len(self._outputs) > 1 else [answer], strict=True
         ):
             output.value = value
+        return [output.value for output in self._outputs]
+
+
+class Checkbox(Component):
+    """On or off."""
+
+    def __init__(self, *, label: str | None = None, **given: Any):
+        super().__init__(**given)
+        self.label = label
 
 
 class Radio(Component):
-    """One of several."""
+    """One of several choices: what is shown, and the value that stands for it."""
+
+    def __init__(
+        self,
+        choices: Sequence[str | tuple[str, str]] | None = None,
+        *,
+        label: str | None = None,
+        **given: Any,
+    ):
+        super().__init__(**given)
+        self.label = label
+        self.choices = [c if isinstance(c, tuple) else (c, c) for c in choices or ()]
+
+    def preprocess(self, x: str) -> str:
+        """Return what a function is given when `x` is chosen: the page sends the value."""
+        return x
 
 
 class Slider(Component):
-    """A number."""
+    """A number in a range."""
+
+    def __init__(
+        self,
+        minimum: float = 0,
+        maximum: float = 100,
+        *,
+        step: float | None = None,
+        label: str | None = None,
+        **given: Any,
+    ):
+        super().__init__(**given)
+        self.label, self.minimum, self.maximum, self.step = label, minimum, maximum, step
+
+
+def update(**values: Any) -> dict[str, Any]:
+    """Return what a function answers to change a component."""
+    return {**values, "__type__": "generic_update"}
 
 
 class _Layout:
-    def __enter__(self) -> _Layout:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...

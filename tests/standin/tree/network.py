@@ -46,7 +46,7 @@ class NetworkModule:
     def finalize_updown(
         self, updown: Tensor, orig_weight: Tensor, output_shape: Any, ex_bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Raises RuntimeError where the network was made for a layer of another shape."""
+        """Scale the delta. Raises RuntimeError where the network is for another shape."""
         if len(output_shape) == 4:
             updown = updown.reshape(output_shape)
         if updown.numel() == orig_weight.numel():
@@ -58,6 +58,6 @@ class NetworkModule:
         raise NotImplementedError
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """What the layer answered, with this network added to it: the old way, for linear layers."""
+        """Add this network to the output of a linear layer (the old method)."""
         weight, bias = self.calc_updown(self.sd_module.weight)  # type: ignore[arg-type]
         return y + nn.functional.linear(x, weight, bias)

@@ -1,4 +1,7 @@
-"""The Lora extension: class forwards of torch's layers that merge the wanted networks first, each layer for itself."""
+"""The Lora extension: patched class forwards of torch's layers.
+
+Each layer merges the wanted networks into itself before it computes.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 loaded_networks: list[network.Network] = []
 extra_network_lora = SimpleNamespace(errors={})
 _originals: dict[tuple[type, str], Any] = {}
+computed: set[int] | None = None
+"""For tests: where this is a set, the ids of the modules whose own forward has run."""
 
 
 def assign_network_names_to_compvis_modules(sd_model: Any) -> None:
@@ -24,14 +29,12 @@ def assign_network_names_to_compvis_modules(sd_model: Any) -> None:
         sd_model.network_layer_mapping[module.network_layer_name] = module
 
 
-KEPT = {
-    "weight": "network_weights_backup",
-    "bias": "network_bias_backup",
-}  # where the base of each is kept
+# where the base of each is kept
+KEPT = {"weight": "network_weights_backup", "bias": "network_bias_backup"}
 
 
 def network_apply_weights(self: Any) -> None:
-    """Bring the layer to the wanted set: its base is kept before the first merge, and is where every merge begins."""
+    """Merge the wanted set into the layer, beginning at its base, which the first merge keeps."""
     wanted = tuple((n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in loaded_networks)
     merged = getattr(self, "network_current_names", ())
     name = getattr(self, "network_layer_name", None)
@@ -40,7 +43,7 @@ def network_apply_weights(self: Any) -> None:
     for part, kept in KEPT.items() if wanted else ():
         value = getattr(self, part)
         if getattr(self, kept, None) is None:
-            if merged and value is not None:  # a part that a network made, or whose base was lost
+            if merged and value is not None:  # a network added it, or its base was lost
                 raise RuntimeError(f"{name}.{part}: {merged} are merged and its base is not known")
             setattr(self, kept, None if value is None else value.to("cpu", copy=True))
     if merged != wanted:
@@ -92,6 +95,8 @@ def network_reset_cached_weight(self: Any) -> None:
 
 def _patched_forward(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, input: Tensor) -> Tensor:  # noqa: A002
+        if computed is not None:
+            computed.add(id(self))
         if not shared.opts.lora_functional:
             network_apply_weights(self)
             return original(self, input)

@@ -1,4 +1,4 @@
-"""Routes with dependencies, asked by the tests as a client would ask them."""
+"""Routes with dependencies, which tests call as a client would."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Depends:
+class Dependency:
+    """What a parameter with this default is given: the answer of `dependency`."""
+
     dependency: Callable[..., Any]
+
+
+def Depends(dependency: Callable[..., Any]) -> Any:
+    """Return the default of a parameter, typed as fastapi types it."""
+    return Dependency(dependency)
 
 
 class HTTPException(Exception):
@@ -33,7 +40,9 @@ class Request:
 
 class FastAPI:
     def __init__(self) -> None:
-        self._routes: list[tuple[str, re.Pattern[str], Callable[..., Any], Sequence[Depends]]] = []
+        self._routes: list[
+            tuple[str, re.Pattern[str], Callable[..., Any], Sequence[Dependency]]
+        ] = []
 
     def add_api_route(
         self,
@@ -41,7 +50,7 @@ class FastAPI:
         endpoint: Callable[..., Any],
         *,
         methods: list[str],
-        dependencies: Sequence[Depends] = (),
+        dependencies: Sequence[Dependency] = (),
     ) -> None:
         pattern = re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path))
         self._routes += [(method, pattern, endpoint, dependencies) for method in methods]
@@ -63,12 +72,12 @@ class FastAPI:
 
 
 def _resolve(function: Callable[..., Any], request: Request) -> Any:
-    """Call it with what its parameters ask for: the request, or what another function makes of it."""
+    """Call it with what its parameters ask for: the request, or another function's answer."""
     if not inspect.isroutine(function):
         return function(request)
     given = {
         p.name: _resolve(p.default.dependency, request)
-        if isinstance(p.default, Depends)
+        if isinstance(p.default, Dependency)
         else request
         for p in inspect.signature(function).parameters.values()
     }

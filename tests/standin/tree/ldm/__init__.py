@@ -1,1 +1,1 @@
-"""The model's code. `lib_accel.host.inspection` takes a package of this name for the UNet's own home."""
+"""The model's code, in a package that `lib_accel.host.inspection` knows as the UNet's own."""

@@ -1,1 +1,4 @@
-"""What `lib_accel.host` uses of the WebUI's own modules, in the least code that behaves alike (tests/standin/facts.py says how)."""
+"""What `lib_accel.host` uses of the WebUI's modules, in the least code that behaves alike.
+
+tests/standin/facts holds what is the same in both.
+"""

@@ -2,4 +2,4 @@
 
 import threading
 
-queue_lock = threading.Lock()  # not re-entrant, as the WebUI's own
+queue_lock = threading.Lock()  # not re-entrant, like the WebUI's

@@ -1,4 +1,4 @@
-"""Settings: a default each, a value where one was set, and a function that is told of a change."""
+"""Settings: each has a default, perhaps a stored value, and a function to call on a change."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ def options_section(
 
 class Options:
     def __init__(self, data_labels: dict[str, OptionInfo]):
-        self.data_labels = dict(
-            data_labels
-        )  # the WebUI sorts it into a new one: what is added to the templates later is not here
+        # a new dict, as in the WebUI: what is added to the templates later is not in it
+        self.data_labels = dict(data_labels)
         self.data: dict[str, Any] = {k: v.default for k, v in data_labels.items()}
 
     def __getattr__(self, item: str) -> Any:
@@ -53,7 +52,7 @@ class Options:
         raise AttributeError(item)
 
     def set(self, key: str, value: Any) -> bool:
-        """True when that was a change, which it is not where the function that is told of it raises."""
+        """Store a value. Return whether it changed; where `onchange` raises, it has not."""
         before = self.data.get(key)
         if before == value:
             return False
@@ -62,7 +61,7 @@ class Options:
         try:
             if onchange is not None:
                 onchange()
-        except Exception:  # noqa: BLE001  as there, where it is printed
+        except Exception:  # noqa: BLE001  the WebUI prints it
             self.data[key] = before
             return False
         return True

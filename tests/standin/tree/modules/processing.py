@@ -1,4 +1,4 @@
-"""A job: what is called in which order while images are made."""
+"""A job: the order in which things are called while images are made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StableDiffusionProcessing:
 
 
 def process_images(p: StableDiffusionProcessing) -> list[Tensor]:
-    """One tensor for each of the `n_iter` batches."""
+    """Return one tensor for each of the `n_iter` batches."""
     with queue_lock:
         scripts.call("before_process", p)
         with torch.no_grad():

@@ -63,6 +63,6 @@ def script_unloaded_callback() -> None:
 
 
 def _call(category: str, *args: Any) -> None:
-    """The WebUI logs what a callback raises and goes on; here it fails the test."""
+    """Call them all. The WebUI logs what one raises and goes on; here it fails the test."""
     for callback in callbacks[category]:
         callback(*args)

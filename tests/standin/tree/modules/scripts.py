@@ -1,4 +1,4 @@
-"""Scripts of extensions: classes found in the files that are loaded, called at stages of each job."""
+"""Scripts of extensions: classes in the files that are loaded, called at stages of each job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands for torch in the UNet's own file: the decoder's tensor may come back too large."""
+"""What replaces `torch` in the UNet's own file: `cat` resizes a decoder tensor to its skip."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ model_data = SdModelData()
 
 
 def load_model(unet: nn.Module) -> LatentDiffusion:
-    """A model of its own objects; whoever asked is told."""
+    """Make the UNet the loaded model, of new objects, and call the callbacks."""
     model = LatentDiffusion(unet)
     model_data.set_sd_model(model)
     script_callbacks.model_loaded_callback(model)

@@ -1,4 +1,4 @@
-"""Other extensions' UNets, one of which may stand in the place of the model's own."""
+"""Other extensions' UNets, one of which may replace the model's own."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class SdUnet(nn.Module):
     option: SdUnetOption
 
     def activate(self) -> None:
-        """Told that it stands there now."""
+        """Called when it is put in place."""
 
     def deactivate(self) -> None:
-        """Told that it does no longer."""
+        """Called when it is taken away."""
 
 
 unet_options: list[SdUnetOption] = []
@@ -32,7 +32,7 @@ current_unet: Any = None
 
 
 def apply_unet(option: str | None = None) -> None:
-    """Put the UNet of that name in place, or the one the settings say; "None" is the model's own."""
+    """Put the UNet of that name in place, or the one of the settings; "None" is the model's."""
     global current_unet
     wanted = next((o for o in unet_options if o.label == (option or shared.opts.sd_unet)), None)
     if (current_unet.option if current_unet else None) is wanted:

@@ -1,7 +1,9 @@
-"""For tests alone: merges in the live WebUI, by its Lora extension, by ours and in float64, and says how far apart they are."""
+"""An extension for tests: merges LoRAs in a live WebUI, by the Lora extension and by ours.
+
+It answers how far each is from float64 and how long each takes.
+"""
 
 import copy
-import functools
 import statistics
 import time
 
@@ -10,17 +12,23 @@ import torch
 from modules import script_callbacks, shared
 from torch import nn
 
-from lib_accel.host import lora, webui
+from lib_accel.host import webui
+from lib_accel.host.lora import Loras
 from lib_accel.runtime.accelerated import accelerated
 from lib_accel.runtime.lora_bases import Bases
 
 
-def _wanted(names, strengths):
+def _load(names, strengths):
+    """Let the Lora extension read these files and want them."""
     networks.load_networks(names, strengths, strengths, [None] * len(names))
-    return webui.lora_wanted()
+
+
+def _loras(unet):
+    return Loras(unet, Bases("auto", webui.say))
 
 
 def _parts(layer):
+    """Return the wanted network modules of a layer."""
     name = getattr(layer, "network_layer_name", None)
     return [net.modules[name] for net in networks.loaded_networks if name in net.modules]
 
@@ -33,28 +41,24 @@ def _layers():
     ]
 
 
-def _apart(layer, dtype):
-    """A copy of one layer at its base, which nothing else uses."""
+def _copy_at_base(layer, dtype):
+    """Return a copy of a layer without networks, which nothing else uses."""
     twin = copy.copy(layer)
     twin._parameters = {}
     base = getattr(layer, "network_weights_backup", None)
     bias = layer.network_bias_backup if base is not None else layer.bias
     weight = layer.weight if base is None else base
-    twin.weight = nn.Parameter(weight.detach().to(dtype, copy=True), requires_grad=False)
-    twin.bias = (
-        None
-        if bias is None
-        else nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
+    twin.weight, twin.bias = (
+        None if t is None else nn.Parameter(t.detach().to(dtype, copy=True), requires_grad=False)
+        for t in (weight, bias)
     )
-    twin.network_current_names, twin.network_weights_backup, twin.network_bias_backup = (
-        (),
-        None,
-        None,
-    )
+    twin.network_current_names = ()
+    twin.network_weights_backup = twin.network_bias_backup = None
     return twin
 
 
 def _with_tensors(part, change):
+    """Return a copy of a network module with its tensors changed."""
     view = copy.copy(part)
     for name, value in vars(part).items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -69,6 +73,7 @@ def _with_tensors(part, change):
 
 @torch.no_grad()
 def _exact(twin, parts):
+    """Return weight and bias merged in float64."""
     weight, bias = twin.weight.double(), None if twin.bias is None else twin.bias.double()
     narrow = torch.Tensor.float
     torch.Tensor.float = lambda t: t  # some types compute a part in float32
@@ -84,9 +89,12 @@ def _exact(twin, parts):
 
 
 def errors(names: str, strengths: str, dtype: str):
-    """Relative to the change that the networks make, over all layers they touch; and how many layers each could not do."""
+    """Return the error of both ways of merging, and in how many layers each failed.
+
+    Errors are relative to the change that the networks make, over all layers they touch.
+    """
     kind = getattr(torch, dtype)
-    wanted = _wanted(names.split(","), [float(s) for s in strengths.split(",")])
+    _load(names.split(","), [float(s) for s in strengths.split(",")])
     sums = {"ours": 0.0, "host": 0.0, "bias": 0.0}
     change, layers, failed = 0.0, 0, {"ours": 0, "host": 0}
     counted = networks.extra_network_lora.errors
@@ -95,19 +103,18 @@ def errors(names: str, strengths: str, dtype: str):
             continue
         name = layer.network_layer_name
         kept = [net.modules[name] for net in networks.loaded_networks if name in net.modules]
-        for net in networks.loaded_networks:  # what the files hold in half precision on a GPU
+        for net in networks.loaded_networks:  # as files for a GPU are, in half precision
             if name in net.modules and kind != torch.float32:
                 net.modules[name] = _with_tensors(net.modules[name], lambda t: t.to(kind))
-        parts = _parts(layer)
-        exact, ours, host = (_apart(layer, kind) for _ in range(3))
-        weight, bias = _exact(exact, parts)
-        for which, twin, bring in (
-            ("ours", ours, functools.partial(_loras().set_networks, parts=parts, mark=wanted)),
-            ("host", host, networks.network_apply_weights),
-        ):
-            counted.clear()
-            bring(twin)
-            failed[which] += sum(counted.values())
+        exact, ours, host = (_copy_at_base(layer, kind) for _ in range(3))
+        weight, bias = _exact(exact, _parts(layer))
+        counted.clear()
+        _loras(ours).bring_up_to_date()
+        failed["ours"] += sum(counted.values())
+        counted.clear()
+        networks.network_apply_weights(host)
+        failed["host"] += sum(counted.values())
+        for which, twin in (("ours", ours), ("host", host)):
             sums[which] += float((twin.weight.double() - weight).norm() ** 2)
         if bias is not None:
             sums["bias"] += float((ours.bias.double() - bias).norm() ** 2)
@@ -121,45 +128,36 @@ def errors(names: str, strengths: str, dtype: str):
 
 @torch.no_grad()
 def seconds(names: str, strengths: str, host: bool):
-    """For the extension to read the files it does not hold, and to bring every layer of the UNet to this set, its way or ours."""
+    """Return how long reading the files takes, and merging them into the UNet, either way."""
     began = time.perf_counter()
-    _wanted(
+    _load(
         names.split(",") if names else [],
         [float(s) for s in strengths.split(",")] if strengths else [],
     )
     read = time.perf_counter() - began
     layers = _layers()
-    merger = _loras()
+    loras = _loras(webui.unet_of(webui.current_model()))
     began = time.perf_counter()
     if host:
         for layer in layers:
             networks.network_apply_weights(layer)
     else:
-        merger.bring_up_to_date()
+        loras.bring_up_to_date()
     return {"read": read, "merged": time.perf_counter() - began}
 
 
-script_callbacks.on_app_started(
-    lambda _, app: app.add_api_route("/accel-probe/errors", errors, methods=["GET"])
-)
-script_callbacks.on_app_started(
-    lambda _, app: app.add_api_route("/accel-probe/seconds", seconds, methods=["GET"])
-)
-
-
-def _loras():
-    return lora.Loras(webui.unet_of(webui.current_model()), Bases("auto", webui.say))
-
-
 def overhead():
-    """Milliseconds of everything we do in a UNet call besides computing it, medians of 200, nothing having changed."""
+    """Return the milliseconds of all we do in a UNet call besides computing it, by piece.
+
+    Nothing has changed since the call before. Medians of 200.
+    """
     unet = webui.unet_of(webui.current_model())
-    taken, x = accelerated(unet), torch.zeros(2, 4, 16, 16)
+    attachment, x = accelerated(unet), torch.zeros(2, 4, 16, 16)
     pieces = {
-        "conditions": lambda: taken.why_not_now(x),
-        "LoRAs": taken.loras.bring_up_to_date,
-        "layers": taken.inspector.look,
-        "weights": taken.engine.binding.moved,
+        "conditions": lambda: attachment.why_not_now(x),
+        "LoRAs": attachment.loras.bring_up_to_date,
+        "layers": attachment.inspector.look,
+        "weights": attachment.engine.binding.moved,
     }
     return {name: _median(piece) for name, piece in pieces.items()}
 
@@ -173,6 +171,9 @@ def _median(piece):
     return statistics.median(times)
 
 
-script_callbacks.on_app_started(
-    lambda _, app: app.add_api_route("/accel-probe/overhead", overhead, methods=["GET"])
-)
+def _add_routes(_, app):
+    for function in (errors, seconds, overhead):
+        app.add_api_route(f"/accel-probe/{function.__name__}", function, methods=["GET"])
+
+
+script_callbacks.on_app_started(_add_routes)

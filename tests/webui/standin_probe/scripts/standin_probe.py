@@ -1,4 +1,4 @@
-"""An extension for tests alone: computes the facts of tests/standin in a live WebUI."""
+"""An extension for tests: computes the facts of tests/standin/facts in a live WebUI."""
 
 import importlib.util
 import sys
@@ -7,31 +7,27 @@ from pathlib import Path
 
 from modules import script_callbacks
 
+FACTS = Path(__file__).resolve().parents[3] / "standin" / "facts"
 
-def _load(name):
+
+def _load_package(name, folder):
     spec = importlib.util.spec_from_file_location(
-        name, Path(__file__).resolve().parents[3] / "standin" / f"{name}.py"
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-facts, lora_facts, page_facts = map(_load, ("facts", "lora_facts", "page_facts"))
+facts = _load_package("standin_facts", FACTS)
 Listener = facts.listen()  # the WebUI finds scripts by class
 
 
 def answer(which: str):
-    """The facts of one group; a traceback where they could not be found out."""
-    groups = {
-        "webui": facts.webui,
-        "lora": lora_facts.lora,
-        "pages": page_facts.pages,
-        "job": facts.job,
-    }
+    """Return the facts of one group; a traceback where they could not be found."""
     try:
-        return {"facts": groups[which]()}
-    except Exception:  # noqa: BLE001  shown by the test
+        return {"facts": facts.find(which)}
+    except Exception:  # noqa: BLE001  the test shows it
         return {"failed": traceback.format_exc()}
 
 

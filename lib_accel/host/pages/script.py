@@ -1,4 +1,4 @@
-"""What runs with every job: the status line above the picture, and the mark in the infotext of images we served."""
+"""The script that runs with every job: it shows the status line and marks accelerated images."""
 
 from __future__ import annotations
 
@@ -7,33 +7,38 @@ from typing import Any
 import gradio as gr
 from modules import scripts
 
-from .panel import status_line
-from .service import service
+from ..service import service
+from .status_line import status_line
 
 
 class AccelScript(scripts.Script):
-    """Always on. Registered by the script file, which the WebUI loads anew on "Reload UI"."""
+    """A script that is always on. scripts/accel.py registers it; "Reload UI" makes a new one."""
 
     def title(self) -> str:
+        """Return the name under which the WebUI lists the script."""
         return "Acceleration"
 
     def show(self, is_img2img: bool) -> object:
+        """Run in both tabs without being chosen."""
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
+        """Show the status line; javascript/accel.js moves it above the picture. No controls."""
         tab = "img2img" if is_img2img else "txt2img"
         gr.HTML(status_line(), elem_id=f"accel_status_{tab}", elem_classes=["accel-status"])
         return []
 
     def before_process(self, p: Any, *args: Any) -> None:
+        """Let the service follow the loaded model and finished compilations before a job."""
         service.before_images()
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """Do the same before each batch, and note how many UNet calls were accelerated so far."""
         service.before_images()
         p._accel_calls = service.served()[0]
 
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Infotext `Accel: aoti` for a batch that compiled code really computed, and nothing for others."""
+        """Write `Accel: <backend>` into the infotext where compiled code served this batch."""
         backend = service.batch_done(p._accel_calls)
         if backend:
             p.extra_generation_params["Accel"] = backend

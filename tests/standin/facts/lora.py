@@ -1,4 +1,4 @@
-"""How the Lora extension behaves, on layers made for that: the other half of facts.py, and under its rules."""
+"""Facts: the Lora extension, on layers made for this."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _numbers(t: Tensor | None) -> Any:
 
 
 def fields() -> dict[str, Any]:
-    """What a loaded network and its modules consist of, as far as we look."""
+    """What a loaded network and its modules consist of, as far as we read them."""
     layer = _layer()
     net = _network("a", layer, _lora())
     part = net.modules["standin_probe"]
@@ -117,7 +117,7 @@ def fields() -> dict[str, Any]:
 
 @torch.no_grad()
 def updown() -> dict[str, Any]:
-    """What the types answer, at strengths and ranks."""
+    """What each type computes, at several strengths and ranks."""
     out = {}
     layer, conv = _layer(), _layer(cls=nn.Conv2d)
     torch.manual_seed(2)
@@ -139,7 +139,7 @@ def updown() -> dict[str, Any]:
 
 @torch.no_grad()
 def merging() -> dict[str, Any]:
-    """A layer through wanted, wanted otherwise, not wanted, by its own forward; with and without a bias."""
+    """A layer's own forward under several wanted sets and none; with and without a bias."""
     out: dict[str, Any] = {}
     x = torch.linspace(-1, 1, 6)[None]
     for bias in (True, False):
@@ -166,7 +166,7 @@ def merging() -> dict[str, Any]:
 
 @torch.no_grad()
 def a_new_bias() -> list[Any]:
-    """Where there was none: what the first call makes of it, the second, and the one that takes it out."""
+    """A network with a bias for a layer without one: two calls, and one without the network."""
     layer = _layer(bias=False)
     net = _network("a", layer, {"diff": torch.eye(6), "diff_b": torch.ones(6)})
     x = torch.linspace(-1, 1, 6)[None]
@@ -176,7 +176,7 @@ def a_new_bias() -> list[Any]:
             try:
                 out.append(_numbers(layer(x)))
             except RuntimeError as e:
-                out.append(type(e).__name__)  # the words are each its own
+                out.append(type(e).__name__)  # the texts differ
             out += [_marks(layer), _numbers(layer.bias)]
     out += [_numbers(layer(x)), _marks(layer), _numbers(layer.bias)]
     return out
@@ -184,7 +184,7 @@ def a_new_bias() -> list[Any]:
 
 @torch.no_grad()
 def failing() -> dict[str, Any]:
-    """A network that does not fit is counted and left out; marks without a backup raise."""
+    """A network that does not fit is counted and left out; a mark without a backup raises."""
     layer = _layer()
     base = layer.weight.clone()
     bad = _network("bad", layer, {"diff": torch.zeros(7, 5)})
@@ -213,7 +213,7 @@ def failing() -> dict[str, Any]:
 
 @torch.no_grad()
 def loading() -> list[Any]:
-    """Loading a state dict makes a layer forget; restoring brings its backup."""
+    """Restoring writes the backup back; loading a state dict drops marks and backups."""
     layer = _layer()
     state = {k: v.clone() for k, v in layer.state_dict().items()}
     with _wanted(_network("a", layer, _lora())):
@@ -227,7 +227,7 @@ def loading() -> list[Any]:
 
 @torch.no_grad()
 def at_run_time() -> list[Any]:
-    """The old way (an option): the same answer without changing the weight."""
+    """The old method, an option: the same answer without changing the weight."""
     layer = _layer()
     base, x = layer.weight.clone(), torch.linspace(-1, 1, 6)[None]
     out: list[Any] = []
@@ -261,8 +261,4 @@ def classes() -> dict[str, Any]:
     return out
 
 
-def lora() -> dict[str, Any]:
-    return {
-        f.__name__: f()
-        for f in (fields, updown, merging, a_new_bias, failing, loading, at_run_time, classes)
-    }
+FACTS = (fields, updown, merging, a_new_bias, failing, loading, at_run_time, classes)

@@ -1,4 +1,4 @@
-"""What our pages and routes ask of gradio and fastapi: part of facts.py, and under its rules."""
+"""Facts: what our pages and routes use of gradio and fastapi."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ COOKIES = [
 
 
 def components() -> dict[str, bool]:
+    """Return whether each parameter that we give to gradio exists."""
     out = {
         f"{name}({p})": p in inspect.signature(getattr(gr, name).__init__).parameters
         for name, ps in ASKED.items()
@@ -73,7 +74,7 @@ def _basic(given: str) -> dict[str, str]:
 
 
 def guard() -> dict[str, int]:
-    """Who may ask for the status, under the pairs of `--api-auth` and gradio's login: HTTP statuses."""
+    """Return the HTTP status of a request for each kind of login and of credentials."""
     from lib_accel.host import api
 
     out, before = {}, shared.cmd_opts.api_auth
@@ -96,7 +97,7 @@ def guard() -> dict[str, int]:
 
 
 def routes() -> dict[str, int]:
-    """Without credentials to ask for: methods, and paths that are none."""
+    """Return the HTTP status of methods and paths where no login is set."""
     from lib_accel.host import api
 
     app: Any = fastapi.FastAPI()
@@ -111,5 +112,4 @@ def routes() -> dict[str, int]:
     return {f"{m} {p}": _ask(app, m, f"/accel/v1/{p}", {}) for m, p in paths}
 
 
-def pages() -> dict[str, Any]:
-    return {f.__name__: f() for f in (components, guard, routes)}
+FACTS = (components, guard, routes)

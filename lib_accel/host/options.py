@@ -1,0 +1,91 @@
+"""The options of the Settings section: their defaults, and what each stored value means.
+
+A stored value can be of any type: the API stores what it is given, `config.json` can be edited by
+hand, and earlier versions of this extension stored the English sentences of the interface.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..compile.session import BACKENDS
+from ..config import AUTO, LORA_BASES
+
+CONTINUE, WAIT = "continue", "wait"
+
+
+@dataclass(frozen=True)
+class Switch:
+    """An option that is on or off."""
+
+    default: bool
+
+    def read(self, stored: object) -> bool:
+        """Return what `stored` means. Raises ValueError where it means nothing."""
+        word = str(stored).strip().lower()
+        if word in ("true", "on", "yes", "1"):
+            return True
+        if word in ("false", "off", "no", "0"):
+            return False
+        raise ValueError("expected true or false")
+
+
+@dataclass(frozen=True)
+class Word:
+    """An option that is one of several words. `former` maps what earlier versions stored."""
+
+    default: str
+    words: tuple[str, ...]
+    former: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, stored: object) -> str:
+        """Return the word that `stored` means. Raises ValueError where it means none."""
+        if isinstance(stored, str):
+            word = stored.strip()
+            word = self.former.get(word, word.lower())
+            if word in self.words:
+                return word
+        raise ValueError(f"expected one of {', '.join(self.words)}")
+
+
+@dataclass(frozen=True)
+class Mebibytes:
+    """An option that is a size in MiB. Its range is checked by `Config`."""
+
+    default: int
+
+    def read(self, stored: object) -> int:
+        """Return the whole number that `stored` means. Raises ValueError where it means none."""
+        if isinstance(stored, (int, float, str)) and not isinstance(stored, bool):
+            try:
+                return math.trunc(float(stored))  # which raises for NaN and infinity
+            except (ValueError, OverflowError):
+                pass
+        raise ValueError("expected a number of MiB")
+
+
+OPTIONS: Mapping[str, Any] = {
+    "accel_enable": Switch(True),
+    "accel_backend": Word(AUTO, (AUTO, *(backend.name for backend in BACKENDS))),
+    "accel_while_compiling": Word(
+        CONTINUE,
+        (CONTINUE, WAIT),
+        {"make images without acceleration": CONTINUE, "wait for the compiler": WAIT},
+    ),
+    "accel_store_mib": Mebibytes(2048),
+    "accel_graphs_mib": Mebibytes(1024),
+    "accel_lora_base": Word(
+        AUTO,
+        LORA_BASES,
+        {
+            "ordinary memory, as the WebUI does": "host",
+            "pinned memory": "pinned",
+            "video memory": "gpu",
+            "video memory while 8 GiB of it are free, else pinned memory": AUTO,
+        },
+    ),
+}
+"""Every option of this extension, by the name under which the WebUI stores it."""

@@ -1,0 +1,1 @@
+"""What a user sees: the settings, the status line, the Acceleration tab, the infotext."""

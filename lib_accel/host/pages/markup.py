@@ -1,0 +1,45 @@
+"""Pieces of HTML that can be translated.
+
+The WebUI translates an element whose whole text is a key of `localizations/*.json`, so every fixed
+text has an element of its own. Text with values in it has the class `accel-text`:
+javascript/accel.js translates it by keys that hold {0}, {1}.
+"""
+
+from __future__ import annotations
+
+import html
+
+from ...errors import AccelError
+
+PROBLEMS = (AccelError, ValueError, OSError)
+"""What a page shows as text instead of failing. ValueError: an option is out of range."""
+
+
+def fixed(text: str, tag: str = "span") -> str:
+    """Return an element with a text that never varies."""
+    return f"<{tag}>{text}</{tag}>"
+
+
+def varying(text: object, tag: str = "span") -> str:
+    """Return an element with a text that holds values."""
+    return f"<{tag} class='accel-text'>{html.escape(str(text))}</{tag}>"
+
+
+def plain(text: object) -> str:
+    """Return an element with a name or a number, which is not translated."""
+    return f"<span class='accel-plain'>{html.escape(str(text))}</span>"
+
+
+def heading(text: str) -> str:
+    """Return the heading of a part of the tab."""
+    return fixed(text, "h4")
+
+
+def message(text: str) -> str:
+    """Return the answer to a button that was pressed. `text` is HTML."""
+    return f"<div class='accel-message'>{text}</div>"
+
+
+def problem(e: Exception) -> str:
+    """Return what went wrong, in place of the part that cannot be shown."""
+    return message(varying(e))

@@ -1,0 +1,185 @@
+"""The settings: sentences on the page, words in the file, and every stored value understood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_accel.config import Config
+
+from .host import Host, in_place
+
+MIB = 1024**2
+DEFAULTS = {
+    "accel_enable": True,
+    "accel_backend": "auto",
+    "accel_while_compiling": "continue",
+    "accel_store_mib": 2048,
+    "accel_graphs_mib": 1024,
+    "accel_lora_base": "auto",
+}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """Without compiled code, and without a compiler."""
+    with in_place():
+        host = Host("--accel-store", str(tmp_path), "--accel-no-compile")
+        yield host
+        host.close()
+
+
+def _config(host: Host) -> Config:
+    return host.module("lib_accel.host.webui").config()
+
+
+def _component(host: Host, name: str) -> Any:
+    return host.module("modules.ui_settings").create_setting_component(name)
+
+
+def _stored(host: Host) -> dict[str, Any]:
+    return {name: host.opts.data[name] for name in DEFAULTS if name in host.opts.data}
+
+
+def test_defaults_make_the_default_config(host: Host) -> None:
+    flags = host.module("modules.shared").cmd_opts
+    flags.accel_store, flags.accel_no_compile = None, False
+    assert _config(host) == Config()
+    assert {name: getattr(host.opts, name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("accel_backend", ["auto", "aoti", "jit", "eager"]),
+        ("accel_while_compiling", ["continue", "wait"]),
+        ("accel_lora_base", ["auto", "host", "pinned", "gpu"]),
+    ],
+)
+def test_the_page_shows_sentences_and_stores_words(host: Host, name: str, words: list[str]) -> None:
+    radio = _component(host, name)
+    assert [radio.preprocess(value) for _, value in radio.choices] == words
+    assert radio.value == DEFAULTS[name]
+    shown = [label for label, _ in radio.choices]
+    assert len(set(shown)) == len(words)
+    assert name == "accel_backend" or all(" " in label for label in shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "word"),
+    [
+        ("accel_lora_base", "ordinary memory, as the WebUI does", "host"),
+        ("accel_lora_base", "pinned memory", "pinned"),
+        ("accel_lora_base", "video memory", "gpu"),
+        (
+            "accel_lora_base",
+            "video memory while 8 GiB of it are free, else pinned memory",
+            "auto",
+        ),
+        ("accel_while_compiling", "wait for the compiler", "wait"),
+        ("accel_while_compiling", "make images without acceleration", "continue"),
+    ],
+)
+def test_a_sentence_that_an_earlier_version_stored_is_rewritten(
+    host: Host, capsys: pytest.CaptureFixture[str], name: str, sentence: str, word: str
+) -> None:
+    host.opts.data[name] = sentence
+    host.reload_ui()
+    assert host.opts.data[name] == word
+    assert _component(host, name).value == word
+    assert getattr(_config(host), "lora_base" if name == "accel_lora_base" else "blocking") in (
+        word,
+        word == "wait",
+    )
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("accel_lora_base", "disk", "expected one of auto, host, pinned, gpu"),
+        ("accel_backend", "tensorrt", "expected one of auto, aoti, jit, eager"),
+        ("accel_backend", ["eager"], "expected one of auto, aoti, jit, eager"),
+        ("accel_while_compiling", None, "expected one of continue, wait"),
+        ("accel_enable", "maybe", "expected true or false"),
+        ("accel_enable", [], "expected true or false"),
+        ("accel_store_mib", math.nan, "expected a number of MiB"),
+        ("accel_graphs_mib", math.inf, "expected a number of MiB"),
+        ("accel_graphs_mib", [1024], "expected a number of MiB"),
+        ("accel_graphs_mib", True, "expected a number of MiB"),
+        ("accel_store_mib", "much", "expected a number of MiB"),
+    ],
+)
+def test_a_value_that_means_nothing_is_named_once_and_replaced(
+    host: Host, capsys: pytest.CaptureFixture[str], name: str, value: Any, expected: str
+) -> None:
+    host.load()
+    host.opts.data[name] = DEFAULTS[name]
+    assert host.opts.set(name, value)
+    assert host.image().made
+    assert host.opts.data[name] == DEFAULTS[name]
+    lines = [x for x in capsys.readouterr().out.splitlines() if name in x]
+    assert len(lines) == 1, lines
+    assert expected in lines[0]
+    assert repr(value)[:4] in lines[0]
+    assert repr(DEFAULTS[name]) in lines[0]
+
+
+def test_an_unknown_stored_value_is_replaced_before_the_page_is_built(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.opts.data |= {"accel_lora_base": "disk", "accel_backend": 7}
+    host.reload_ui()
+    assert _component(host, "accel_lora_base").value == "auto"
+    assert _component(host, "accel_backend").value == "auto"
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    host.reload_ui()
+    host.load()
+    assert "accel_" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["false", "False", " off ", "no", 0, "0"])
+def test_off_by_another_type_is_off(
+    host: Host, capsys: pytest.CaptureFixture[str], value: Any
+) -> None:
+    """The API stores what it is given: `bool("false")` would switch acceleration on."""
+    unet = host.load()
+    host.opts.set("accel_enable", value)
+    assert host.status()["state"] == "off"
+    assert "forward" not in vars(unet)
+    assert host.opts.data["accel_enable"] is False
+    host.opts.set("accel_enable", "true")
+    assert host.status()["state"] == "eager"
+    assert host.opts.data["accel_enable"] is True
+    assert "accel_enable" not in capsys.readouterr().out
+
+
+def test_numbers_and_words_of_another_form_mean_what_they_say(host: Host) -> None:
+    host.opts.data |= {
+        "accel_store_mib": "512",
+        "accel_graphs_mib": 64.0,
+        "accel_backend": " Eager",
+        "accel_lora_base": "GPU",
+    }
+    config = _config(host)
+    assert (config.store_bytes, config.graph_bytes) == (512 * MIB, 64 * MIB)
+    assert (config.backend, config.lora_base) == ("eager", "gpu")
+    assert _stored(host)["accel_store_mib"] == 512
+    assert type(_stored(host)["accel_graphs_mib"]) is int
+
+
+def test_an_unknown_backend_on_the_command_line_is_named_once(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.module("modules.shared").cmd_opts.accel_backend = "tensorrt"
+    host.opts.set("accel_backend", "eager")
+    host.load()
+    assert host.status()["backend"] == "eager"
+    host.status()
+    lines = [x for x in capsys.readouterr().out.splitlines() if "--accel-backend" in x]
+    assert len(lines) == 1, lines
+    assert "'tensorrt'; expected one of auto, aoti, jit, eager" in lines[0]
