@@ -1,4 +1,4 @@
-"""Compiled code for a diffusion UNet: one set for every checkpoint, LoRA and size of an architecture.
+"""Compiled code for diffusion UNets, made once for every checkpoint, LoRA and size.
 
     import lib_accel
     accelerated = lib_accel.accelerate(unet)

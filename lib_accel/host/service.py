@@ -1,4 +1,4 @@
-"""What the callbacks call: follow the WebUI's models and options, and say how things stand."""
+"""Follows the WebUI's models and options, and reports their status: what the callbacks call."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from ..compile.doctor import Finding, examine
 from ..compile.session import Session
+from ..config import Config
 from ..errors import AccelError
 from ..runtime.accelerated import accelerated
 from ..runtime.engine import Counters
@@ -21,25 +22,30 @@ from .attachment import Attachment, Counts
 from .clock import Clock
 
 VAE_BYTES = 8 * 1024
-"""Video memory that decoding takes, for a pixel: 256 channels at full size, several times, in float32."""
+"""Video memory that the VAE takes for a pixel: some float32 tensors of 256 channels, full size."""
 
 
 class Service:
-    """One for the process; survives "Reload UI", which runs the script file again but keeps this module."""
+    """Everything that this extension holds in a WebUI process.
+
+    There is one. It survives "Reload UI", which runs the script file again but keeps this module.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._session = Session()
-        self._seen: weakref.WeakSet[nn.Module] = (
-            weakref.WeakSet()
-        )  # every UNet that was loaded, attached or not
+        # every UNet that was loaded, accelerated or not
+        self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._refused: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self.clock = Clock(webui.device)
         self._counts: list[Counts] = []  # of all attachments there ever were
-        self._stale = False  # what is attached is not what the options say, until the image in the making is done
+        self._options_changed = False  # and not yet applied
 
     def model_loaded(self, sd_model: Any) -> None:
-        """The WebUI loaded a model, other weights into one, or another VAE beside one."""
+        """Accelerate a model that the WebUI has loaded.
+
+        It also calls this for other weights in the same model, and for another VAE.
+        """
         unet = webui.unet_of(sd_model)
         if unet is None:
             return
@@ -49,18 +55,19 @@ class Service:
                 self._attach(unet)
 
     def options_changed(self) -> None:
-        """Apply what the user has set, to every model in memory, for the next image."""
-        self._stale = True
+        """Apply the options to every model in memory, before the next image at the latest."""
+        self._options_changed = True
         with webui.idle() as idle:
             if idle:
                 self._refresh()
 
     def _refresh(self) -> None:
-        """Only between images: it moves weights that a running one is reading."""
+        """Apply changed options. Only between images: weights move, which a running image reads."""
         with self._lock:
-            if not self._stale:
+            if not self._options_changed:
                 return
-            self._stale = False  # once: for a value out of range this raises, the WebUI takes it back, and images go on
+            # first: a value out of range raises here, the WebUI takes it back, and images go on
+            self._options_changed = False
             wanted = webui.config() if webui.enabled() else None
             if wanted is None:
                 self._session.cancel()
@@ -70,17 +77,15 @@ class Service:
                 before = here.engine.config if here else None
                 if before == wanted:
                     continue  # "Apply settings" calls once for each option, changed or not
-                same = (
-                    before
-                    and wanted
-                    and (before.backend, before.store) == (wanted.backend, wanted.store)
-                )
-                self._detach(unet, keep_compiling=bool(same))
+                self._detach(unet, keep_compiling=_same_code(before, wanted))
                 if wanted:
                     self._attach(unet)
 
     def before_images(self) -> None:
-        """Between images: take up what the compiler has finished, and our place where it was lost to somebody who has gone."""
+        """Prepare the loaded model for images: apply options, serve what the compiler has finished.
+
+        Our forwards are put back where another extension had replaced them and has gone.
+        """
         with self._lock:
             self._refresh()
             unet = webui.unet_of(webui.current_model())
@@ -91,31 +96,31 @@ class Service:
                 if unet not in self._refused:
                     self._attach(unet)
             for other in self._seen:
-                parked = accelerated(other)
-                if parked is not None and other is not unet:
-                    parked.release_memory()
+                unused = accelerated(other)
+                if unused is not None and other is not unet:
+                    unused.release_memory()
             here = accelerated(unet)
             if here is not None:
                 here.install()
                 here.take_up()
 
     def denoised(self, params: Any) -> None:
-        """The sampler has called the UNet. `params.x: [B, 4, H/8, W/8]`.
+        """Follow a UNet call of the sampler. `params.x: [B, 4, H/8, W/8]`.
 
-        After the last call the VAE is next: where video memory is short, what we hold of it is its. (The step in `params` is
-        counted after the call, in some samplers a call later.)
+        After the last call the VAE runs: where video memory is short, ours is freed for it. The
+        step in `params` is counted after the call, by some samplers a call later.
         """
         self.clock.stop()
-        if params.sampling_step + 2 >= params.total_sampling_steps:
-            here, (height, width) = self.current(), params.x.shape[-2:]
-            if (
-                here is not None
-                and webui.free_memory() - here.engine.graph_bytes < 64 * height * width * VAE_BYTES
-            ):
-                here.release_memory()
+        here = self.current()
+        if here is None or params.sampling_step + 2 < params.total_sampling_steps:
+            return
+        height, width = params.x.shape[-2:]
+        free = webui.free_memory() - here.engine.graph_bytes
+        if free < 64 * height * width * VAE_BYTES:
+            here.release_memory()
 
     def shutdown(self) -> None:
-        """Undo everything (the extension is being unloaded)."""
+        """Undo everything: the extension is being unloaded."""
         with self._lock:
             self._session.cancel()
             for unet in list(self._seen):
@@ -123,13 +128,13 @@ class Service:
 
     def _attach(self, unet: nn.Module) -> None:
         if accelerated(unet) is not None:
-            return  # the same object with other weights: the engine follows them by itself
+            return  # the same object with other weights, which the engine follows by itself
         self._refused.pop(unet, None)
         here = None
         try:
             here = Attachment(unet, webui.config(), self._session)
             self._counts.append(here.counts)
-            here.install()  # first, so that the status can tell how far a blocking `prepare` is
+            here.install()  # before a blocking `prepare`, whose progress the status shows
             here.engine.prepare()
         except (AccelError, ValueError) as e:
             if here is not None:
@@ -145,15 +150,17 @@ class Service:
 
     def _detach(self, unet: nn.Module, keep_compiling: bool = False) -> None:
         here = accelerated(unet)
-        if here is None:
-            return
-        here.remove(keep_compiling)
-        gc.collect()
+        if here is not None:
+            here.remove(keep_compiling)
+            gc.collect()
 
     # -- what a person or a program asks for
 
     def build(self) -> None:
-        """Make the loaded model's code if it is not there, whatever failed before. Raises AccelError when that cannot begin."""
+        """Compile the loaded model's code where it is missing, whatever failed before.
+
+        Raises AccelError where that cannot begin.
+        """
         with self._lock:
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
@@ -171,6 +178,7 @@ class Service:
                 raise AccelError(self._refused[unet])
 
     def artifacts(self) -> list[Group]:
+        """Return the artifacts of the store, grouped by what they were made for."""
         return groups(self._store().list())
 
     def delete(self, key: str) -> bool:
@@ -189,39 +197,42 @@ class Service:
         return bool(keys)
 
     def findings(self) -> list[Finding]:
-        return examine(
-            webui.device(),
-            torch.float32 if webui.device().type == "cpu" else torch.float16,
-            self._store(),
-        )
+        """Return what works on this machine, what does not, and what to do about it."""
+        device = webui.device()
+        dtype = torch.float32 if device.type == "cpu" else torch.float16
+        return examine(device, dtype, self._store())
 
     def _store(self) -> ArtifactStore:
         config = webui.config()
         return ArtifactStore(config.store, config.store_bytes, config.store_readonly)
 
-    # -- telling
+    # -- status
 
     def _sums(self) -> dict[str, int]:
         each = [c.to_dict() for c in self._counts]
         return {name: sum(c[name] for c in each) for name in Counts(Counters()).to_dict()}
 
     def served(self) -> tuple[int, str]:
-        """(UNet calls that compiled code has computed, whichever model's; the current model's backend)."""
+        """Return how many UNet calls compiled code has computed, and the current backend."""
         here = self.current()
         return self._sums()["accelerated_calls"], here.engine.status.backend if here else ""
 
     def batch_done(self, calls_before: int) -> str | None:
-        """Close a batch's times; the backend that served it, or None."""
+        """End the timing of a batch; return the backend that served it, or None."""
         calls, backend = self.served()
-        accelerated = calls > calls_before
-        self.clock.finish(accelerated)
-        return backend if accelerated else None
+        served = calls > calls_before
+        self.clock.finish(served)
+        return backend if served else None
 
     def current(self) -> Attachment | None:
+        """Return what accelerates the loaded model, or None."""
         return accelerated(webui.unet_of(webui.current_model()))
 
     def status(self) -> dict[str, Any]:
-        """The document of `GET /accel/v1/status`. Waits for nothing, not even for a compiler that an image waits for."""
+        """Return the document of `GET /accel/v1/status`.
+
+        It waits for nothing, not even for a compiler that an image waits for.
+        """
         unet = webui.unet_of(webui.current_model())
         here = accelerated(unet)
         out: dict[str, Any] = {
@@ -240,11 +251,9 @@ class Service:
         if not webui.enabled():
             return out
         if here is None:
-            reason = (
-                self._refused.get(unet, "the model is being loaded")
-                if unet is not None
-                else "no model is loaded yet"
-            )
+            reason = "no model is loaded yet"
+            if unet is not None:
+                reason = self._refused.get(unet, "the model is being loaded")
             return {**out, "state": "fallback", "reason": reason}
         self._take_up_if_idle(here)
         s = here.engine.status
@@ -262,7 +271,7 @@ class Service:
         }
 
     def _take_up_if_idle(self, here: Attachment) -> None:
-        job = here.engine.job  # once: images take it away
+        job = here.engine.job  # read once: an image may clear it
         if job is None or not job.done or not self._lock.acquire(blocking=False):
             return
         try:
@@ -271,6 +280,13 @@ class Service:
                     here.take_up()
         finally:
             self._lock.release()
+
+
+def _same_code(one: Config | None, other: Config | None) -> bool:
+    """Return whether two configurations use the same compiled code."""
+    if one is None or other is None:
+        return False
+    return (one.backend, one.store) == (other.backend, other.store)
 
 
 service = Service()
