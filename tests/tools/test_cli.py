@@ -25,7 +25,7 @@ from lib_accel.tools.cli import gpu as cli_gpu
 from lib_accel.tools.cli import main
 from lib_accel.tools.cli.common import family
 
-from .threads import one_thread  # noqa: F401
+from ..threads import one_thread  # noqa: F401
 
 TINY = ("--size", "64", "--device", "cpu")
 KEYS = [hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")]
