@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import AccelError, BadCheckpoint, BadWeights, UnsupportedArchitecture
 from ..model.architecture import TRANSFORMERS, Architecture, Shape, kind_of
-from ..model.unet import UNet
+from ..model.random_weights import random_weights
 from ..runtime.weights import COMPUTE_DTYPES
 
 LDM_PREFIX = "model.diffusion_model."
@@ -180,24 +180,6 @@ def save_random_checkpoint(
         raise BadCheckpoint(
             f"{path} cannot be written ({e}). Expected a folder you can write to with room for the file. Choose another"
         ) from e
-
-
-def random_weights(
-    architecture: Architecture, dtype: torch.dtype, seed: int
-) -> dict[str, nn.Parameter]:
-    """Weights that keep activations in range at every width and depth. No layer is zero, so each one shows in the output."""
-    generator = torch.Generator().manual_seed(seed)
-    out: dict[str, nn.Parameter] = {}
-    for name, p in UNet(architecture).named_parameters():
-        w = torch.empty(p.shape)
-        if p.ndim > 1:
-            w.normal_(
-                std=p[0].numel() ** -0.5, generator=generator
-            )  # keeps the variance of what goes through
-        else:
-            w.normal_(*((0.0, 0.02) if name.endswith("bias") else (1.0, 0.05)), generator=generator)
-        out[name] = nn.Parameter(w.to(dtype), requires_grad=False)
-    return out
 
 
 def _finite(t: Tensor) -> bool:
