@@ -19,8 +19,7 @@ from lib_accel.errors import AccelError, BadCheckpoint, BadWeights, UnsupportedA
 from lib_accel.model.architecture import Architecture
 from lib_accel.tools.checkpoint import LDM_PREFIX, Checkpoint, open_checkpoint
 
-from ..threads import one_thread  # noqa: F401  (a fixture)
-from .checkpoint_files import tiny_weights, write  # noqa: F401  (a fixture)
+from .checkpoint_files import write
 
 
 def refused(

@@ -19,8 +19,7 @@ from lib_accel.tools.checkpoint import (
     save_random_checkpoint,
 )
 
-from ..threads import one_thread  # noqa: F401  (a fixture)
-from .checkpoint_files import TINY, tiny_weights, write  # noqa: F401  (a fixture)
+from .checkpoint_files import TINY, write
 
 
 @pytest.mark.parametrize("prefix", [LDM_PREFIX, "diffusion_model.", ""])

@@ -21,8 +21,7 @@ from ...model.unet import UNet
 from ...runtime.engine import Engine
 from ...runtime.lora_files import Merger, parse_tag, random_deltas, read_lora, save_lora
 from ...runtime.lora_merge import LowRank
-from ..bench.measure import synchronize
-from ..bench.precise import precise_call
+from ..bench.measure import precise_call, synchronize
 from ..checkpoint import open_checkpoint, save_random_checkpoint
 from ..sampling import Denoiser, Noise, sample
 from .common import (
