@@ -21,8 +21,10 @@ from lib_accel.tools.bench.peers import Reference
 from lib_accel.tools.bench.variants import VARIANTS, Built, Setup, Variant
 from lib_accel.tools.bench.weights import WeightCopy
 
+from .checkpoint_files import TINY
+
 CPU = torch.device("cpu")
-SD1 = presets.sd1(32)
+
 MIB = 2**20
 
 Layout = tuple[tuple[int, ...], int]  # strides and address
@@ -68,7 +70,7 @@ def observer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Observer]:
 
 def plan(**options: object) -> Plan:
     base = {"variants": ("plain", "compiled"), "size": 64, "rounds": 3}
-    return Plan(SD1, CPU, torch.float32, **(base | options))  # type: ignore[arg-type]
+    return Plan(TINY, CPU, torch.float32, **(base | options))  # type: ignore[arg-type]
 
 
 def test_no_row_changes_the_weights_of_another(observer: Observer) -> None:
@@ -110,10 +112,10 @@ class NoCopies(TorchFunctionMode):
 
 def test_copies_on_a_gpu_do_not_share_memory_layouts() -> None:
     """Fake CUDA tensors have layouts and need no GPU."""
-    values = {name: p.data for name, p in random_weights(SD1, torch.float32, 0).items()}
+    values = {name: p.data for name, p in random_weights(TINY, torch.float32, 0).items()}
     name = "input_blocks.1.0.in_layers.2.weight"
     with FakeTensorMode(allow_non_fake_inputs=True), NoCopies():
-        ours, theirs = (WeightCopy(SD1, values, torch.device("cuda")) for _ in range(2))
+        ours, theirs = (WeightCopy(TINY, values, torch.device("cuda")) for _ in range(2))
         weight = ours.unet.get_parameter(name)
         weight.data = weight.data.to(memory_format=torch.channels_last)
         assert weight.device.type == "cuda"
@@ -125,8 +127,8 @@ def test_copies_on_a_gpu_do_not_share_memory_layouts() -> None:
 
 
 def test_weights_come_back_with_their_values() -> None:
-    values = {name: p.data for name, p in random_weights(SD1, torch.float16, 0).items()}
-    copy = WeightCopy(SD1, values, CPU)
+    values = {name: p.data for name, p in random_weights(TINY, torch.float16, 0).items()}
+    copy = WeightCopy(TINY, values, CPU)
     held = dict(copy.unet.named_parameters())
     copy.unload()
     copy.load()
