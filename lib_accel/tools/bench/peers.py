@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from ...errors import BackendUnavailable
 from ...model.architecture import Architecture, Block, Downsample, Layer, SpatialTransformer
+from ..checkpoint_formats import LDM_PREFIX
 from .measure import Call, Inputs
-
-LDM_PREFIX = "model.diffusion_model."
-"""What diffusers' conversion expects in front of a checkpoint's names."""
 
 
 class Reference(nn.Module):
