@@ -1,6 +1,6 @@
-"""Plain LoRA files for the command line: read, merge in place, take out again exactly.
+"""Plain LoRA files without the WebUI: read them, merge them in place, remove them exactly.
 
-Inside the WebUI its own Lora extension reads the files, of every network type; this is for running without it.
+In the WebUI its own Lora extension reads the files, of every network type.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from .lora_merge import LowRank, merge
 
 _log = logging.getLogger(__name__)
 
+Deltas = Mapping[str, LowRank]
+"""What a LoRA changes, by parameter name (`input_blocks.1.1.proj_in.weight`)."""
+
 
 def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
-    """The file's UNet part by parameter name (`input_blocks.1.1.proj_in.weight`).
+    """Return the UNet's part of a LoRA file, by parameter name.
 
-    Reads the kohya layout, with diffusers' or the checkpoint's layer names; text-encoder layers are skipped.
-    Raises BadCheckpoint when the file cannot be read, fits no layer, or holds a kind of layer that is no plain LoRA.
+    Reads the layout of kohya-ss/sd-scripts with the layer names of diffusers or of the checkpoint.
+    Layers of text encoders are skipped. Raises BadCheckpoint when the file cannot be read, fits no
+    layer, or holds a kind of layer that is no plain LoRA.
     """
     try:
         tensors = load_file(path)
@@ -39,48 +43,54 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
         raise BadCheckpoint(
             f"{path} cannot be read as safetensors: {e}; expected a LoRA file"
         ) from e
-    names = {
-        "lora_unet_" + alias.replace(".", "_"): layer
-        for layer, aliases in layer_aliases(architecture)
-        for alias in aliases
-    }
-    shapes = {name: p.shape for name, p in UNet(architecture).named_parameters()}
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         group, _, part = key.partition(".")
         if not group.startswith("lora_te"):
             groups.setdefault(group, {})[part] = tensor
+    if not groups:
+        raise BadCheckpoint(
+            f"{path} holds no UNet layers; expected keys such as lora_unet_..._to_q.lora_up.weight"
+        )
+    names = {
+        "lora_unet_" + alias.replace(".", "_"): f"{layer}.weight"
+        for layer, aliases in layer_aliases(architecture)
+        for alias in aliases
+    }
+    shapes = {name: p.shape for name, p in UNet(architecture).named_parameters()}
     deltas = {}
     for group, parts in groups.items():
         if group not in names:
             raise BadCheckpoint(
-                f"{path}: the layer {group} is not in this UNet ({architecture.name}); the LoRA is for another architecture"
+                f"{path}: the layer {group} is not in this UNet ({architecture.name}); "
+                "the LoRA is for another architecture"
             )
-        if parts.keys() - {"alpha"} != {"lora_up.weight", "lora_down.weight"}:
-            raise BadCheckpoint(
-                f"{path}: {group} holds {', '.join(sorted(parts))}; expected lora_up.weight, lora_down.weight and alpha alone"
-            )
-        up, down = parts["lora_up.weight"], parts["lora_down.weight"]
-        made_for, weight = [up.shape[0], down[0].numel()], shapes[names[group] + ".weight"]
-        if made_for != [weight[0], weight[1:].numel()] or up[0].numel() != down.shape[0]:
-            raise BadCheckpoint(
-                f"{path}: {group} is for a weight of {made_for}, here it is {list(weight)}; the LoRA is for another architecture"
-            )
-        alpha = parts.get("alpha")
-        deltas[names[group] + ".weight"] = LowRank(
-            up, down, float(alpha) / down.shape[0] if alpha is not None else 1.0
-        )
-    if not deltas:
-        raise BadCheckpoint(
-            f"{path} holds no UNet layers; expected keys such as lora_unet_..._to_q.lora_up.weight"
-        )
+        deltas[names[group]] = _low_rank(f"{path}: {group}", parts, shapes[names[group]])
     return deltas
 
 
-class Merger:
-    """Merges LoRAs into `parameters` in place. The base of every weight that was ever touched is kept: taking out is one exact copy.
+def _low_rank(where: str, parts: Mapping[str, Tensor], shape: torch.Size) -> LowRank:
+    """Return the delta of one layer, whose weight has this shape. Raises BadCheckpoint."""
+    if parts.keys() - {"alpha"} != {"lora_up.weight", "lora_down.weight"}:
+        raise BadCheckpoint(
+            f"{where} holds {', '.join(sorted(parts))}; "
+            "expected lora_up.weight, lora_down.weight and alpha alone"
+        )
+    up, down, alpha = parts["lora_up.weight"], parts["lora_down.weight"], parts.get("alpha")
+    made_for = [up.shape[0], down[0].numel()]
+    if made_for != [shape[0], shape[1:].numel()] or up[0].numel() != down.shape[0]:
+        raise BadCheckpoint(
+            f"{where} is for a weight of {made_for}, here it is {list(shape)}; "
+            "the LoRA is for another architecture"
+        )
+    return LowRank(up, down, 1.0 if alpha is None else float(alpha) / down.shape[0])
 
-    `where` bases are kept: one of config.LORA_BASES.
+
+class Merger:
+    """Merges LoRAs into `parameters` in place.
+
+    It keeps the base weights of every weight that a LoRA has changed, so that removing a LoRA is an
+    exact copy. `where` they are kept is one of `config.LORA_BASES`.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], where: str = AUTO):
@@ -88,13 +98,18 @@ class Merger:
         self._base: dict[str, Tensor] = {}
         self._merged: set[str] = set()
 
-    def set(self, loras: Sequence[tuple[Mapping[str, LowRank], float]]) -> int:
-        """Make the weights base + sum of strength x delta; an empty list is the base. Returns how many weights were written."""
+    def set(self, loras: Sequence[tuple[Deltas, float]]) -> int:
+        """Make the weights the base weights plus the sum of strength x delta.
+
+        `loras` are (deltas, strength); an empty list gives the base weights. Returns how many
+        weights were written.
+        """
         wanted: dict[str, list[LowRank]] = {}
-        for factors, strength in loras:
-            for name, f in factors.items():
-                wanted.setdefault(name, []).append(LowRank(f.up, f.down, f.scale * strength))
-        touched = self._merged = self._merged | wanted.keys()  # all of them, should one fail
+        for deltas, strength in loras:
+            for name, d in deltas.items():
+                wanted.setdefault(name, []).append(LowRank(d.up, d.down, d.scale * strength))
+        # before merging: if one merge fails, the next `set` must restore all of these
+        touched = self._merged = self._merged | wanted.keys()
         for name in touched:
             p = self._parameters[name].detach()
             if name not in self._base:
@@ -105,7 +120,10 @@ class Merger:
 
 
 def parse_tag(text: str) -> tuple[Path, float]:
-    """`FILE:STRENGTH` or `FILE` (strength 1). A Windows path's own colon is no separator. Raises ValueError."""
+    """Parse `FILE:STRENGTH` or `FILE` (strength 1). Raises ValueError.
+
+    The colon in a Windows path separates nothing.
+    """
     match = re.fullmatch(r"(.+?)(?::([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?))?", text)
     if not match:
         raise ValueError(f"{text!r} is no LoRA; expected FILE or FILE:STRENGTH")
@@ -115,7 +133,10 @@ def parse_tag(text: str) -> tuple[Path, float]:
 def random_deltas(
     architecture: Architecture, rank: int, seed: int, scale: float = 0.3
 ) -> dict[str, LowRank]:
-    """A LoRA of random weights over every transformer's layers: for demonstrations and benchmarks."""
+    """Return a LoRA of random weights for all layers of all transformers.
+
+    It is for demonstrations and benchmarks. `scale` is the size of a delta relative to its weight.
+    """
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: p.shape for name, p in UNet(architecture).named_parameters()}
     transformers = tuple(
@@ -131,8 +152,8 @@ def random_deltas(
     return out
 
 
-def save_lora(path: Path, architecture: Architecture, deltas: Mapping[str, LowRank]) -> None:
-    """Write the kohya layout, with diffusers' layer names."""
+def save_lora(path: Path, architecture: Architecture, deltas: Deltas) -> None:
+    """Write the layout of kohya-ss/sd-scripts, with diffusers' layer names."""
     out: dict[str, Tensor] = {}
     aliases = dict(layer_aliases(architecture))
     for name, delta in deltas.items():

@@ -13,6 +13,7 @@ import pytest
 from lib_accel.compile.aoti.backend import Aoti
 from lib_accel.compile.aoti.job import CompileJob
 from lib_accel.compile.units import units_of
+from lib_accel.model.specs import Spec
 from lib_accel.store import ArtifactStore
 
 from .. import tiny
@@ -24,7 +25,7 @@ OUTPUT = units_of(tiny.TINY)[-1]
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, mounts and shell scripts")
 
 
-def started(store: ArtifactStore, units: Iterable[Layer] = (OUTPUT,)) -> CompileJob:
+def started(store: ArtifactStore, units: Iterable[Spec] = (OUTPUT,)) -> CompileJob:
     """Start a job that compiles `units` into the store."""
     job = Aoti().make(tiny.target(units), store)
     assert isinstance(job, CompileJob)
@@ -56,6 +57,7 @@ from pathlib import Path
 from lib_accel.compile.aoti.backend import Aoti
 from lib_accel.compile.jobs import Job
 from lib_accel.compile.units import units_of
+from lib_accel.model.specs import Spec
 from lib_accel.store import ArtifactStore
 from tests import tiny
 

@@ -1,1 +1,1 @@
-"""The ladder: one row a variant of the same UNet call, in one process, interleaved, against one reference of higher precision."""
+"""Benchmarks: the ladder of variants of one UNet call, and the cost of the extension in a WebUI."""

@@ -1,105 +1,111 @@
-"""A UNet driven block by block with a control network beside it, as sd-webui-controlnet does."""
+"""A UNet whose layers are called one by one, with or without control networks beside it.
+
+The ControlNet extension (sd-webui-controlnet) drives the WebUI's UNet in this way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ...model.layers import Conv2d, set_parameter
+from ...model.random_weights import random_weights
 from ...model.specs import SpatialTransformer
 from ...model.unet import UNet, join
 from ...runtime.binding import CompiledLayer
 from ...runtime.control import ControlNetwork
 from ...runtime.engine import Engine
-from ..checkpoint import random_weights
-from .measure import Call
+from .measure import Call, Inputs
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
-Run = Callable[[str, Tensor, Tensor, Tensor], Tensor]  # a layer by its name, on h, emb, context
+RunLayer = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+"""Calls the layer of that name: `(name, h, emb, context) -> h`."""
 
 
 class Control(nn.Module):
-    """A UNet's encoder with random weights, and a 1x1 convolution after each of its blocks (Zhang et al. 2023, figure 3)."""
+    """A ControlNet of random weights: a UNet's encoder, and a 1x1 convolution after each block.
+
+    Zhang et al. 2023 ("Adding Conditional Control to Text-to-Image Diffusion Models"), figure 3.
+    """
 
     def __init__(self, engine: Engine):
         super().__init__()
         a, like = engine.architecture, next(engine.network.parameters())
-        weights = random_weights(a, like.dtype, 1)
-        unet = UNet(a).adopt(
-            {
-                name: nn.Parameter(p.to(like.device), requires_grad=False)
-                for name, p in weights.items()
-            }
-        )
+        parameters = {
+            name: nn.Parameter(p.to(like.device), requires_grad=False)
+            for name, p in random_weights(a, like.dtype, 1).items()
+        }
+        unet = UNet(a).adopt(parameters)
         self.input_blocks, self.middle_block = unet.input_blocks, unet.middle_block
         unet.output_blocks = nn.ModuleList()
-        self._unet = (unet,)  # no part of ours: its blocks are
-        last = [block[-1] for block in a.input_blocks]
-        widths = [
-            layer.channels if isinstance(layer, SpatialTransformer) else layer.out_channels
-            for layer in last
-        ]
-        self.zero = nn.ModuleList(_point(width, like) for width in [*widths, widths[-1]])
+        self._unet = (unet,)  # in a tuple: only its blocks are sub-modules of this one
+        self.zero = nn.ModuleList(_point(_width(block[-1]), like) for block in a.input_blocks)
+        self.zero.append(_point(_width(a.input_blocks[-1][-1]), like))
         self._engine, self._control = engine, ControlNetwork(self, engine)
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
     ) -> list[Tensor]:
-        """-> what to add to the middle block's output (last) and to each skip."""
+        """Return what to add to each skip tensor and, last, to the middle block's output."""
         compiled = self._control.compiled_layers()
         names = {name for name, _ in self._engine.architecture.layers()}
-        unet = self._unet[0]
+        (unet,) = self._unet
         run = runner(self._engine, unet, {name: compiled[name] for name in compiled.keys() & names})
         emb = unet.embed(timesteps, y)
         h, out = x.contiguous(memory_format=torch.channels_last), []
-        for i in range(len(self.input_blocks)):
-            h = _block(run, f"input_blocks.{i}", len(self.input_blocks[i]), h, emb, context)  # type: ignore[arg-type]
-            out.append(self.zero[i](h))
+        for i, zero in enumerate(list(self.zero)[:-1]):
+            layers = len(self.input_blocks[i])  # type: ignore[arg-type]
+            h = _block(run, f"input_blocks.{i}", layers, h, emb, context)
+            out.append(zero(h))
         h = _block(run, "middle_block", len(self.middle_block), h, emb, context)
         return [*out, self.zero[-1](h)]
 
 
+def _width(layer: object) -> int:
+    """The channels that a layer returns."""
+    return layer.channels if isinstance(layer, SpatialTransformer) else layer.out_channels  # type: ignore[attr-defined]
+
+
 def _point(width: int, like: Tensor) -> nn.Module:
+    """A 1x1 convolution of small random weights, in the dtype and on the device of `like`."""
     conv = Conv2d(width, width, kernel=1)
     for name, p in list(conv.named_parameters()):
         value = 0.05 * torch.randn(p.shape) * (width**-0.5 if p.ndim > 1 else 0)
-        set_parameter(
-            conv, name, nn.Parameter(value.to(like.device, like.dtype), requires_grad=False)
-        )
+        parameter = nn.Parameter(value.to(like.device, like.dtype), requires_grad=False)
+        set_parameter(conv, name, parameter)
     return conv
 
 
-def runner(engine: Engine, unet: UNet, compiled: dict[str, CompiledLayer]) -> Run:
-    """Compiled layers one at a time, as others call them; the rest as torch does it."""
+def runner(engine: Engine, unet: UNet, compiled: Mapping[str, CompiledLayer]) -> RunLayer:
+    """Return what calls a layer by its name: compiled where it is in `compiled`, else `unet`'s."""
 
     def run(name: str, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         layer = compiled.get(name)
-        return (
-            unet.layers[name](h, emb, context)
-            if layer is None
-            else engine.compute_layer(layer, h, emb if layer.takes_emb else context)
-        )
+        if layer is None:
+            return unet.layers[name](h, emb, context)
+        return engine.compute_layer(layer, h, emb if layer.takes_emb else context)
 
     return run
 
 
-def _block(run: Run, name: str, layers: int, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+def _block(
+    run: RunLayer, name: str, layers: int, h: Tensor, emb: Tensor, context: Tensor
+) -> Tensor:
     for i in range(layers):
         h = run(f"{name}.{i}", h, emb, context)
     return h
 
 
 def driven(engine: Engine, inputs: Inputs, controls: int) -> Call:
-    """A call of the UNet block by block, with that many control networks."""
+    """Return a call of the UNet layer by layer, with that many control networks beside it."""
     networks = [Control(engine) for _ in range(controls)]
     unet, a = engine.clean, engine.architecture
 
     def call() -> Tensor:
         x, timesteps, context, y = inputs
         added = [network(x, timesteps, context, y) for network in networks]
-        run = runner(engine, unet, dict(engine.compiled_layers()))
+        run = runner(engine, unet, engine.compiled_layers())
         emb = unet.embed(timesteps, y)
         h, skips = x.contiguous(memory_format=torch.channels_last), []
         for i, block in enumerate(a.input_blocks):

@@ -24,13 +24,15 @@ class Kernel:
 
 
 def kernels(call: Call, device: torch.device, most: int = 25) -> list[dict[str, Any]]:
-    """The `most` expensive ones of a warmed-up call, dearest first, averaged over a few calls."""
+    """Return the `most` slowest kernels of a warmed-up call, slowest first.
+
+    Numbers are means of a few calls.
+    """
     on_gpu = device.type == "cuda"
     call()
     synchronize(device)
-    with profile(
-        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    ) as p:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as p:
         for _ in range(CALLS):
             call()
         synchronize(device)

@@ -1,4 +1,4 @@
-"""Time, memory, operations and error, each measured the same way for every variant."""
+"""Time, memory, operations and error, measured the same way for every variant."""
 
 from __future__ import annotations
 
@@ -6,29 +6,39 @@ import gc
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...model.architecture import Architecture
+from ...model.precision import exact_products, wider
 from ...model.unet import UNet
 
 Call = Callable[[], Tensor]
+Inputs = tuple[Tensor, Tensor, Tensor, "Tensor | None"]
+"""`x: [B, in_channels, H/8, W/8]`, `timesteps: [B]`, `context: [B, L, context_dim]`,
+`y: [B, adm_channels]` or None."""
+
 T = TypeVar("T")
+
+WARM_UP_CALLS = 3
+"""The first call of a shape runs plainly, the second may record a CUDA graph, the third replays."""
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for the device, where it computes asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(call: Callable[[], T], device: torch.device) -> tuple[float, T]:
-    """Seconds of one call, and what it returned."""
+    """Return the seconds of one call, and what it returned."""
     synchronize(device)
     start = time.perf_counter()
     out = call()
@@ -38,31 +48,34 @@ def timed(call: Callable[[], T], device: torch.device) -> tuple[float, T]:
 
 @dataclass
 class Row:
-    """One variant's measurements. Times in seconds, memory in bytes."""
+    """The measurements of one variant. Times in seconds, memory in bytes."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
     compile_s: float = 0.0
-    peak_bytes: int = 0  # above what was held before the call
-    error: float = float("nan")
-    note: str = ""
+    peak_bytes: int = 0  # see `peak`
+    error: float = float("nan")  # relative, against `precise_call`
+    note: str = ""  # why the variant was left out
 
     @property
     def median(self) -> float:
+        """Median seconds of a call; NaN where none was timed."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
 
 def interleave(
-    calls: dict[str, Call],
-    rows: dict[str, Row],
+    calls: Mapping[str, Call],
+    rows: Mapping[str, Row],
     device: torch.device,
     rounds: int,
     on_call: Callable[[], object],
 ) -> None:
-    """Warm every call up twice, then run them in turn, `rounds` times: a machine that drifts drifts for all of them."""
+    """Warm up every call and measure its memory, then time all of them in turn, `rounds` times.
+
+    A machine that becomes slower or faster meanwhile does so for all of them.
+    """
     for name, call in calls.items():
-        rows[name].peak_bytes = peak(call, device)
-        timed(call, device)  # the second call of a shape may still record a graph
+        rows[name].peak_bytes = max(rows[name].peak_bytes, peak(call, device))
         on_call()
     for _ in range(rounds):
         for name, call in calls.items():
@@ -71,16 +84,38 @@ def interleave(
 
 
 def peak(call: Call, device: torch.device) -> int:
-    """Most memory held during one call, above what was held before, in bytes. On a CPU: resident memory, sampled every 5 ms."""
+    """Return the most memory that the warm-up calls took, above what was held before, in bytes.
+
+    On a GPU: the larger of what was allocated at once and of what stays reserved after the calls
+    (the pool of a CUDA graph). On a CPU: resident memory of the process, sampled every 5 ms.
+    """
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        timed(call, device)
-        return torch.cuda.max_memory_allocated(device) - before
+    watch = _gpu_memory(device) if device.type == "cuda" else _resident_memory()
+    with watch as bytes_taken:
+        for _ in range(WARM_UP_CALLS):
+            timed(call, device)
+    return bytes_taken()
+
+
+@contextmanager
+def _gpu_memory(device: torch.device) -> Iterator[Callable[[], int]]:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    allocated = torch.cuda.memory_allocated(device)
+    reserved = torch.cuda.memory_reserved(device)
+
+    def taken() -> int:
+        torch.cuda.empty_cache()
+        at_once = torch.cuda.max_memory_allocated(device) - allocated
+        return max(at_once, torch.cuda.memory_reserved(device) - reserved)
+
+    yield taken
+
+
+@contextmanager
+def _resident_memory() -> Iterator[Callable[[], int]]:
     process, done = psutil.Process(), threading.Event()
-    before = process.memory_info().rss
-    most = before
+    before = most = process.memory_info().rss
 
     def watch() -> None:
         nonlocal most
@@ -90,15 +125,31 @@ def peak(call: Call, device: torch.device) -> int:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        call()
+        yield lambda: max(most, process.memory_info().rss) - before
     finally:
         done.set()
         thread.join()
-    return most - before
+
+
+def precise_call(
+    architecture: Architecture, parameters: Mapping[str, nn.Parameter], *inputs: Tensor | None
+) -> Tensor:
+    """Compute one UNet call at a higher precision, to measure errors against.
+
+    `inputs` are those of `Inputs`. Returns `[B, out_channels, H/8, W/8]` in float64 where the
+    weights are float32, else in float32. Weights are widened layer by layer: there is no second
+    copy of them.
+    """
+    x, *others = inputs
+    assert x is not None
+    unet = UNet(architecture).adopt(parameters)
+    unet.compute_dtype = wide = wider(unet.dtype, x.device)
+    with torch.no_grad(), exact_products(x.device):
+        return unet(x.to(wide), *others)
 
 
 def flops(architecture: Architecture, inputs: tuple[Tensor | None, ...]) -> int:
-    """Operations of one UNet call, a multiply-add counted as 2, on storage-less tensors."""
+    """Return the operations of one UNet call, a multiply-add counted as 2."""
     meta = tuple(
         None if t is None else torch.empty_like(t, device="meta", dtype=torch.float32)
         for t in inputs
@@ -109,7 +160,7 @@ def flops(architecture: Architecture, inputs: tuple[Tensor | None, ...]) -> int:
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of a large matrix product on random data: what this machine's matrix units really reach."""
+    """Return the operations a second of a large matrix product: what this device reaches."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     timed(lambda: a @ b, device)

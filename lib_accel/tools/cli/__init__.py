@@ -1,4 +1,4 @@
-"""The command line: `python -m lib_accel COMMAND`. Each command is one file with `add` (its arguments) and `run`."""
+"""The command line: `python -m lib_accel COMMAND`. A command is a file with `add` and `run`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ import torch
 from ... import __version__
 from ...errors import AccelError
 
+_DESCRIPTION = "Compiled code for a UNet that serves every checkpoint, size, prompt and LoRA of it."
 _EPILOG = """examples:
-  python -m lib_accel demo                                  a picture with and without acceleration, and a report to look at
+  python -m lib_accel demo             pictures with and without acceleration, and a report
   python -m lib_accel demo --checkpoint model.safetensors --lora style.safetensors:0.8
-  python -m lib_accel doctor                                what works on this machine, and what to do about the rest
-  python -m lib_accel prebuild --family sd1 --family sdxl   compile ahead, so that no user ever meets a compiler
+  python -m lib_accel doctor           what works on this machine, and what to do about the rest
+  python -m lib_accel prebuild --family sd1 --family sdxl      compile before anyone needs it
   python -m lib_accel store export all --to fleet.zip --key fleet.key
-  python -m lib_accel bench --size 512 --batch 2            the ladder: one row a variant, in one run
-COMMAND --help tells more. Every command takes --json and then prints one JSON object. Standard output holds the result alone, words and
-progress go to standard error. Exit status: 0 done, 1 failed, 2 wrong arguments.
+  python -m lib_accel bench --size 512 --batch 2               measure variants of the UNet call
+
+COMMAND --help explains a command. Every command takes --json and then prints one JSON object.
+Standard output holds the result alone; words and progress go to standard error.
+Exit status: 0 done, 1 failed, 2 wrong arguments.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line with these arguments, by default the program's; return exit status."""
     from . import bench, demo, doctor, gpu, prebuild, store
 
     parser = argparse.ArgumentParser(
         prog="python -m lib_accel",
-        description="One compiled UNet for every checkpoint, size, batch, prompt length and LoRA: the engine, on its own.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,10 +1,11 @@
-"""What several commands share: arguments, devices, progress, and where words and JSON go."""
+"""What several commands share: arguments, devices, progress and output."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,78 +27,76 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Text as it is written, and each default that says something."""
+    """Keeps the line breaks of descriptions, and adds defaults that tell a user something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
-        told = (
-            action.default in (None, False, argparse.SUPPRESS)
-            or action.default == []
-            or "default" in text
-        )
-        return text if told else f"{text} (default: %(default)s)"
+        no_value = action.default in (None, False, argparse.SUPPRESS) or action.default == []
+        return text if no_value or "default" in text else f"{text} (default: %(default)s)"
 
 
 def command(
-    commands: Commands, name: str, help_text: str, run: Any, more: str = ""
+    commands: Commands,
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], int],
+    more: str = "",
 ) -> argparse.ArgumentParser:
-    """`help_text`: one line for the list of commands; `more`: what its own --help teaches besides."""
-    first = help_text[0].upper() + help_text[1:] + "."
-    parser = commands.add_parser(
-        name, help=help_text, description=f"{first}\n\n{more}".strip(), formatter_class=Help
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on standard output"
-    )
+    """Add a command; return its parser.
+
+    `summary` is its line in the list of commands, `more` the text of its own --help below that.
+    """
+    description = f"{summary[0].upper()}{summary[1:]}.\n\n{more}".strip()
+    parser = commands.add_parser(name, help=summary, description=description, formatter_class=Help)
+    text = "print one JSON object on standard output"
+    parser.add_argument("--json", action="store_true", help=text)
     parser.set_defaults(run=run)
     return parser
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--backend",
-        choices=(AUTO, *(b.name for b in BACKENDS)),
-        default="auto",
-        help="what makes the fast code: aoti compiles once and keeps it, jit is torch.compile, eager compiles nothing; "
-        "auto takes the best that works here",
+    """Add --backend, and the arguments of the store and of the device."""
+    text = (
+        "what computes: aoti compiles once and keeps the result, jit is torch.compile, eager "
+        "compiles nothing, auto takes the best that works here"
     )
+    names = (AUTO, *(b.name for b in BACKENDS))
+    parser.add_argument("--backend", choices=names, default=AUTO, help=text)
     add_store_arguments(parser)
     add_device_arguments(parser)
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        default=default_store(),
-        help="where artifacts are kept",
-    )
-    parser.add_argument(
-        "--store-mib",
-        type=positive,
-        metavar="N",
-        default=2048,
-        help="most space in MiB the store may take; least recently used goes first",
-    )
+    """Add --store and --store-mib."""
+    text = "folder of the artifacts"
+    parser.add_argument("--store", type=Path, metavar="DIR", default=default_store(), help=text)
+    text = "largest size of the store in MiB; the artifact that was used longest ago goes first"
+    parser.add_argument("--store-mib", type=positive, metavar="N", default=2048, help=text)
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --dtype."""
     parser.add_argument("--device", default=default_device(), help="cuda, cuda:1, cpu, ...")
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="precision of the weights (default: float16 on a GPU, float32 on a CPU)",
-    )
+    text = "precision of the weights (default: float16 on a GPU, float32 on a CPU)"
+    parser.add_argument("--dtype", choices=DTYPES, help=text)
+
+
+def add_results_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --out."""
+    text = "folder for the JSON and the tables"
+    default = Path("bench-results")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=default, help=text)
 
 
 def positive(text: str) -> int:
+    """Parse a whole number of 1 or more."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
     return int(text)
 
 
 def image_size(text: str) -> int:
+    """Parse a width or height in pixels."""
     if not text.isdecimal() or int(text) < 64 or int(text) % 8:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected pixels, a multiple of 8 and at least 64"
@@ -106,78 +105,76 @@ def image_size(text: str) -> int:
 
 
 def default_device() -> str:
+    """Return "cuda" where there is a GPU that torch can use, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    """Return what --device and --dtype mean here. Raises AccelError where it is missing."""
     try:
         device = torch.device(args.device)
     except RuntimeError as e:
         raise AccelError(
-            f"--device {args.device}: no kind of device torch knows; expected cpu, cuda, cuda:1 or mps"
+            f"--device {args.device}: torch knows no such kind of device; "
+            "expected cpu, cuda, cuda:1 or mps"
         ) from e
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise AccelError(
-                f"--device {args.device}: this torch ({torch.__version__}) sees no CUDA device; try `python -m lib_accel doctor`"
+                f"--device {args.device}: this torch ({torch.__version__}) sees no CUDA device; "
+                "try `python -m lib_accel doctor`"
             )
         device = torch.device("cuda", device.index or 0)
-    return device, DTYPES[args.dtype] if args.dtype else (
-        torch.float16 if device.type == "cuda" else torch.float32
-    )
+    default = torch.float16 if device.type == "cuda" else torch.float32
+    return device, DTYPES[args.dtype] if args.dtype else default
 
 
 def make_config(args: argparse.Namespace, backend: str) -> Config:
+    """Return the configuration that the arguments of the store describe."""
     return Config(backend=backend, store=args.store, store_bytes=args.store_mib * MIB)
 
 
 def make_store(args: argparse.Namespace) -> ArtifactStore:
+    """Open the store that the arguments describe."""
     return ArtifactStore(args.store, args.store_mib * MIB)
 
 
 def family(text: str) -> Architecture:
-    """`sd1`, `sdxl`, ..., `sd1:64` (another width), `sd1+9` (input channels), or a checkpoint's path."""
+    """Parse a family, with another width (`sd1:64`) or input channels (`sd1+9`), or a file."""
     name, _, channels = text.partition("+")
     name, _, width = name.partition(":")
-    if name in presets.PRESETS:
-        options = {}
-        if width:
-            options["model_channels"] = positive(width)
-        if channels:
-            options["in_channels"] = positive(channels)
-        try:
+    try:
+        if name in presets.PRESETS:
+            options = {"model_channels": positive(width)} if width else {}
+            options |= {"in_channels": positive(channels)} if channels else {}
             return presets.PRESETS[name](**options)
-        except AccelError as e:
-            raise argparse.ArgumentTypeError(str(e)) from e
-    if Path(text).exists():
-        try:
+        if Path(text).exists():
             return open_checkpoint(Path(text)).architecture()
-        except AccelError as e:
-            raise argparse.ArgumentTypeError(str(e)) from e
+    except AccelError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
     raise argparse.ArgumentTypeError(
         f"{text!r} is neither a family ({', '.join(presets.PRESETS)}) nor a checkpoint file"
     )
 
 
 def say(text: str = "") -> None:
-    """Words for a person go to standard error; standard output is for results."""
+    """Print words for a person on standard error; standard output is for the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace, text: str) -> None:
-    """The result: as JSON where a machine reads, as text where a person does."""
+    """Print the result on standard output: as JSON with --json, else as text."""
     print(json.dumps(result, indent=1) if args.json else text, flush=True)
 
 
 def follow(job: Job, label: str) -> None:
-    """Draw the job's progress until it ends, now and then only where it goes into a file; an interrupt cancels it first."""
+    """Show the progress of a job until it ends. An interrupt cancels the job first.
+
+    Progress that goes into a file is written every 10 seconds only.
+    """
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(
-        total=100,
-        desc=label,
-        bar_format="{desc}: {percentage:3.0f}%|{bar:30}| {elapsed} {postfix}",
-        file=sys.stderr,
-    ) as bar:
+    bar_format = "{desc}: {percentage:3.0f}%|{bar:30}| {elapsed} {postfix}"
+    with tqdm(total=100, desc=label, bar_format=bar_format, file=sys.stderr) as bar:
         try:
             while not job.done:
                 p = job.progress()

@@ -1,46 +1,52 @@
-"""`gpu`: everything that has to be measured on a GPU, in one run."""
+"""`gpu`: measure everything that only a GPU can show, in one run."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...errors import AccelError
+from ...model.random_weights import random_weights
 from ...runtime.engine import Engine
-from ..bench.measure import timed
-from ..bench.variants import Setup
+from ..bench.ladder import Plan, make_inputs
+from ..bench.measure import Inputs, timed
+from ..bench.table import table
+from ..bench.weights import WeightCopy
 from . import bench
 from .common import (
     Commands,
     add_device_arguments,
+    add_results_argument,
     add_store_arguments,
     command,
     device_and_dtype,
     family,
+    make_config,
     positive,
     say,
     show,
 )
 
-_MORE = """Steps in the order of what matters; one that would begin after --minutes is left out and said so. Each writes its own JSON and
-table. Needs torch, triton and, for the reference rows, diffusers. --dry-run goes through all of it with tiny UNets, on a CPU as well."""
+_MORE = """The steps come in the order of their importance. A step that would begin after --minutes
+is left out. Every step writes its own JSON and table. Needs torch, triton and, for the reference
+rows, diffusers. --dry-run runs all steps with tiny UNets, on a CPU too."""
 
 
 @dataclass(frozen=True)
 class Step:
+    """One run of the ladder. `starts` also measures a warm start and a first call of a new size."""
+
     name: str
     family: str
     size: int
     batch: int
     variants: str
     loras: str = "0"
-    starts: bool = False  # a warm start and a new size as well
+    starts: bool = False
 
 
 STEPS = (
@@ -76,28 +82,21 @@ STEPS = (
 
 
 def add(commands: Commands) -> None:
-    p = command(
-        commands, "gpu", "measure everything that only a GPU can tell, in one run", run, _MORE
-    )
-    p.add_argument(
-        "--minutes", type=positive, metavar="N", default=9, help="begin no step later than this"
-    )
-    p.add_argument(
-        "--rounds", type=positive, metavar="N", default=20, help="timed calls of each variant"
-    )
-    p.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path("bench-results"),
-        help="folder for the JSON and the tables",
-    )
-    p.add_argument("--dry-run", action="store_true", help="tiny UNets: to see that it runs")
+    """Add the command to the parser."""
+    p = command(commands, "gpu", "measure everything that only a GPU can show", run, _MORE)
+    text = "begin no step later than this"
+    p.add_argument("--minutes", type=positive, metavar="N", default=9, help=text)
+    text = "timed calls of each variant"
+    p.add_argument("--rounds", type=positive, metavar="N", default=20, help=text)
+    text = "use tiny UNets, to see that the command works"
+    p.add_argument("--dry-run", action="store_true", help=text)
+    add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the steps. Exit status 1 where an `aoti` row could not be timed."""
     device, dtype = device_and_dtype(args)
     args.out.mkdir(parents=True, exist_ok=True)
     began, results, texts = time.monotonic(), [], []
@@ -107,85 +106,75 @@ def run(args: argparse.Namespace) -> int:
             texts.append(f"## {step.name}\nLeft out: {args.minutes} minutes were over.")
             continue
         say(f"== {step.name}")
-        options = _options(args, _tiny(step) if args.dry_run else step)
         try:
-            with torch.no_grad():
-                result = bench.measure(options, device, dtype)
-                if step.starts:
-                    result["starts"] = starts(options, device, dtype)
-        except (
-            AccelError,
-            torch.cuda.OutOfMemoryError,
-        ) as e:  # SDXL on a small card: what was measured before is worth its while
+            result = _measure(_plan(args, step, device, dtype), step)
+        except (AccelError, torch.cuda.OutOfMemoryError) as e:
+            # SDXL on a small card: the steps before it have been measured and are kept
             say(f"{step.name}: failed: {e}")
             texts.append(f"## {step.name}\nFailed: {e}")
             continue
-        bench.write(result, options, step.name)  # some steps differ in nothing else
+        bench.write(result, args.out, step.name)  # some steps differ in nothing else
         results.append({"step": step.name, **result})
-        texts.append("\n".join([f"## {step.name}", bench.table(result), *_starts_text(result)]))
+        texts.append("\n".join([f"## {step.name}", table(result), _starts_text(result)]))
     show({"steps": results}, args, "\n\n".join(texts))
-    return (
-        0
-        if all(row["median_s"] for r in results for row in r["rows"] if row["name"] == "aoti")
-        else 1
-    )
+    aoti = [row for r in results for row in r["rows"] if row["name"] == "aoti"]
+    return 0 if all(row["median_s"] for row in aoti) else 1
 
 
-def _tiny(step: Step) -> Step:
-    return replace(
-        step,
-        family=f"{step.family}:32" if step.family == "sd1" else f"{step.family}:64",
-        size=64,
-        batch=min(step.batch, 4),
-    )
-
-
-def _options(args: argparse.Namespace, step: Step) -> argparse.Namespace:
-    return argparse.Namespace(
-        family=family(step.family),
-        size=step.size,
-        batch=step.batch,
-        tokens=77,
+def _plan(args: argparse.Namespace, step: Step, device: torch.device, dtype: torch.dtype) -> Plan:
+    if args.dry_run:
+        width = 32 if step.family == "sd1" else 64
+        tiny = f"{step.family}:{width}"
+        step = replace(step, family=tiny, size=64, batch=min(step.batch, 4))
+    return Plan(
+        family(step.family),
+        device,
+        dtype,
+        make_config(args, "auto"),
+        bench.variants(step.variants),
+        step.size,
+        step.batch,
         rounds=args.rounds,
-        variants=bench.variants(step.variants),
         loras=bench.counts(step.loras),
         profile=True,
-        out=args.out,
-        store=args.store,
-        store_mib=args.store_mib,
     )
 
 
-def starts(
-    options: argparse.Namespace, device: torch.device, dtype: torch.dtype
-) -> dict[str, float]:
-    """Seconds: from nothing but the store and the weights to the end of the first call; the first and a later call of a new size."""
-    setup = bench.make_setup(options, device, dtype)
-    engine, first = _warm_start(setup, device)
-    other = argparse.Namespace(**{**vars(options), "size": options.size + 64})
-    inputs = bench.make_inputs(setup.architecture, other, device, dtype)
-    times = [timed(lambda: engine.compute(*inputs), device)[0] for _ in range(6)]
+def _measure(plan: Plan, step: Step) -> dict[str, Any]:
+    result = bench.ladder(plan).measure()
+    return {**result, "starts": starts(plan)} if step.starts else result
+
+
+@torch.no_grad()
+def starts(plan: Plan) -> dict[str, float]:
+    """Return the seconds of a warm start and of calls of a new size.
+
+    A warm start reaches from the store and the weights in memory to the end of the first call.
+    """
+    values = {n: p.data for n, p in random_weights(plan.architecture, plan.dtype, 0).items()}
+    weights = WeightCopy(plan.architecture, values, plan.device)
+    inputs, others = (_inputs(plan, size) for size in (plan.size, plan.size + 64))
+    began = time.perf_counter()
+    engine = Engine(weights.unet, plan.config)
+    engine.prepare()
+    timed(lambda: engine.compute(*inputs), plan.device)
+    warm_start = time.perf_counter() - began
+    times = [timed(lambda: engine.compute(*others), plan.device)[0] for _ in range(6)]
     engine.close()
     return {
-        "warm_start_s": first,
+        "warm_start_s": warm_start,
         "new_size_first_s": times[0],
         "new_size_second_s": times[1],
         "new_size_later_s": min(times[2:]),
     }
 
 
-def _warm_start(setup: Setup, device: torch.device) -> tuple[Engine, float]:
-    began = time.perf_counter()
-    engine = Engine(setup.donor, replace(setup.config, backend="auto"))
-    engine.prepare()
-    timed(lambda: engine.compute(*setup.inputs), device)
-    return engine, time.perf_counter() - began
+def _inputs(plan: Plan, size: int) -> Inputs:
+    return make_inputs(plan.architecture, plan.batch, size, plan.tokens, plan.device, plan.dtype)
 
 
-def _starts_text(result: dict[str, Any]) -> Sequence[str]:
-    return [
-        ", ".join(
-            f"{name.removesuffix('_s').replace('_', ' ')} {s:.3f} s"
-            for name, s in result.get("starts", {}).items()
-        )
-    ]
+def _starts_text(result: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name.removesuffix('_s').replace('_', ' ')} {s:.3f} s"
+        for name, s in result.get("starts", {}).items()
+    )

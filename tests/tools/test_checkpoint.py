@@ -1,4 +1,4 @@
-"""Reading checkpoints in the layouts in use, and writing random ones. Bad files: test_bad_checkpoints.py."""
+"""Reading checkpoints in the layouts in use, and writing random ones."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor
 
 from lib_accel.errors import BadCheckpoint
 from lib_accel.model.presets import sdxl
+from lib_accel.model.random_weights import random_weights
 from lib_accel.model.unet import UNet
 from lib_accel.tools.checkpoint import (
     LDM_PREFIX,
     open_checkpoint,
-    random_weights,
     save_random_checkpoint,
 )
 
-from .checkpoint_files import TINY, tiny_weights, write  # noqa: F401  (a fixture)
-from .threads import one_thread  # noqa: F401  (a fixture)
+from .checkpoint_files import TINY, write
 
 
 @pytest.mark.parametrize("prefix", [LDM_PREFIX, "diffusion_model.", ""])
 @pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt", "a.pt", "a.pth", "A.SafeTensors"])
-def test_layouts(tmp_path: Path, weights: dict[str, Tensor], name: str, prefix: str) -> None:
+def test_every_layout_is_read(
+    tmp_path: Path, weights: dict[str, Tensor], name: str, prefix: str
+) -> None:
     path = tmp_path / name
     other = (
         {
@@ -50,7 +51,9 @@ def test_layouts(tmp_path: Path, weights: dict[str, Tensor], name: str, prefix: 
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_nested_state_dict(tmp_path: Path, weights: dict[str, Tensor], zipped: bool) -> None:
+def test_a_nested_state_dict_is_read(
+    tmp_path: Path, weights: dict[str, Tensor], zipped: bool
+) -> None:
     path = tmp_path / "a.ckpt"
     state = {LDM_PREFIX + name: t for name, t in weights.items()}
     torch.save(
@@ -74,7 +77,7 @@ def test_files_are_mapped_not_read(tmp_path: Path, name: str) -> None:
 
 
 def bytes_read() -> int:
-    """By this process so far; pages of mapped files do not count."""
+    """Return what this process has read so far; pages of mapped files do not count."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
 
@@ -92,7 +95,9 @@ def test_changing_loaded_weights_leaves_the_file(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtype(tmp_path: Path, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+def test_weights_are_converted_to_a_dtype(
+    tmp_path: Path, weights: dict[str, Tensor], dtype: torch.dtype
+) -> None:
     path = write(tmp_path / "a.safetensors", weights)
     loaded = open_checkpoint(path).load_unet(dtype=dtype)
     assert {p.dtype for p in loaded.values()} == {dtype}
@@ -107,7 +112,7 @@ def test_dtypes_are_kept_as_stored(tmp_path: Path, weights: dict[str, Tensor], n
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_random_checkpoint(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_random_checkpoint_is_a_checkpoint(tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "r.safetensors"
     save_random_checkpoint(path, TINY, dtype, seed=3)
     assert [p.name for p in tmp_path.iterdir()] == ["r.safetensors"]
@@ -148,14 +153,14 @@ def test_random_weights_keep_activations_in_range() -> None:
     assert 0.1 < out.std() < 10
 
 
-def test_random_checkpoint_needs_its_ending(tmp_path: Path) -> None:
+def test_a_random_checkpoint_needs_its_ending(tmp_path: Path) -> None:
     with pytest.raises(
-        BadCheckpoint, match=r"r\.ckpt does not end in \.safetensors; expected .* Rename it"
+        BadCheckpoint, match=r"r\.ckpt does not end in \.safetensors\. Expected .* Rename it"
     ):
         save_random_checkpoint(tmp_path / "r.ckpt", TINY, torch.float32, 0)
 
 
-def test_random_checkpoint_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match=r"cannot be written .*Expected a folder"):
         save_random_checkpoint(tmp_path / "none" / "r.safetensors", TINY, torch.float32, 0)
 

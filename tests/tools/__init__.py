@@ -1,0 +1,1 @@
+"""The command line, the bench and the readers of checkpoints."""

@@ -1,0 +1,91 @@
+"""Help, arguments and devices of all commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_accel.model import presets
+from lib_accel.tools.cli.common import family
+
+from .commands import Run, failure
+
+COMMANDS = [
+    "",
+    "demo",
+    "bench",
+    "gpu",
+    "prebuild",
+    "store",
+    "store export",
+    "store import",
+    "doctor",
+]
+WITHOUT_EXAMPLE = ("doctor", "gpu", "store export", "store import")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_each_command(run: Run, command: str) -> None:
+    status, out, _ = run(*command.split(), "--help")
+    assert status == 0
+    assert "usage: python -m lib_accel" in out
+    assert "(default: None)" not in out
+    assert "example" in out or command in WITHOUT_EXAMPLE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "COMMAND"),
+        ("fly", "invalid choice: 'fly'"),
+        ("store", "ACTION"),
+        ("store export all", "--to"),
+        ("prebuild", "--family"),
+        ("demo --size 100", "'100': expected pixels, a multiple of 8 and at least 64"),
+        ("demo --size 56", "expected pixels"),
+        ("demo --steps 0", "'0': expected a whole number, 1 or more"),
+        ("demo --store-mib -1", "expected a whole number"),
+        ("demo --backend warp", "invalid choice: 'warp'"),
+        ("demo --dtype float8", "invalid choice: 'float8'"),
+        ("bench --variants reference,warp", "warp: expected some of reference, reference+sdpa"),
+        ("bench --variants ,", "nothing: expected some of"),
+        ("bench --loras 0,x", "'0,x': expected whole numbers, such as 0,1,10"),
+        (
+            "bench --family sd9",
+            "'sd9' is neither a family (sd1, sd2, sdxl, sdxl-refiner) nor a checkpoint file",
+        ),
+        ("bench --family sd1:7", "7 model channels give 7 at one level"),
+        ("bench --family sd1:x", "'x': expected a whole number"),
+        (f"prebuild --family {__file__}", "ends in '.py'. Expected .safetensors"),
+    ],
+)
+def test_wrong_arguments_are_named(run: Run, arguments: str, message: str) -> None:
+    assert message in failure(run(*arguments.split()), status=2)
+
+
+@pytest.mark.parametrize("command", ["demo", "bench", "prebuild --family sd1:32", "doctor"])
+def test_a_missing_device_is_refused(
+    run: Run,
+    tmp_path: Path,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = failure(run(*command.split(), "--device", "cuda"))
+    assert "sees no CUDA device; try `python -m lib_accel doctor`" in message
+    message = failure(run(*command.split(), "--device", "warp"))
+    assert "--device warp: torch knows no such kind of device" in message
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert failure(run("demo", "--out", tmp_path / "file" / "x")).startswith("Not a directory: ")
+    assert failure(run("bench", "--out", tmp_path / "file")).startswith("File exists: ")
+
+
+def test_families_can_have_another_width_and_other_inputs() -> None:
+    assert family("sd1") == presets.sd1()
+    assert family("sdxl:64+9") == presets.sdxl(64, in_channels=9)

@@ -1,0 +1,94 @@
+"""The commands `bench` and `gpu`, on tiny models without a compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_accel.model import presets
+from lib_accel.tools.bench import ladder
+from lib_accel.tools.bench.ladder import make_inputs
+from lib_accel.tools.bench.measure import flops
+from lib_accel.tools.cli import gpu
+
+from .commands import TINY, Run
+
+
+@pytest.fixture
+def known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matmul rate that need not be measured, which takes seconds."""
+    monkeypatch.setattr(ladder, "matmul_rate", lambda *_: 1e12)
+
+
+def bench(run: Run, tmp_path: Path, *arguments: object) -> dict[str, Any]:
+    folders = ("--out", tmp_path / "out", "--store", tmp_path / "store")
+    status, out, _ = run("bench", "--family", "sd1:32", *TINY, *folders, "--json", *arguments)
+    assert status == 0
+    return json.loads(out)
+
+
+def test_every_row_is_timed_and_compared(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    variants = "reference,reference+sdpa,eager,eager+graphs"
+    more = ("--rounds", 2, "--loras", "0,2", "--profile")
+    result = bench(run, tmp_path, "--variants", variants, *more)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == variants.split(",")
+    assert rows["eager+graphs"]["median_s"] is None
+    assert "CUDA graphs need a CUDA device" in rows.pop("eager+graphs")["note"]
+    for row in rows.values():
+        assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+        assert row["error"] < 1e-5  # the reference rows are an independent implementation
+        assert row["peak_bytes"] >= result["weight_bytes"]
+        rate = result["flops"] / row["median_s"] / result["matmul_flops_per_s"]
+        assert row["of_matmul_rate"] == pytest.approx(rate)
+    assert [row["loras"] for row in result["loras"]] == [0, 2]
+    assert set(result["loras"][1]["seconds"]) == {"reference", "reference+sdpa", "eager"}
+    names = {path.suffix: path for path in (tmp_path / "out").iterdir()}
+    assert json.loads(names[".json"].read_text()) == result
+    assert "| reference+sdpa | " in names[".md"].read_text()
+    assert result["profiled"] == ["eager"]
+    assert result["kernels"][0]["ms"] >= result["kernels"][1]["ms"] > 0
+    assert "aten::" in names[".md"].read_text()
+
+
+@pytest.mark.usefixtures("known_rate")
+def test_the_error_of_bfloat16_is_that_of_its_rounding(run: Run, tmp_path: Path) -> None:
+    result = bench(run, tmp_path, "--variants", "eager", "--rounds", 1, "--dtype", "bfloat16")
+    assert 1e-4 < result["rows"][0]["error"] < 0.1
+
+
+@pytest.mark.usefixtures("known_rate")
+def test_a_ladder_without_a_row_that_runs_fails(run: Run, tmp_path: Path) -> None:
+    arguments = ("--variants", "aoti+graphs", "--rounds", 1, "--out", tmp_path)
+    status, out, _ = run("bench", "--family", "sd1:32", *TINY, *arguments)
+    assert status == 1
+    assert "CUDA graphs need a CUDA device" in out
+
+
+@pytest.mark.usefixtures("known_rate")
+def test_steps_of_gpu_with_equal_conditions_write_files_of_their_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real steps take minutes of compiling: here are two that compile nothing."""
+    step = dataclasses.replace(gpu.STEPS[2], variants="eager")
+    monkeypatch.setattr(gpu, "STEPS", (step, dataclasses.replace(step, name="the same again")))
+    folders = ("--out", tmp_path, "--store", tmp_path / "store")
+    status, out, _ = run("gpu", "--dry-run", "--rounds", 1, "--device", "cpu", *folders)
+    assert status == 0
+    assert f"## {step.name}" in out
+    suffixes = sorted(p.suffix for p in tmp_path.iterdir() if p.is_file())
+    assert suffixes == [".json", ".json", ".md", ".md"]
+
+
+@pytest.mark.parametrize(("size", "tera"), [(512, 1.607), (768, 4.296), (1024, 9.348)])
+def test_operations_of_sd1_are_the_published_ones(size: int, tera: float) -> None:
+    """Of one guided step."""
+    a = presets.sd1()
+    inputs = make_inputs(a, 2, size, 77, torch.device("cpu"), torch.float32)
+    assert flops(a, inputs) / 1e12 == pytest.approx(tera, rel=0.01)

@@ -1,0 +1,84 @@
+"""The command `demo`, on tiny models without a compiler."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_accel.model import presets
+from lib_accel.runtime.lora_files import random_deltas, save_lora
+from lib_accel.tools.checkpoint import save_random_checkpoint
+
+from .commands import TINY, Run, failure
+
+
+def test_the_report_says_what_was_measured(run: Run, tmp_path: Path) -> None:
+    small = ("--channels", "32", "--steps", "2", "--backend", "eager")
+    folders = ("--out", tmp_path, "--store", tmp_path / "store")
+    status, out, err = run("demo", *TINY, *small, *folders, "--json")
+    result = json.loads(out)
+    assert status == 0
+    assert "backend eager: eager" in err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert result == report | {"report": result["report"]}
+    assert Path(result["report"]).read_text().startswith("<!doctype html>")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert set(result["seconds_per_step"]) == {"off", "on", "off, LoRA", "on, LoRA"}
+    checks = (result["same_after_lora"], result["error_ok"], result["compiles_for_lora"])
+    assert checks == (True, True, 0)
+    assert result["error_on"] < 1e-5
+    assert result["lora_effect"] > 0.01  # the LoRA changes the picture, with acceleration too
+    assert result["latent_difference_lora"] < 1e-4
+
+
+def test_a_checkpoint_file_with_two_loras(run: Run, tmp_path: Path) -> None:
+    """An inpainting model that takes `y`, in bfloat16, at a size whose levels round up."""
+    architecture = presets.sdxl_refiner(64, in_channels=9, context_dim=64, adm_channels=32)
+    model, style = tmp_path / "model.safetensors", tmp_path / "style.safetensors"
+    save_random_checkpoint(model, architecture, torch.float16, seed=0)
+    save_lora(style, architecture, random_deltas(architecture, rank=2, seed=3))
+    loras = ("--lora", f"{style}:0.5", "--lora", f"{style}:-0.2")
+    picture = ("--size", 72, "--steps", 1, "--dtype", "bfloat16", "--device", "cpu")
+    folders = ("--out", tmp_path / "out", "--store", tmp_path / "store")
+    status, out, _ = run(
+        "demo", "--checkpoint", model, *loras, *picture, "--backend", "eager", *folders
+    )
+    assert status == 0
+    assert "inpainting" in out.splitlines()[0]
+    assert "removed again, the picture is bit-identical" in out
+
+
+def test_files_that_cannot_be_used_are_refused(run: Run, tmp_path: Path) -> None:
+    base = ("demo", *TINY, "--backend", "eager", "--out", tmp_path / "out", "--channels", "32")
+
+    def refused(argument: str, file: Path) -> str:
+        return failure(run(*base, argument, file))
+
+    absent, cut = tmp_path / "absent.safetensors", tmp_path / "cut.safetensors"
+    assert "does not exist" in refused("--checkpoint", absent)
+    assert "is a folder" in refused("--checkpoint", tmp_path)
+    cut.write_bytes(b"cut")
+    assert "is damaged or is no safetensors file" in refused("--checkpoint", cut)
+    assert "cannot be read as safetensors" in refused("--lora", absent)
+    foreign = presets.sdxl(64, context_dim=64, adm_channels=32)
+    lora = tmp_path / "xl.safetensors"
+    save_lora(lora, foreign, random_deltas(foreign, rank=1, seed=0))
+    assert "the LoRA is for another architecture" in refused("--lora", lora)
+    assert "holds no UNet; it looks like a LoRA" in refused("--checkpoint", lora)
+    assert "expected a multiple of 32" in failure(run(*base[:-1], "33"))
+
+
+@pytest.mark.usefixtures("packaging")
+def test_a_store_that_cannot_be_used_is_named_and_pictures_are_made(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "store").touch()
+    small = ("--channels", "32", "--steps", "1", "--backend", "aoti")
+    folders = ("--out", tmp_path / "out", "--store", tmp_path / "store")
+    status, out, _ = run("demo", *TINY, *small, *folders)
+    assert status == 0
+    assert "backend eager" in out.splitlines()[0]
+    assert out.splitlines()[1].startswith("note: aoti: Could not look for artifact")

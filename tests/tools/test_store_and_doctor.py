@@ -1,0 +1,134 @@
+"""The commands `store` and `doctor`, on a store that was filled by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib_accel.store import ArtifactStore, recipe_key
+
+from .commands import Run, failure
+
+RECIPES = [
+    {
+        "unit": {"layer": layer},
+        "dtype": "float16",
+        "machine": {"device_name": "Test GPU", "torch": "2.13.0"},
+    }
+    for layer in ("ResBlock", "Output")
+]
+KEYS = [recipe_key(recipe) for recipe in RECIPES]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    """A store with two units, as a compiler leaves them."""
+    store = ArtifactStore(tmp_path / "store")
+    code = tmp_path / "unit.so"
+    code.write_bytes(b"native code" * 100)
+    for recipe in RECIPES:
+        store.put(recipe, {"data/unit.so": code})
+    return store
+
+
+def test_doctor_runs_as_a_program_and_changes_nothing(tmp_path: Path, root: Path) -> None:
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "lib_accel", "doctor", "--json", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--store", str(store)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    result = json.loads(done.stdout)
+    assert done.returncode == (0 if result["healthy"] else 1)
+    assert {finding["level"] for finding in result["findings"]} <= {"ok", "note", "problem"}
+    assert any("torch" in finding["what"] for finding in result["findings"])
+    assert not store.exists()
+
+
+def test_doctor_finds_a_store_that_cannot_be_used(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    status, out, _ = run("doctor", "--device", "cpu", "--store", tmp_path / "store")
+    assert status == 1
+    assert "PROBLEM  the artifact store cannot be used\n         -> " in out
+
+
+def test_artifacts_are_listed_verified_and_cleared(run: Run, store: ArtifactStore) -> None:
+    status, out, _ = run("store", "list", "--store", store.root)
+    assert status == 0
+    assert len(out.splitlines()) == 2
+    assert "2 units, float16, torch 2.13.0, Test GPU, built here" in out
+    assert out.endswith(f"2 units, 0.0 MB in {store.root}\n")
+    listed = json.loads(run("store", "list", "--store", store.root, "--json")[1])
+    assert sorted(row["key"] for row in listed["artifacts"]) == sorted(KEYS)
+    assert {row["unit"]["layer"] for row in listed["artifacts"]} == {"ResBlock", "Output"}
+
+    assert run("store", "verify", "--store", store.root)[:2] == (0, "2 good, 0 damaged\n")
+    file = store.root / KEYS[0] / "data" / "unit.so"
+    file.write_bytes(file.read_bytes().replace(b"n", b"N", 1))
+    status, out, _ = run("store", "verify", "--store", store.root, "--json")
+    assert status == 1
+    assert list(json.loads(out)["damaged"]) == [KEYS[0]]
+    (store.root / KEYS[0] / "manifest.json").write_text("{}")
+    lines = run("store", "list", "--store", store.root)[1].splitlines()
+    assert len(lines) == 3, "one that is damaged stands alone"
+    assert any(KEYS[0][:12] in line and "NOT USABLE" in line for line in lines)
+
+    cleared = json.loads(run("store", "clear", "--store", store.root, "--json")[1])
+    assert cleared["bytes_freed"] > 2 * 1100
+    empty = f"0 units, 0.0 MB in {store.root}\n"
+    assert run("store", "list", "--store", store.root)[1] == empty
+    export = run("store", "export", "all", "--to", store.root / "x.zip", "--store", store.root)
+    assert "holds no usable artifact" in failure(export)
+
+
+def test_artifacts_are_exported_and_imported(
+    run: Run, store: ArtifactStore, tmp_path: Path
+) -> None:
+    archive, key, other = tmp_path / "fleet.zip", tmp_path / "fleet.key", tmp_path / "other"
+    export = ("store", "export", "all", "--to", archive, "--key", key, "--store", store.root)
+    status, out, err = run(*export)
+    assert (status, out) == (0, f"2 units written to {archive} (signed)\n")
+    assert "made a new signing key" in err
+    assert "give --key FILE" in failure(run("store", "import", archive, "--store", other))
+    status, out, _ = run("store", "import", archive, "--key", key, "--store", other)
+    assert status == 0
+    assert "imported from fleet.zip, signature checked" in out
+
+    group = run("store", "list", "--store", store.root)[1].split()[0]
+    export = ("store", "export", group, "--to", tmp_path / "g.zip", "--store", store.root, "--json")
+    assert sorted(json.loads(run(*export)[1])["keys"]) == sorted(KEYS)
+
+    unsigned, third = tmp_path / "unsigned.zip", tmp_path / "third"
+    export = ("store", "export", KEYS[0][:8], "--to", unsigned, "--store", store.root, "--json")
+    status, out, _ = run(*export)
+    assert json.loads(out) == {"file": str(unsigned), "keys": [KEYS[0]], "signed": False}
+    refused = run("store", "import", unsigned, "--key", key, "--store", third)
+    assert "it is not signed" in failure(refused)
+    allowed = ("store", "import", unsigned, "--allow-unsigned", "--store", third, "--json")
+    status, out, _ = run(*allowed)
+    assert json.loads(out)["keys"] == [KEYS[0]]
+
+
+def test_failures_of_the_store_are_named(run: Run, store: ArtifactStore, tmp_path: Path) -> None:
+    group = run("store", "list", "--store", store.root)[1].split()[0]
+    export = run("store", "export", "xy", "--to", tmp_path / "x.zip", "--store", store.root)
+    assert f"'xy' fits 0 keys; expected exactly one of: {group}" in failure(export)
+
+    def imported(archive: Path, *how: object) -> str:
+        return failure(run("store", "import", archive, *how, "--store", store.root))
+
+    absent = tmp_path / "absent"
+    assert "No such file" in imported(absent, "--allow-unsigned")
+    assert "Could not read the signing key" in imported(absent, "--key", absent)
+    (tmp_path / "file").write_bytes(b"no zip")
+    assert "is not a whole zip" in imported(tmp_path / "file", "--allow-unsigned")
+    for action in ("list", "verify", "clear"):
+        assert "Not a directory" in failure(run("store", action, "--store", tmp_path / "file"))
