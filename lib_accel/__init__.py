@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .errors import AccelError
     from .runtime.accelerated import Accelerated, accelerate
-    from .runtime.engine import Status
+    from .runtime.status import Status
 
 __version__ = "0.1.0"
 __all__ = ["AccelError", "Accelerated", "Config", "Session", "Status", "accelerate"]
@@ -28,7 +28,7 @@ _HOMES = {
     "Accelerated": "runtime.accelerated",
     "Config": "config",
     "Session": "compile.session",
-    "Status": "runtime.engine",
+    "Status": "runtime.status",
     "accelerate": "runtime.accelerated",
 }
 

@@ -1,4 +1,7 @@
-"""Control models of random weights in the real file layouts, made to fit a checkpoint: ControlNet, T2I adapter, ControlLoRA, IP-Adapter."""
+"""Makes control models with random weights, in the layouts of real files, to fit a checkpoint.
+
+ControlNet, T2I adapter, ControlLoRA and IP-Adapter.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class _Maker:
         self.tensors: dict[str, Tensor] = {}
 
     def put(self, name: str, shape: Shape, scale: float = 1.0) -> None:
-        """A weight that keeps the size of what goes through it, a norm's weight near 1, or a small bias."""
+        """Return a weight that keeps activations' size, a norm's weight near 1, or a small bias."""
         t = torch.randn(shape, generator=self.generator)
         if len(shape) > 1:
             t *= scale * torch.Size(shape[1:]).numel() ** -0.5
@@ -38,7 +41,10 @@ class _Maker:
 
 
 def controlnet(shapes: Mapping[str, Shape], seed: int, strength: float = 0.05) -> dict[str, Tensor]:
-    """The layout of lllyasviel/ControlNet: the UNet's encoder, an encoder of the hint, and a 1x1 convolution after each block."""
+    """Return the layout of lllyasviel/ControlNet.
+
+    It has the UNet's encoder, an encoder of the hint, and a 1x1 convolution after each block.
+    """
     m = _Maker(seed)
     for name, shape in shapes.items():
         if name.startswith(ENCODER):
@@ -50,7 +56,10 @@ def controlnet(shapes: Mapping[str, Shape], seed: int, strength: float = 0.05) -
 def control_lora(
     shapes: Mapping[str, Shape], seed: int, strength: float = 0.05, rank: int = 8
 ) -> dict[str, Tensor]:
-    """The layout of stabilityai/control-lora: `up` and `down` beside each of the UNet's weights, which the file does not hold."""
+    """Return the layout of stabilityai/control-lora.
+
+    It has `up` and `down` for each of the UNet's weights, which the file itself does not hold.
+    """
     m = _Maker(seed)
     for name, shape in shapes.items():
         if not name.startswith(ENCODER):
@@ -85,7 +94,10 @@ def _hint_and_zero_convolutions(m: _Maker, shapes: Mapping[str, Shape], strength
 
 
 def t2i_adapter(shapes: Mapping[str, Shape], seed: int, inputs: int = 192) -> dict[str, Tensor]:
-    """The layout of TencentARC/T2I-Adapter, full size: 4 levels of two residual blocks. `inputs`: 192 for SD1, 768 for SDXL."""
+    """Return the layout of TencentARC/T2I-Adapter at full size: 4 levels of two residual blocks.
+
+    `inputs` is 192 for SD1 and 768 for SDXL.
+    """
     m, first = _Maker(seed), shapes["input_blocks.0.0.weight"][0]
     widths = [first, 2 * first, 4 * first, 4 * first]
     m.conv("conv_in", inputs, first)
@@ -101,9 +113,12 @@ def t2i_adapter(shapes: Mapping[str, Shape], seed: int, inputs: int = 192) -> di
 
 
 def ip_adapter(shapes: Mapping[str, Shape], seed: int, tokens: int = 4) -> dict[str, Tensor]:
-    """The layout of h94/IP-Adapter: image embedding to `tokens` of context, and keys and values of them for each cross-attention.
+    """Return the layout of h94/IP-Adapter.
 
-    The cross-attentions have odd numbers, by place: the encoder's, the decoder's, then the middle's.
+    It turns an image embedding into `tokens` of context, with keys and values for each
+    cross-attention.
+
+    The cross-attentions have odd numbers: first the encoder's, then the decoder's, the middle's.
     """
     m = _Maker(seed)
     keys = [name for name in shapes if name.endswith(".attn2.to_k.weight")]

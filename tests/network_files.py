@@ -1,6 +1,7 @@
-"""Files of every network type the WebUI's Lora extension knows, of random weights, for the layers of a checkpoint.
+"""Makes files of every network type that the WebUI's Lora extension knows, with random weights.
 
-Layers are named as in the checkpoint (`lora_unet_input_blocks_1_1_...`), which the extension takes for every architecture.
+Layers are named as in the checkpoint (`lora_unet_input_blocks_1_1_...`); the extension accepts that
+for every architecture.
 Layouts: kohya-ss/sd-scripts and KohakuBlueleaf/LyCORIS.
 """
 
@@ -197,7 +198,7 @@ def shapes_of(checkpoint: Path) -> dict[str, Shape]:
     with safe_open(checkpoint, "pt") as f:
         return {
             k.removeprefix(PREFIX): tuple(f.get_slice(k).get_shape())
-            for k in f.keys()
+            for k in f.keys()  # noqa: SIM118  (no dictionary: it cannot be iterated over)
             if k.startswith(PREFIX)
         }
 
@@ -205,7 +206,7 @@ def shapes_of(checkpoint: Path) -> dict[str, Shape]:
 def network(
     kind: str, shapes: Mapping[str, Shape], seed: int = 1, rank: int = RANK
 ) -> dict[str, Tensor]:
-    """The tensors of a file of this kind for the layers it is for. `rank` counts for plain LoRAs."""
+    """Return the tensors of a file of this kind. `rank` is that of plain LoRAs."""
     make, wanted = KINDS[kind]
     maker = _Maker(seed, rank)
     out = {}
@@ -225,7 +226,7 @@ def write_all(folder: Path, checkpoint: Path) -> list[str]:
 
 
 def with_text(checkpoint: Path) -> dict[str, Tensor]:
-    """A LoRA of the UNet and of SD1's text encoder, with a bundled embedding of the name `accelword`."""
+    """Return a LoRA of the UNet and SD1's text encoder, with an embedding named `accelword`."""
     maker, out = _Maker(7), network("lora", shapes_of(checkpoint))
     for i in range(12):
         up, down = maker.factors((3072, 768))
@@ -239,7 +240,7 @@ def with_text(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def bad_files(folder: Path, checkpoint: Path) -> None:
-    """Files that are no use: cut off, empty, for another architecture, of NaN, of wrong shapes, a pickle that is none."""
+    """Write bad files: cut off, empty, of another architecture, NaN, wrong shapes, no pickle."""
     good = network("lora", shapes_of(checkpoint))
     path = folder / "bad-cut.safetensors"
     save_file(good, path)

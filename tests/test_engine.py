@@ -147,7 +147,7 @@ def test_wrong_input_is_torchs_error_and_not_the_codes_fault(tiny_store: Path):
 
 
 def test_never_waiting_and_taking_over(own_store: Path):
-    """The relative needs one unit of its own: it is compiled beside the caller, the other three come from TINY's artifact."""
+    """The relative needs one unit of its own; the store has the other three."""
     engine, given = tiny.engine(own_store, RELATIVE, backend="aoti"), tiny.inputs(RELATIVE)
     with contextlib.closing(engine):
         engine.prepare()
@@ -265,7 +265,7 @@ def test_out_of_memory_is_the_hosts_where_nothing_can_be_given_back(tiny_store: 
 def test_running_out_of_memory_is_no_failure_of_the_code(
     tiny_store: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """AOTInductor's code raises it as a plain RuntimeError; only the allocator's count of them tells."""
+    """AOTInductor raises a plain RuntimeError; only the allocator's count of errors tells."""
     errors = [0]
     monkeypatch.setattr(engine_module, "out_of_memory_errors", lambda device: errors[0])
     engine, given = ready(tiny_store), tiny.inputs()

@@ -1,4 +1,4 @@
-"""Whatever the host does to its weights is followed, without a copy and without a compile, or refused."""
+"""The engine follows what the host does to its weights, without copies or compiling, or refuses."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_moved_weights_are_taken_up(tiny_store: Path, move: Callable[[Engine], A
 def test_code_never_meets_weights_of_another_dtype(
     tiny_store: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    """There is no artifact for it and no compiler: the clean UNet answers, and the old code comes back with the old dtype."""
+    """Without code for a dtype the clean UNet computes; the old dtype brings the code back."""
     monkeypatch.setattr(
         precision, "fastest_cpu_dtype", lambda weights: weights
     )  # a CPU that is fast at bfloat16
@@ -156,7 +156,7 @@ def test_unusable_weights_are_refused_until_they_are_back(tiny_store: Path):
 
 
 def test_a_bias_that_appears_is_computed(tiny_store: Path):
-    """Some networks of the Lora extension add one where there was none. Compiled code has no place for it, its own layer has."""
+    """Some networks of the Lora extension add a bias that compiled code has no input for."""
     donor = tiny.donor()
     attention = donor.get_submodule("middle_block.1.transformer_blocks.0.attn1")
     weight = attention.to_q.weight

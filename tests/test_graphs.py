@@ -1,4 +1,4 @@
-"""CUDA graphs: replay equals the plain call for every shape, and recordings end with the weights they read.
+"""CUDA graphs: a replay equals the plain call, and no recording outlives the weights it reads.
 
 Without a GPU only what comes before a recording can be shown; the rest is skipped, by name.
 """
@@ -50,7 +50,7 @@ def test_the_first_call_of_a_shape_runs_plainly():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the recording succeeds")
 def test_where_recording_fails_the_plain_call_goes_on():
-    """Here the recording fails for want of a GPU; on one it fails for want of memory, the same way."""
+    """Here recording fails because there is no GPU; on one it would fail without free memory."""
     calls = Calls()
     cache = GraphCache(calls, MIB)
     for _ in range(4):

@@ -118,7 +118,7 @@ def test_what_fails_leaves_the_weight_alone():
 
 
 def test_autocast_around_it_changes_nothing():
-    """The WebUI samples under autocast, where a matrix product of float32 would be one of float16."""
+    """The WebUI samples under autocast, which makes float32 products float16 ones."""
     base, terms = weight_of((48, 32)), [low_rank((48, 32))]
     plain, under = base.clone(), base.clone()
     merge(plain, base, terms)

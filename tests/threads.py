@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Test tensors are small: threads cost more than they bring, on a shared machine ten times more."""
+    """Compute with one thread: on small tensors more cost time, on a shared machine much time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

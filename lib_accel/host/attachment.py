@@ -17,8 +17,8 @@ from ..errors import AccelError, UnsupportedArchitecture
 from ..model.layers import LayerFn
 from ..runtime.accelerated import Accelerated, Call, accelerated, mark
 from ..runtime.binding import CompiledLayer
-from ..runtime.engine import Counters
 from ..runtime.lora_bases import Bases
+from ..runtime.status import Counters
 from . import webui
 from .controls import AcceleratedControl
 from .inspection import Inspector, networks_behind, own_forward, summary

@@ -15,7 +15,7 @@ from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
 from ..runtime.accelerated import accelerated
-from ..runtime.engine import Counters
+from ..runtime.status import Counters
 from ..store import ArtifactStore, Group, groups, named
 from . import webui
 from .attachment import Attachment, Counts

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
-from .engine import Engine, Status
+from .engine import Engine
 from .lora_files import Merger, read_lora
+from .status import Status
 
 _log = logging.getLogger(__name__)
 

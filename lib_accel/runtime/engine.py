@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..compile.jobs import CompiledUnits, Job, Progress
+from ..compile.jobs import CompiledUnits, Job
 from ..compile.machine import Machine, probe
 from ..compile.session import Session
 from ..compile.target import Target
@@ -27,33 +27,10 @@ from ..model.unet import UNet
 from .binding import Binding, CompiledLayer
 from .graphs import GraphCache
 from .provider import NO_BACKEND, Provider
+from .status import Counters, Status
 
 Inputs = tuple[Tensor, Tensor, Tensor, "Tensor | None"]
 """x, timesteps, context and y of a UNet call."""
-
-
-@dataclass
-class Counters:
-    """What an engine has done so far."""
-
-    compiles: int = 0  # units compiled
-    binds: int = 0  # times that weights were found moved and were bound again
-    accelerated_calls: int = 0  # UNet calls that compiled code has computed
-
-
-@dataclass(frozen=True)
-class Status:
-    """How an accelerated UNet stands."""
-
-    state: str  # "eager", "compiling", "ready" or "fallback"
-    reason: str | None  # why no better backend serves, or what failed
-    backend: str
-    architecture: str
-    dtype: str
-    device: str
-    progress: Progress | None
-    artifact: dict[str, object] | None  # {"key": hex digest, "bytes": size in the store}
-    counters: Counters
 
 
 class Engine:
@@ -211,11 +188,7 @@ class Engine:
             compiled = functools.partial(layer, x, s, s)
             return self._guard(compiled, functools.partial(layer.module, x, s, s)).to(h.dtype)
 
-    def _run(
-        self,
-        replaced: Mapping[str, LayerFn] | None,
-        inputs: Inputs,
-    ) -> Tensor:
+    def _run(self, replaced: Mapping[str, LayerFn] | None, inputs: Inputs) -> Tensor:
         if replaced:  # unknown code: a graph may not be able to record it
             return self.clean.forward(*inputs, {**self._layers, **replaced})
         if inputs[0].device.type != "cuda" or not self.config.graphs:
@@ -228,10 +201,8 @@ class Engine:
             )
         return self.graphs(*inputs)
 
-    def _run_plainly(
-        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
-    ) -> Tensor:
-        return self.clean.forward(x, timesteps, context, y, self._layers)
+    def _run_plainly(self, *inputs: Any) -> Tensor:
+        return self.clean.forward(*inputs, self._layers)
 
     def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
         """Return `compiled()`; where that fails and `clean()` does not, drop compiled code."""
@@ -315,7 +286,7 @@ class Engine:
         backend = provider.backend
         if self.can_compute and not (provider.units or compiling):
             backend = "eager"
-        reasons = (provider.reason, self.graphs and self.graphs.refused)
+        reasons = (provider.reason, self.graphs.refused if self.graphs else None)
         return Status(
             state=state,
             reason="; ".join(filter(None, reasons)) or None,
