@@ -16,7 +16,7 @@ from lib_accel.compile.source_digest import PACKAGE, ROOTS, digest_of, source_di
 
 from .. import tiny
 
-EXPECTED = ("compile/units.py", "model/cpu_operators.py", "model/unet.py")
+EXPECTED = ("compile/units.py", "model/cpu_operators.py", "model/layers.py")
 EVERY = sorted(file.relative_to(PACKAGE).as_posix() for file in source_files(PACKAGE))
 
 IMPORTED = """
