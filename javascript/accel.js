@@ -1,14 +1,17 @@
-// The pages of Acceleration: keeps the status lines fresh, fills the tab when it is opened, asks before it deletes, and
-// translates text with values in it. Status comes from a gradio function, so that the WebUI's own login covers it; it is
-// fetched, not clicked, because gradio shows an error for every click while the server is away.
+// Keeps the status lines fresh, fills the Acceleration tab when it is opened, asks before it deletes,
+// and translates text that holds values. The status comes from a gradio function, so that the WebUI's
+// login covers it. It is fetched, not clicked: gradio shows an error for every click while the server
+// does not answer.
 (function () {
     const PERIOD_MS = 3000, LONGEST_MS = 60000;
     let raw = "", chosen = "", wait = PERIOD_MS, templates = null;
 
-    // -- words: a key of localizations/*.json may hold {0}, {1}: the values in between, which are translated too
+    // -- translation: a key of localizations/*.json may hold {0}, {1} for values, which are translated too
 
     function makeTemplates(words) {
-        return Object.keys(words).filter((key) => /[a-z]{2}/i.test(key) && key.includes("{0}")).map((key) => {
+        const keys = Object.keys(words).filter((key) => /[a-z]{2}/i.test(key) && key.includes("{0}"));
+        keys.sort((a, b) => b.length - a.length); // the most specific one first
+        return keys.map((key) => {
             const order = [];
             const source = key.split(/\{(\d)\}/).map((part, i) => {
                 if (i % 2 === 0) return part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
@@ -19,16 +22,29 @@
         });
     }
 
-    function translate(text) {
+    function lookUp(text) {
         const words = window.localization || {};
         if (Object.hasOwn(words, text)) return words[text];
         templates = templates || makeTemplates(words);
         for (const { pattern, order, text: translated } of templates) {
             const found = pattern.exec(text);
-            if (found) return translated.replace(/\{(\d)\}/g, (_, n) => translate(found[order.indexOf(n) + 1]));
+            if (!found) continue;
+            return translated.replace(/\{(\d)\}/g, (_, n) => translate(found[order.indexOf(n) + 1]));
         }
+        const named = /^(\w+): (.+)$/s.exec(text); // a reason after the name of its backend
+        const reason = named && translate(named[2]);
+        return named && reason !== named[2] ? `${named[1]}: ${reason}` : undefined;
+    }
+
+    // Several reasons are joined by "; ", which a reason may hold too: the longest known one goes first.
+    function translate(text) {
         const parts = text.split("; ");
-        return parts.length > 1 ? parts.map(translate).join("; ") : text;
+        for (let n = parts.length; n > 0; n--) {
+            const known = lookUp(parts.slice(0, n).join("; "));
+            if (known === undefined) continue;
+            return [known, ...(n < parts.length ? [translate(parts.slice(n).join("; "))] : [])].join("; ");
+        }
+        return parts.length > 1 ? `${parts[0]}; ${translate(parts.slice(1).join("; "))}` : text;
     }
 
     function translateAll(root) {
@@ -65,7 +81,7 @@
                 if (!answer.ok) throw new Error(answer.statusText);
                 show((await answer.json()).data[0]);
                 wait = PERIOD_MS;
-            } catch (e) { // the server is away: what is shown may be old
+            } catch (e) { // the server does not answer: what is shown may be old
                 wait = Math.min(2 * wait, LONGEST_MS);
             }
             document.documentElement.classList.toggle("accel-stale", wait > PERIOD_MS);
@@ -73,7 +89,7 @@
         setTimeout(poll, wait);
     }
 
-    // From among the settings of scripts to above the picture, where one looks while it is made.
+    // Move the line from among the scripts' settings to above the picture.
     function moveLine(tab) {
         const line = gradioApp().querySelector("#accel_status_" + tab);
         const picture = gradioApp().querySelector(`#${tab}_gallery_container`);
@@ -88,7 +104,7 @@
     }
 
     window.accelDelete = function (key, megabytes) {
-        const question = translate("Delete this compiled code ({0}, {1} MB)? It is compiled again, which takes minutes, when a model needs it.");
+        const question = translate("Delete this compiled code ({0}, {1} MB)? When a model needs it, compiling it again takes minutes.");
         if (!confirm(question.replace("{0}", key.slice(0, 12)).replace("{1}", megabytes))) return;
         chosen = key;
         gradioApp().querySelector("#accel_delete").click();
@@ -96,7 +112,7 @@
     window.accelChosen = () => [chosen];
 
     onUiLoaded(function () {
-        if (!gradioApp().querySelector("#accel_status_tab")) return; // the extension's Python side did not load
+        if (!gradioApp().querySelector("#accel_status_tab")) return; // the script did not load
         ["txt2img", "img2img"].forEach(moveLine);
         onUiTabChange(() => setTimeout(refreshTab, 0));
         onAfterUiUpdate(() => translateAll(gradioApp()));

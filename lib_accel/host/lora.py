@@ -23,7 +23,7 @@ from ..runtime.lora_merge import LowRank, Term, merge
 from . import webui
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
-_UNFINISHED = ("acceleration: merging was interrupted here",)
+_UNFINISHED = ("accel-unfinished",)
 """The mark of a layer being written. It equals no set: the next merge begins at the base."""
 
 
