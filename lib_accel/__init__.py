@@ -9,8 +9,7 @@ Importing this package imports nothing else, neither torch nor the WebUI: the na
 loaded when they are first used.
 """
 
-from __future__ import annotations
-
+# Python versions that lib_accel.__main__ refuses must still read this file: no f-string here.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError("module 'lib_accel' has no attribute " + repr(name))
     import importlib
 
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module("." + _HOMES[name], __name__), name)

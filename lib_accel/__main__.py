@@ -2,9 +2,10 @@
 
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036  (older versions must still read this file)
-    version = sys.version.split()[0]
-    sys.exit(f"lib_accel needs Python 3.10 or newer; {sys.executable} is {version}.")
+# Older versions must still read this file, so it has no f-string.
+if sys.version_info < (3, 10):  # noqa: UP036
+    message = "lib_accel needs Python 3.10 or newer; {} is {}."
+    sys.exit(message.format(sys.executable, sys.version.split()[0]))
 
 from lib_accel.tools import setup_environment
 

@@ -5,9 +5,10 @@ With arguments it runs pytest alone and passes them on.
 
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036  (older versions must still read this file)
-    version = sys.version.split()[0]
-    sys.exit(f"The tests need Python 3.10 or newer; {sys.executable} is {version}.")
+# Older versions must still read this file, so it has no f-string.
+if sys.version_info < (3, 10):  # noqa: UP036
+    message = "The tests need Python 3.10 or newer; {} is {}."
+    sys.exit(message.format(sys.executable, sys.version.split()[0]))
 
 from lib_accel.tools import setup_environment
 
