@@ -36,9 +36,8 @@ Inputs = tuple[Tensor, Tensor, Tensor, "Tensor | None"]
 class Engine:
     """Computes the calls of `network`, a UNet with the LDM parameter names, from its own weights.
 
-    `device` is where images are computed; by default, where the weights are now. Calls must come
-    from one thread at a time. Raises UnsupportedArchitecture or BadWeights where the network cannot
-    be served.
+    Images are computed on `device`, by default where the weights are. Calls must come from one
+    thread at a time. Raises UnsupportedArchitecture or BadWeights for networks it cannot serve.
     """
 
     def __init__(
@@ -160,12 +159,9 @@ class Engine:
         self._follow()
         inputs = (x, timesteps, context, y)
         with torch.no_grad(), without_autocast(x.device):
-            out = self._guard(
-                functools.partial(self._run, replaced, inputs),
-                functools.partial(
-                    self.clean.forward, *inputs, {**self.clean.layers, **(replaced or {})}
-                ),
-            )
+            layers = {**self.clean.layers, **(replaced or {})}
+            clean = functools.partial(self.clean.forward, *inputs, layers)
+            out = self._guard(functools.partial(self._run, replaced, inputs), clean)
         if self.binding.compiled:
             self.counters.accelerated_calls += 1
         return out
@@ -195,14 +191,13 @@ class Engine:
             return self._run_plainly(*inputs)
         if self.graphs is None:
             self.graphs = GraphCache(self._run_plainly, self.config.graph_bytes)
-        if self._provider.backend == "aoti" and not self.target.machine.recordable and self.units:
-            self.graphs.refuse(
-                f"torch {torch.__version__} waits inside compiled code; that needs torch 2.7"
-            )
+        if self.units and self._provider.backend == "aoti" and not self.target.machine.recordable:
+            waits = f"torch {torch.__version__} waits inside compiled code"
+            self.graphs.refuse(f"{waits}; that needs torch 2.7 or later")
         return self.graphs(*inputs)
 
     def _run_plainly(self, *inputs: Any) -> Tensor:
-        return self.clean.forward(*inputs, self._layers)
+        return self.clean.forward(*inputs, layers=self._layers)
 
     def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
         """Return `compiled()`; where that fails and `clean()` does not, drop compiled code."""

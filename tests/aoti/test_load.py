@@ -18,7 +18,7 @@ import torch
 from lib_accel.compile.aoti import export
 from lib_accel.compile.aoti.backend import Aoti
 from lib_accel.compile.aoti.load import ARCHIVE, load_unit
-from lib_accel.compile.units import example_inputs
+from lib_accel.compile.verify import example_inputs
 from lib_accel.errors import ArtifactRejected
 from lib_accel.store import Artifact, ArtifactStore
 
