@@ -134,3 +134,11 @@ def test_a_missing_file_is_an_error(package: Path):
     (package / ROOTS[0]).unlink()
     with pytest.raises(FileNotFoundError, match="units"):
         digest_of(package)
+
+
+def test_code_with_another_digest_is_from_another_version():
+    here = tiny.target()
+    recipe = here.recipe(here.units[0])
+    assert here.incompatibility(recipe) is None
+    other = here.incompatibility({**recipe, "source": "0" * 64})
+    assert other == "another version of this extension"
