@@ -9,10 +9,7 @@ one, down- and upsampling) are not compiled: there is nothing to fuse in them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 from ..model import specs
 from ..model.architecture import Architecture
 from ..model.layers import build_layer
+from ..store import recipe_key
 
 UnitFn = Callable[[list[Tensor]], Tensor]
 """A compiled unit: `[h, *weights]` or `[h, side, *weights]` -> `[B, C', H', W']`.
@@ -67,13 +65,7 @@ def describe(unit: specs.Spec) -> str:
 
 def unit_key(unit: specs.Spec) -> str:
     """Return a short name that is unique and safe in a path, as `ResBlock-1f0c9a3b5d7e`."""
-    digest = hashlib.sha256(canonical_json(specs.spec_to_dict(unit)).encode()).hexdigest()
-    return f"{type(unit).__name__}-{digest[:12]}"
-
-
-def canonical_json(value: Any) -> str:
-    """Return the one JSON text of `value` that its digest is taken of."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return f"{type(unit).__name__}-{recipe_key(specs.spec_to_dict(unit))[:12]}"
 
 
 class UnitModule(nn.Module):
