@@ -173,26 +173,41 @@ def test_older_torch_runs_the_library_on_a_cpu(old_loader: None, tiny_store: Pat
         load_unit(artifact.path, torch.device("cuda", 0))
 
 
+@pytest.mark.parametrize("top", ["", "unit/"], ids=["torch 2.6", "newer torch"])
+def test_a_package_is_unpacked_without_its_sources(tiny_store: Path, tmp_path: Path, top: str):
+    """Newer torch puts everything into one folder of the archive."""
+    artifact = artifact_of(tiny_store)
+    export._unpack(pack(artifact, tmp_path, top), tmp_path / "unit")
+    files = {p for p in (tmp_path / "unit").rglob("*") if p.is_file()}
+    assert {p.relative_to(tmp_path / "unit").as_posix() for p in files} == set(artifact.files)
+    assert_right(load_unit(tmp_path / "unit", CPU))
+
+
 def test_older_torch_loads_an_archive_on_a_gpu(old_loader: None, tiny_store: Path, tmp_path: Path):
-    """Shown with code for a CPU: the package stays an archive, without its generated sources."""
-    artifact, package, folder = artifact_of(tiny_store), tmp_path / "raw.pt2", tmp_path / "unit"
-    library = next(name for name in artifact.files if name.endswith((".so", ".pyd")))
-    source = library.rpartition(".")[0] + ".cpp"
-    with zipfile.ZipFile(package, "w") as archive:
-        for name in artifact.files:
-            archive.writestr(f"raw/{name}", artifact.file(name).read_bytes())
-        archive.writestr(f"raw/{source}", "int main() {}" * 1000)
-        archive.writestr("raw/archive_format", "pt2")
-        archive.writestr("raw/byteorder", "little")
+    """Shown with code for a CPU: the package stays an archive, and its sources are empty."""
+    artifact, folder = artifact_of(tiny_store), tmp_path / "unit"
+    package = pack(artifact, tmp_path, "raw/")
     export._unpack(package, folder)
-    unpacked = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert unpacked == set(artifact.files)
     export._keep_archive(package, folder)
     assert [path.name for path in folder.iterdir()] == [ARCHIVE]
     assert (folder / ARCHIVE).stat().st_size < package.stat().st_size
     with zipfile.ZipFile(folder / ARCHIVE) as archive:
-        assert archive.read(f"raw/{source}") == b""
+        (source,) = [name for name in archive.namelist() if name.endswith(".cpp")]
+        assert archive.read(source) == b""
     assert_right(load_unit(folder, CPU))
+
+
+def pack(artifact: Artifact, folder: Path, top: str) -> Path:
+    """Write a package as torch does, with a generated source, from the files of an artifact."""
+    package = folder / "raw.pt2"
+    library = next(name for name in artifact.files if name.endswith((".so", ".pyd")))
+    with zipfile.ZipFile(package, "w") as archive:
+        for name in artifact.files:
+            archive.writestr(f"{top}{name}", artifact.file(name).read_bytes())
+        archive.writestr(f"{top}{library.rpartition('.')[0]}.cpp", "int main() {}" * 1000)
+        archive.writestr(f"{top}archive_format", "pt2")
+        archive.writestr(f"{top}byteorder", "little")
+    return package
 
 
 def test_unpacked_code_is_small_and_has_no_sources(tiny_store: Path):

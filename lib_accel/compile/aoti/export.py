@@ -81,10 +81,11 @@ def _unpack(package: Path, folder: Path) -> None:
     folder.mkdir()
     with zipfile.ZipFile(package) as archive:
         for entry in archive.infolist():
-            _, _, name = entry.filename.partition("/")  # the first folder is the package's own name
-            if not name.startswith("data/aotinductor/") or name.endswith(".cpp"):
+            # newer torch puts everything into a folder of the package's own name
+            _, code, name = entry.filename.partition("data/aotinductor/")
+            if not code or name.endswith(".cpp"):
                 continue
-            file = folder / name
+            file = folder / code / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(archive.read(entry))
 
