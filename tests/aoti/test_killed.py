@@ -64,9 +64,17 @@ def in_work(stage: str) -> set[str]:
     return {name for name in UNITS if name in stage}
 
 
-def kill_after(parent: subprocess.Popen[str], seconds: float) -> list[str]:
-    """Kill the process; return the stages of its job until then."""
-    time.sleep(seconds)
+def kill(parent: subprocess.Popen[str], store: ArtifactStore, moments: random.Random) -> list[str]:
+    """Kill the process at a random moment; return the stages of its job until then.
+
+    Every other time or so it is soon after a unit was stored, else within 40 s of the start.
+    """
+    if moments.random() < 0.5:
+        count = len(stored(store))
+        until("a unit", lambda: len(stored(store)) > count or parent.poll() is not None)
+        time.sleep(moments.uniform(0, 5))
+    else:
+        time.sleep(moments.uniform(0, 40))
     parent.kill()
     return parent.communicate()[0].splitlines()
 
@@ -83,12 +91,14 @@ def test_kills_at_random_moments_cost_at_most_the_units_in_work(
             before = stored(store)
         with start_process(root, store, temp, first=0) as parent:
             until("the compiling to begin", lambda: workers(temp))
-            stages = kill_after(parent, moments.uniform(0, 40))
+            stages = kill(parent, store, moments)
         assert_nothing_left(temp)
         begun = set().union(*map(in_work, stages))
         assert not begun & before, "a stored unit was compiled again"
         lost = begun - stored(store)
-        assert lost <= in_work(stages[-1]), f"more was lost than the units in work: {stages}"
+        assert lost <= in_work("".join(stages[-1:])), (
+            f"more was lost than the units in work: {stages}"
+        )
         assert before <= stored(store)
         before = stored(store)
     with start_process(root, store, temp, first=0) as parent:
