@@ -11,7 +11,7 @@ from lib_accel.tools import setup_environment
 
 HELP_BEFORE_SET_UP = """usage: python -m lib_accel COMMAND
 
-commands: demo, bench, gpu, prebuild, store, doctor
+commands: demo, bench, gpu, cost, prebuild, store, doctor
 
 Nothing is set up yet, so this is all the help there is. Each command first makes the environment
 that it needs (in .venv, once, some minutes); then COMMAND --help tells more. Begin with:

@@ -27,7 +27,7 @@ Exit status: 0 done, 1 failed, 2 wrong arguments.
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line with these arguments, by default the program's; return exit status."""
-    from . import bench, demo, doctor, gpu, prebuild, store
+    from . import bench, cost, demo, doctor, gpu, prebuild, store
 
     parser = argparse.ArgumentParser(
         prog="python -m lib_accel",
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, bench, gpu, prebuild, store, doctor):
+    for module in (demo, bench, gpu, cost, prebuild, store, doctor):
         module.add(commands)
     args = parser.parse_args(argv)
     try:

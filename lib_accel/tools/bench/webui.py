@@ -1,0 +1,171 @@
+"""A WebUI as a child process: start it with a data folder of its own, ask its API, stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import AccelError
+
+FLAGS = (
+    "--skip-prepare-environment",
+    "--skip-torch-cuda-test",
+    "--skip-install",
+    "--skip-version-check",
+    "--skip-python-version-check",
+    "--no-download-sd-model",
+    "--api",
+)
+CPU_FLAGS = ("--use-cpu", "all", "--no-half", "--precision", "full")
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "COMMANDLINE_ARGS": "",
+}
+NOT_COPIED = (".git", ".venv", "__pycache__")
+
+
+class WebUIFailed(AccelError):
+    """The WebUI did not start, or answered a request with an error."""
+
+
+def python_of(webui: Path) -> Path:
+    """Return the interpreter that a WebUI runs with, in `venv` inside or beside its folder.
+
+    Raises WebUIFailed where there is none.
+    """
+    own = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
+    candidates = [folder / "venv" / own for folder in (webui, webui.parent)]
+    found = next((c for c in candidates if c.exists()), None)
+    if found is None:
+        tried = " or ".join(map(str, candidates))
+        raise WebUIFailed(f"no Python at {tried}; expected the WebUI's own. Give --python FILE")
+    return found
+
+
+class WebUI:
+    """A running WebUI of the folder `webui`.
+
+    Its settings and extensions are in `data`, which is made; models and code are those of `webui`.
+    `extensions` are folders by the name they get there.
+    """
+
+    def __init__(
+        self,
+        webui: Path,
+        data: Path,
+        python: Path,
+        checkpoint: Path,
+        flags: Sequence[str] = (),
+        extensions: Mapping[str, Path] | None = None,
+        timeout_s: float = 600,
+    ):
+        """Start it; return when a model is loaded. Raises WebUIFailed with the console's end."""
+        (data / "extensions").mkdir(parents=True)
+        # some extensions expect this file, which exists from the second start on
+        (data / "ui-config.json").write_text("{}", encoding="utf-8")
+        for name, folder in (extensions or {}).items():
+            _provide(folder, data / "extensions" / name)
+        self._port = _free_port()
+        arguments = ["--port", self._port, "--data-dir", data, "--models-dir", webui / "models"]
+        command = [python, "launch.py", *FLAGS, *arguments, "--ckpt", checkpoint, *flags]
+        self._log = (data / "server.log").open("w+", encoding="utf-8", errors="replace")
+        self._process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=webui,
+            env=os.environ | ENVIRONMENT | {"SD_WEBUI_CACHE_DIR": str(data / "cache")},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            self._wait_for_model(timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_for_model(self, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        # a request before the server is up can keep it from coming up
+        while "Startup time:" not in self.console():
+            if time.monotonic() > end or self._process.poll() is not None:
+                raise WebUIFailed(f"the WebUI did not start:\n{self.console()[-3000:]}")
+            time.sleep(0.5)
+        self.post("/sdapi/v1/reload-checkpoint")  # answers when a model is loaded
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def console(self) -> str:
+        """Return what the WebUI has printed so far."""
+        return Path(self._log.name).read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> Any:
+        """Return the JSON that a GET request is answered with. Raises WebUIFailed."""
+        return self._request("GET", path, None)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """Return the JSON that a POST request is answered with. Raises WebUIFailed."""
+        return self._request("POST", path, {} if body is None else body)
+
+    def _request(self, method: str, path: str, body: Any) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        address = f"http://127.0.0.1:{self._port}{path}"
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(address, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=1800) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as e:
+            with e:
+                text = e.read().decode(errors="replace")[:600]
+            raise WebUIFailed(f"{method} {path} was answered with {e.code}: {text}") from None
+
+    def picture(self, **payload: Any) -> float:
+        """Make a picture with `/sdapi/v1/txt2img`; return the seconds until the answer."""
+        began = time.perf_counter()
+        self.post("/sdapi/v1/txt2img", payload)
+        return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def running(*args: Any, **kwargs: Any) -> Iterator[WebUI]:
+    """Start a WebUI, with the arguments of `WebUI`, for the length of a `with`."""
+    webui = WebUI(*args, **kwargs)
+    try:
+        yield webui
+    finally:
+        webui.stop()
+
+
+def _provide(folder: Path, place: Path) -> None:
+    """Make an extension's folder appear at `place`: by a link, or by a copy without links."""
+    try:
+        place.symlink_to(folder.resolve(), target_is_directory=True)
+    except OSError:  # Windows, for a user who may not make links
+        shutil.copytree(folder, place, ignore=shutil.ignore_patterns(*NOT_COPIED))
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
