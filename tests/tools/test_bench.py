@@ -32,6 +32,7 @@ def bench(run: Run, tmp_path: Path, *arguments: object) -> dict[str, Any]:
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_every_row_is_timed_and_compared(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     variants = "reference,reference+sdpa,eager,eager+graphs"
@@ -71,6 +72,7 @@ def test_a_ladder_without_a_row_that_runs_fails(run: Run, tmp_path: Path) -> Non
     assert "CUDA graphs need a CUDA device" in out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("known_rate")
 def test_steps_of_gpu_with_equal_conditions_write_files_of_their_own(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -41,6 +41,7 @@ def cost(run: Run, webui: Path, *more: object) -> Any:
     return run("cost", *base, "--pictures", 3, "--store", webui / "store", *more)
 
 
+@pytest.mark.slow
 def test_the_cost_is_measured_against_a_webui_without_the_extension(run: Run, webui: Path) -> None:
     children = psutil.Process().children()
     status, out, _ = cost(run, webui, "--json")
@@ -57,6 +58,7 @@ def test_the_cost_is_measured_against_a_webui_without_the_extension(run: Run, we
     assert psutil.Process().children() == children, "no WebUI is left running"
 
 
+@pytest.mark.slow
 def test_the_cost_is_printed_in_words(run: Run, webui: Path) -> None:
     status, out, _ = cost(run, webui)
     assert status == 0

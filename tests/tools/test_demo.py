@@ -15,6 +15,7 @@ from lib_accel.tools.checkpoint import save_random_checkpoint
 from .commands import TINY, Run, failure
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_measured(run: Run, tmp_path: Path) -> None:
     small = ("--channels", "32", "--steps", "2", "--backend", "eager")
     folders = ("--out", tmp_path, "--store", tmp_path / "store")
@@ -34,6 +35,7 @@ def test_the_report_says_what_was_measured(run: Run, tmp_path: Path) -> None:
     assert result["latent_difference_lora"] < 1e-4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_file_with_two_loras(run: Run, tmp_path: Path) -> None:
     """An inpainting model that takes `y`, in bfloat16, at a size whose levels round up."""
     architecture = presets.sdxl_refiner(64, in_channels=9, context_dim=64, adm_channels=32)
