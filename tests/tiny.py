@@ -18,10 +18,10 @@ from lib_accel.compile.units import units_of
 from lib_accel.config import Config
 from lib_accel.model.architecture import Architecture
 from lib_accel.model.presets import Structure
+from lib_accel.model.random_weights import random_weights
 from lib_accel.model.specs import Spec
 from lib_accel.model.unet import UNet
 from lib_accel.runtime.engine import Engine, Status
-from lib_accel.tools.checkpoint import random_weights
 
 MIB = 1024**2
 CONTEXT = 16  # channels of the prompt

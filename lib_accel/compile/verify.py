@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..model import specs
 from ..model.precision import exact_products, relative_error, wider
+from ..model.random_weights import random_weight
 from .units import UnitFn, UnitModule, input_widths, side_input, to_unit_layout
 
 CHECK_SIZES = ((2, 16, 16, 77), (1, 8, 24, 154), (3, 9, 7, 1), (1, 1, 1, 77))
@@ -107,14 +108,10 @@ def example_inputs(
         shapes.append((batch, *side) if side_input(unit) == "emb" else (batch, length, *side))
     activations = [torch.randn(shape, generator=generator) for shape in shapes]
     module = UnitModule(unit)
-    weights = []
-    for name, shape in zip(module.names, module.shapes(), strict=True):
-        weight = torch.randn(shape, generator=generator)
-        if len(shape) > 1:
-            weight *= shape[1:].numel() ** -0.5
-        else:
-            weight = 0.02 * weight if name.endswith("bias") else 1 + 0.05 * weight
-        weights.append(weight)
+    weights = [
+        random_weight(name, shape, generator)
+        for name, shape in zip(module.names, module.shapes(), strict=True)
+    ]
     activations = [a.to(device, dtype) for a in activations]
     activations[0] = activations[0].contiguous(memory_format=torch.channels_last)
     return activations, [to_unit_layout(w.to(device, dtype)) for w in weights]

@@ -16,6 +16,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
+from lib_accel.model.diffusers_names import RESIDUAL_BLOCK
+from lib_accel.model.random_weights import random_weight
+
 Config = dict[str, Any]
 Shape = tuple[int, ...]
 
@@ -144,12 +147,7 @@ def random_weights(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, p in module.named_parameters():
             p.requires_grad_(False)
-            if p.ndim > 1:
-                p.normal_(std=p[0].numel() ** -0.5, generator=generator)
-            elif name.endswith("bias"):
-                p.normal_(std=0.02, generator=generator)
-            else:
-                p.normal_(mean=1.0, std=0.05, generator=generator)
+            p.copy_(random_weight(name, p.shape, generator))
     return module.eval()
 
 
@@ -180,15 +178,7 @@ def shapes(parameters: dict[str, nn.Parameter]) -> dict[str, Shape]:
     return {name: tuple(p.shape) for name, p in parameters.items()}
 
 
-# The layers of a residual block: diffusers' names and the checkpoint's.
-_INNER = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
+_LDM_PARTS = {theirs: ours for ours, theirs in RESIDUAL_BLOCK.items()}
 
 
 def ldm_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
@@ -200,7 +190,7 @@ def ldm_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
         rest = name[len(prefix) + 1 :]
         if ".resnets." in prefix:
             layer, _, kind = rest.rpartition(".")
-            rest = f"{_INNER[layer]}.{kind}"
+            rest = f"{_LDM_PARTS[layer]}.{kind}"
         out[f"{renamed[prefix]}.{rest}"] = p
     assert len(out) == len(list(unet.parameters()))
     return out

@@ -16,8 +16,8 @@ from lib_accel.model.precision import (
     wider,
     without_autocast,
 )
+from lib_accel.model.random_weights import random_weights
 from lib_accel.model.unet import UNet
-from lib_accel.tools.checkpoint import random_weights
 
 from ..threads import one_thread  # noqa: F401  (a fixture)
 

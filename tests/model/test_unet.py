@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lib_accel.errors import BadWeights
 from lib_accel.model.layers import LayerFn
 from lib_accel.model.presets import sd1, sdxl
+from lib_accel.model.random_weights import random_weights
 from lib_accel.model.unet import UNet, join, timestep_embedding
-from lib_accel.tools.checkpoint import random_weights
 
 from ..threads import one_thread  # noqa: F401  (a fixture)
 
