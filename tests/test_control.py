@@ -12,7 +12,7 @@ from torch import nn
 from lib_accel.errors import BadWeights, UnsupportedArchitecture
 from lib_accel.host.inspection import networks_behind
 from lib_accel.model.reading import layers_in
-from lib_accel.runtime.control import ControlNetwork
+from lib_accel.runtime.control_network import ControlNetwork
 from lib_accel.tools.bench.control import Control, driven
 
 from . import tiny

@@ -125,9 +125,10 @@ class Session:
         return Choice(None, tuple(refused))
 
     def failures(self, target: Target, config: Config) -> dict[str, str]:
-        """Return why each backend could not make the units of `target`, for the caller to change.
+        """Return the shared reasons, by backend, why the units of `target` could not be made.
 
-        All UNets of an architecture get the same dictionary: none tries again what failed before.
+        Callers add and delete entries. All UNets of an architecture share them, so that none
+        tries again what has failed.
         """
         return self._failures.setdefault((config, target.key), {})
 

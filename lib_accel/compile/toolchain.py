@@ -13,7 +13,7 @@ from .machine import Machine
 
 
 class Missing(NamedTuple):
-    """One thing that is in the way of compiling. Both are parts of a sentence."""
+    """One thing that compiling needs and that is missing: what, and how to get it."""
 
     what: str
     advice: str

@@ -15,20 +15,20 @@ from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError, UnsupportedArchitecture
 from ..model.layers import LayerFn
-from ..runtime.accelerated import Accelerated, Call, accelerated, mark
+from ..runtime.accelerated import Accelerated, Call, accelerated, set_owner
+from ..runtime.base_placement import BasePlacement
 from ..runtime.binding import CompiledLayer
-from ..runtime.lora_bases import Bases
 from ..runtime.status import Counters
 from . import webui
-from .controls import AcceleratedControl
+from .accelerated_control import AcceleratedControl
 from .inspection import Inspector, networks_behind, own_forward, summary
-from .layers import HostLayer, LayerForwards
+from .layer_forwards import HostLayer, LayerForwards
 from .lora import Loras
 
 
 @dataclass
 class Counts:
-    """What one attachment has done. It outlives the attachment, so that no sum ever falls."""
+    """What one attachment has done, kept after it is removed: totals never decrease."""
 
     engine: Counters
     host_calls: int = 0
@@ -64,7 +64,7 @@ class Attachment(Accelerated):
         }
         compiled = [name for name, spec in specs.items() if spec in self.engine.target.units]
         self._layers = LayerForwards(unet, compiled, self.engine, self._begin_pass)
-        self.loras = Loras(unet, Bases(config.lora_base, webui.say))
+        self.loras = Loras(unet, BasePlacement(config.lora_base, webui.say))
         self._driver: object = None  # somebody else's forward, where one stands on the UNet
         self._controls: WeakSet[nn.Module] = WeakSet()  # control networks that are accelerated too
         self.counts = Counts(self.engine.counters)
@@ -75,9 +75,10 @@ class Attachment(Accelerated):
     def install(self) -> None:
         """Put our forwards on the UNet and its layers. Idempotent.
 
-        A forward of another extension on the UNet stays: it calls the layers, or us in turn.
+        If another extension has put a forward on the UNet, it stays. It reaches compiled code
+        through our layer forwards, or calls our forward.
         """
-        mark(self.unet, self)
+        set_owner(self.unet, self)
         self.unet._apply = self._apply
         there = vars(self.unet).get("forward")
         ours = isinstance(getattr(there, "__self__", None), Attachment)
@@ -104,7 +105,8 @@ class Attachment(Accelerated):
         type(self.unet)._apply(self.unet, *args, **named)
         if next(self.unet.parameters()).is_meta:
             self.loras.forget()
-            # base and refiner take turns: each would stop the other's compiler for ever
+            # base and refiner replace each other during an image: if each removal stopped the
+            # compiler, neither would ever be compiled
             self.remove(keep_compiling=True)
         return self.unet
 
@@ -117,12 +119,12 @@ class Attachment(Accelerated):
 
     def why_not(self, call: Call) -> str | None:
         """Return why compiled code cannot serve this call, or None."""
-        return self.why_not_now(call.x) or super().why_not(call)
+        return self.why_not_layers(call.x) or super().why_not(call)
 
     def compute(self, call: Call) -> Tensor:
         """Compute a call that `why_not` has let pass."""
         replaced, around = self.inspector.look()
-        if around:  # only the UNet's own code knows the way from layer to layer; those are ours
+        if around:  # the UNet's own forward contains the change; its layers run compiled code
             return super().original(call)
         with self._layers.paused():
             self._merge_loras()
@@ -146,9 +148,10 @@ class Attachment(Accelerated):
     def _begin_pass(self, h: Tensor) -> Mapping[str, CompiledLayer]:
         """Return the layers to compute with compiled code in the pass that begins with `h`.
 
-        Another extension drives the UNet, or the UNet's own forward does.
+        Asked when layers are called one by one: by ControlNet, or by the UNet's own forward
+        because something around the layers was changed.
         """
-        reason = self.why_not_now(h)
+        reason = self.why_not_layers(h)
         if reason is None:
             try:
                 replaced, around = self.inspector.look()
@@ -169,11 +172,11 @@ class Attachment(Accelerated):
         self.counts.host_calls += 1
         return {}
 
-    def why_not_now(self, x: Tensor) -> str | None:
+    def why_not_layers(self, x: Tensor) -> str | None:
         """Return why the WebUI or the weights keep compiled code from serving now, or None."""
         if not webui.enabled():
             return "acceleration is switched off for this image"
-        if now := webui.why_not_now(self.unet):
+        if now := webui.blocked_by(self.unet):
             return now
         weight = next(self.unet.parameters())
         if weight.device != x.device:

@@ -30,7 +30,7 @@ objects takes 0.1 s, once for each forward that is put on a UNet.
 
 
 class Inspector:
-    """Tells which layers of `network` no longer compute what their weights say.
+    """Finds layers of `network` whose code was patched, hooked or replaced.
 
     `network` is an ldm or sgm UNetModel or a ControlNet; `names` are those of its layers. Signs of
     a change: a forward on an instance, another class, hooks, a replaced part, a padding that is not
@@ -50,8 +50,8 @@ class Inspector:
         """Return (what was changed in which layer, what was changed around the layers or None).
 
         Around them means: in blocks, in how the decoder joins its inputs, in the network's class.
-        Then only the network's own code can lead from layer to layer. Every module is looked at
-        only where something differs from the last time; that takes too long for every call.
+        Then the network's own forward has to run. Each call compares a cheap snapshot; only if
+        it differs from the last one is every module examined, which is slow.
         """
         now = self._traces.take()
         if now != self._seen:
@@ -95,7 +95,7 @@ class _Traces:
 
     @property
     def cat(self) -> Any:
-        """What joins skips in the file of ldm or sgm: `th.cat`, which the WebUI replaces."""
+        """The `th.cat` with which the UNet's source file joins skip connections."""
         return getattr(getattr(self._file, "th", torch), "cat", None)
 
     def take(self) -> tuple[list[Any], ...]:

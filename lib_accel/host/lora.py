@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.lora_bases import Bases
+from ..runtime.base_placement import BasePlacement
 from ..runtime.lora_merge import LowRank, Term, merge
 from . import webui
 
@@ -30,8 +30,8 @@ _UNFINISHED = ("accel-unfinished",)
 class Loras:
     """Keeps the layers of one UNet merged with the networks that the Lora extension wants."""
 
-    def __init__(self, unet: nn.Module, bases: Bases):
-        self._bases = bases
+    def __init__(self, unet: nn.Module, bases: BasePlacement):
+        self._placement = bases
         # Any: the Lora extension adds attributes to layers
         self._layers: list[Any] = [m for m in unet.modules() if isinstance(m, _TYPES)]
         self._wanted: Any = None
@@ -61,7 +61,7 @@ class Loras:
         """Move base weights out of video memory and return whether some were there."""
         there = [x for x in self._layers if (base := _backup(x)) is not None and base.is_cuda]
         for layer in there:
-            layer.network_weights_backup = self._bases.park(layer.network_weights_backup)
+            layer.network_weights_backup = self._placement.park(layer.network_weights_backup)
         if there:
             torch.cuda.empty_cache()
         return bool(there)
@@ -116,16 +116,18 @@ class Loras:
                     f"{layer.network_layer_name}: networks are merged into this layer and the "
                     "weight without them was not kept; load the checkpoint again"
                 )
-            base = layer.network_weights_backup = self._bases.keep(weight.detach(), weight.device)
+            base = layer.network_weights_backup = self._placement.keep(
+                weight.detach(), weight.device
+            )
             layer.network_bias_backup = None if bias is None else bias.detach().clone()
         elif self._belongs_elsewhere(base, weight):
-            base = layer.network_weights_backup = self._bases.keep(base, weight.device)
+            base = layer.network_weights_backup = self._placement.keep(base, weight.device)
         return base
 
     def _belongs_elsewhere(self, base: Tensor, weight: Tensor) -> bool:
-        """Return whether a base in ordinary memory is wanted in a faster one by the settings."""
+        """Return whether a base is in ordinary memory though the settings ask for a faster one."""
         ordinary = weight.is_cuda and not base.is_cuda and not base.is_pinned()
-        return ordinary and self._bases.place(base, weight.device) != "host"
+        return ordinary and self._placement.place(base, weight.device) != "host"
 
     def _read_marks(self) -> list[object]:
         return [vars(layer).get("network_current_names", ()) for layer in self._layers]

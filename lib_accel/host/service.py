@@ -66,7 +66,8 @@ class Service:
         with self._lock:
             if not self._options_changed:
                 return
-            # first: a value out of range raises here, the WebUI takes it back, and images go on
+            # cleared first: a value out of range raises below, the WebUI restores the old one, and
+            # the next image must not raise again
             self._options_changed = False
             wanted = webui.config() if webui.enabled() else None
             if wanted is None:
@@ -107,8 +108,8 @@ class Service:
     def denoised(self, params: Any) -> None:
         """Follow a UNet call of the sampler. `params.x: [B, 4, H/8, W/8]`.
 
-        After the last call the VAE runs: where video memory is short, ours is freed for it. The
-        step in `params` is counted after the call, by some samplers a call later.
+        After the last call the VAE runs: if video memory is short, CUDA graphs and base weights
+        are released for it. `sampling_step` can lag by one call, so this begins early.
         """
         self.clock.stop()
         here = self.current()
@@ -166,7 +167,7 @@ class Service:
             if unet is None or not webui.enabled():
                 raise AccelError("no model is loaded, or acceleration is off: nothing to build")
             here = accelerated(unet)
-            if here is not None and (here.engine.job is not None or here.engine.complete):
+            if here is not None and (here.engine.job is not None or here.engine.is_stored):
                 return
             with webui.idle() as idle:  # attaching moves weights
                 if not idle:
@@ -256,11 +257,11 @@ class Service:
                 reason = self._refused.get(unet, "the model is being loaded")
             return {**out, "state": "fallback", "reason": reason}
         self._take_up_if_idle(here)
-        s = here.engine.status
+        s = here.status
         return {
             **out,
             "state": s.state,
-            "reason": "; ".join(filter(None, (here.reason, s.reason))) or None,
+            "reason": s.reason,
             "backend": s.backend,
             "architecture": s.architecture,
             "dtype": s.dtype,

@@ -143,7 +143,7 @@ def say(text: str) -> None:
     print(f"Acceleration: {text}".encode(encoding, "replace").decode(encoding), flush=True)
 
 
-def why_not_now(unet: nn.Module) -> str | None:
+def blocked_by(unet: nn.Module) -> str | None:
     """Return what the WebUI is doing right now that compiled code cannot follow, or None."""
     opts = shared.opts
     if sd_unet.current_unet is not None:

@@ -9,6 +9,7 @@ accelerated.remove()
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Sequence
@@ -79,7 +80,7 @@ class Accelerated:
 
     def install(self) -> None:
         """Put our forward on the UNet. Idempotent."""
-        mark(self.unet, self)
+        set_owner(self.unet, self)
         if not self._installed:
             self._forward_before = vars(self.unet).get("forward")
             self.unet.forward = self._forward
@@ -94,7 +95,7 @@ class Accelerated:
             self._merger, self._loras = None, []
         self._remove_forward()
         if accelerated(self.unet) is self:
-            mark(self.unet, None)
+            set_owner(self.unet, None)
         self.engine.close(keep_compiling)
 
     @property
@@ -132,7 +133,9 @@ class Accelerated:
     @property
     def status(self) -> Status:
         """How things stand: state, backend, reason, progress and counters."""
-        return self.engine.status
+        status = self.engine.status
+        reasons = (self.reason, status.reason)
+        return dataclasses.replace(status, reason="; ".join(filter(None, reasons)) or None)
 
     @contextlib.contextmanager
     def lora(self, files: Sequence[tuple[str | Path, float]]) -> Iterator[None]:
@@ -243,7 +246,7 @@ def accelerated(network: nn.Module | None) -> Any:
     return vars(network).get(_KEY) if network is not None else None
 
 
-def mark(network: nn.Module, owner: object) -> None:
+def set_owner(network: nn.Module, owner: object) -> None:
     """Record on `network` what accelerates it; None takes the mark away."""
     if owner is None:
         vars(network).pop(_KEY, None)

@@ -24,9 +24,9 @@ INT32_LIMIT = 2**31
 class CompiledLayer:
     """One layer of a network, computed by its compiled unit from the layer's own weights.
 
-    Compiled code checks nothing and would read past the end of tensors it was not made for. Such
-    tensors go through the clean layer, which broadcasts them (one `emb` for a whole batch),
-    computes them (SD1 at 4096x4096, two images) or raises what torch raises.
+    Compiled code checks nothing and would read past the end of tensors it was not made for. Inputs
+    that do not fit go to the clean layer: it broadcasts one `emb` for a whole batch, handles more
+    than 2^31 elements (SD1 at 4096x4096, two images), and raises torch's errors for wrong shapes.
     """
 
     def __init__(self, unit: UnitFn, module: nn.Module, spec: Spec, dtype: torch.dtype):
@@ -118,8 +118,8 @@ class Binding:
     def bind(self, units: CompiledUnits, dtype: torch.dtype | None) -> None:
         """Bind to the weights as they are now; `units` were made for `dtype`.
 
-        They do not serve where the weights need another dtype, or lie elsewhere than on `device`
-        (medvram). Raises BadWeights where nothing can be computed with the weights as they are.
+        Units are left unused, and clean layers compute, if the weights need another dtype or are
+        on another device (medvram). Raises BadWeights if nothing can be computed with the weights.
         """
         self.compiled = {}
         try:

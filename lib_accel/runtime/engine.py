@@ -108,7 +108,7 @@ class Engine:
         return True
 
     def close(self, keep_compiling: bool = False) -> None:
-        """Give the network its memory layout back and hold none of its weights; a call begins anew.
+        """Restore the network's memory layout and hold none of its weights; a call binds again.
 
         `keep_compiling` leaves a running job to the next network of this architecture.
         """
@@ -200,7 +200,7 @@ class Engine:
         return self.clean.forward(*inputs, layers=self._layers)
 
     def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
-        """Return `compiled()`; where that fails and `clean()` does not, drop compiled code."""
+        """Return `compiled()`; if it fails and `clean()` works, stop using compiled code."""
         while True:
             try:
                 return compiled()
@@ -255,7 +255,7 @@ class Engine:
     # -- status
 
     @property
-    def complete(self) -> bool:
+    def is_stored(self) -> bool:
         """Whether compiled code serves and the store has it: there is nothing to build."""
         return self._provider.kept_bytes is not None
 

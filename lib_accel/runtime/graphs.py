@@ -146,7 +146,7 @@ class GraphCache:
                 self._pool = torch.cuda.graph_pool_handle()
             static = tuple(None if t is None else t.clone() for t in inputs)
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-            # recording begins with this; what it frees must not hide what the graph takes
+            # torch.cuda.graph does this too; done before, it is not subtracted from the size
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
             try:
@@ -169,8 +169,8 @@ class GraphCache:
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
         """Return the stream to record on.
 
-        torch's own is for the device that came first, and libraries keep a workspace for each
-        stream they meet.
+        torch's default recording stream belongs to the first device that was used. One stream is
+        reused for all recordings, because libraries keep a workspace for each stream.
         """
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)

@@ -21,7 +21,7 @@ from ..model.architecture import Architecture
 from ..model.diffusers_names import layer_aliases
 from ..model.specs import SpatialTransformer
 from ..model.unet import UNet
-from .lora_bases import Bases
+from .base_placement import BasePlacement
 from .lora_merge import LowRank, merge
 
 _log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Merger:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], where: str = AUTO):
-        self._parameters, self._bases = parameters, Bases(where, _log.warning)
+        self._parameters, self._placement = parameters, BasePlacement(where, _log.warning)
         self._base: dict[str, Tensor] = {}
         self._merged: set[str] = set()
 
@@ -113,7 +113,7 @@ class Merger:
         for name in touched:
             p = self._parameters[name].detach()
             if name not in self._base:
-                self._base[name] = self._bases.keep(p, p.device)
+                self._base[name] = self._placement.keep(p, p.device)
             merge(p, self._base[name], wanted.get(name, ()))
         self._merged = set(wanted)
         return len(touched)

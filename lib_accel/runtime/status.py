@@ -12,7 +12,7 @@ class Counters:
     """What an engine has done so far."""
 
     compiles: int = 0  # units compiled
-    binds: int = 0  # times that weights were found moved and were bound again
+    binds: int = 0  # times that weights were bound, the first time included
     accelerated_calls: int = 0  # UNet calls that compiled code has computed
 
 

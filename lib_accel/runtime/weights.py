@@ -84,8 +84,8 @@ class Weights:
     def _look(self) -> tuple[list[Any], ...]:
         """Return addresses, sizes in bytes and dtypes.
 
-        No shapes: equal bytes at one address are equal numbers to compiled code. No dtypes of
-        vectors: nobody converts vectors alone and keeps their address and size.
+        Shapes are left out: compiled code reads the same numbers at the same address, size and
+        dtype. Dtypes of vectors are left out to save time: they change only with those of matrices.
         """
         return (
             list(map(Tensor.data_ptr, self._all)),
@@ -96,7 +96,8 @@ class Weights:
     def set_layout(self, compiled: bool) -> None:
         """Give weights the memory layout that compiled code expects, or restore their own.
 
-        In place: the same values, one copy.
+        The Parameter objects stay. A weight whose layout changes gets new storage, and the old
+        storage is freed: there is one copy.
         """
         for name, p in self._network.named_parameters():
             data = p.data

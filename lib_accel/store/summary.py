@@ -13,7 +13,7 @@ from .manifest import recipe_key
 class Group:
     """Artifacts that differ in their unit alone, or one artifact that cannot be used.
 
-    `key` names the group: it is no artifact's key unless `problem` says why that one is unusable.
+    `key` identifies the group. It is an artifact's key only for a single unusable artifact.
     """
 
     key: str

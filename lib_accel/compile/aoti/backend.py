@@ -132,7 +132,7 @@ def _missing(target: Target, store: ArtifactStore) -> list[str]:
 
 
 def _passed(artifact: Artifact) -> bool:
-    """Return whether the artifact's verdict is that of code which was checked and found right."""
+    """Return whether the artifact records a passed accuracy check."""
     try:
         verdict = Verdict.from_dict(artifact.verdict or {})
         return bool(verdict.compiled) and verdict.passed

@@ -15,7 +15,7 @@ from ...model.random_weights import random_weights
 from ...model.specs import SpatialTransformer
 from ...model.unet import UNet, join
 from ...runtime.binding import CompiledLayer
-from ...runtime.control import ControlNetwork
+from ...runtime.control_network import ControlNetwork
 from ...runtime.engine import Engine
 from .measure import Call, Inputs
 

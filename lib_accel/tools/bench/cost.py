@@ -171,7 +171,7 @@ def _wait_until_ready(webui: WebUI, say: Callable[[str], object]) -> dict[str, A
 
 
 def _switched_off(without: WebUI, with_ours: WebUI, pictures: int) -> dict[str, float]:
-    """Median milliseconds of a picture, and medians over the rounds of what one takes more.
+    """Return the median milliseconds of a picture, and the extra time with ours switched off.
 
     `noise` is what the WebUI without the extension takes more in its second picture of a round.
     """

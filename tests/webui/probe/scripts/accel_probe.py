@@ -15,7 +15,7 @@ from torch import nn
 from lib_accel.host import webui
 from lib_accel.host.lora import Loras
 from lib_accel.runtime.accelerated import accelerated
-from lib_accel.runtime.lora_bases import Bases
+from lib_accel.runtime.base_placement import BasePlacement
 
 
 def _load(names, strengths):
@@ -24,7 +24,7 @@ def _load(names, strengths):
 
 
 def _loras(unet):
-    return Loras(unet, Bases("auto", webui.say))
+    return Loras(unet, BasePlacement("auto", webui.say))
 
 
 def _parts(layer):
@@ -154,7 +154,7 @@ def overhead():
     unet = webui.unet_of(webui.current_model())
     attachment, x = accelerated(unet), torch.zeros(2, 4, 16, 16)
     pieces = {
-        "conditions": lambda: attachment.why_not_now(x),
+        "conditions": lambda: attachment.why_not_layers(x),
         "LoRAs": attachment.loras.bring_up_to_date,
         "layers": attachment.inspector.look,
         "weights": attachment.engine.binding.moved,

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..errors import BadWeights
-from ..runtime.accelerated import mark
+from ..runtime.accelerated import set_owner
 from ..runtime.binding import CompiledLayer
-from ..runtime.control import ControlNetwork
+from ..runtime.control_network import ControlNetwork
 from ..runtime.engine import Engine
 from . import webui
 from .inspection import Inspector
-from .layers import LayerForwards
+from .layer_forwards import LayerForwards
 
 
 class AcceleratedControl:
@@ -32,17 +32,17 @@ class AcceleratedControl:
 
     def install(self) -> None:
         """Put our forwards on the network's layers. Idempotent."""
-        mark(self.network, self)
+        set_owner(self.network, self)
         self._layers.install()
 
     def remove(self) -> None:
         """Leave the network exactly as it was found."""
         self._layers.remove()
-        mark(self.network, None)
+        set_owner(self.network, None)
         self._control.close()
 
     def _begin_pass(self, h: Tensor) -> Mapping[str, CompiledLayer]:
-        if not webui.enabled() or webui.why_not_now(self.network):
+        if not webui.enabled() or webui.blocked_by(self.network):
             return {}
         try:
             compiled = self._control.compiled_layers()

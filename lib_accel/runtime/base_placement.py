@@ -1,4 +1,4 @@
-"""Where the base weights of layers that LoRAs touch are kept.
+"""Which memory the base weights of layers that LoRAs touch are copied to.
 
 The faster that memory, the sooner LoRAs change: a merge reads the base of every layer it touches.
 """
@@ -16,7 +16,7 @@ FREE_BYTES = 8 * 2**30
 """Video memory that `auto` leaves for images and the VAE."""
 
 
-class Bases:
+class BasePlacement:
     """Copies base weights to the place that `Config.lora_base` names.
 
     `say` prints a line when pinned memory has run out, once.

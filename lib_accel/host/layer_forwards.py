@@ -69,7 +69,7 @@ class LayerForwards:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Let every layer run its module's own code inside the `with`: a whole call is computed."""
+        """Inside the `with`, every layer runs its module's own code: a whole call is computed."""
         before, self._paused = self._paused, True
         try:
             yield
@@ -79,7 +79,7 @@ class LayerForwards:
     def run(self, forward: _LayerForward, h: Tensor, side: Tensor | None) -> Tensor | None:
         """Compute a layer with compiled code; None where its module must.
 
-        A new pass begins where the layers begin from the front again.
+        A layer that does not come after the last one that ran begins a new pass.
         """
         if self._paused:
             return None
