@@ -68,12 +68,12 @@ def _torch(machine: Machine) -> Finding:
 
 
 def _device(device: torch.device, machine: Machine, dtype: torch.dtype) -> Finding:
+    name, capability = machine.device_name, machine.capability
     if device.type == "cuda":
         free, total = (f"{count / 2**30:.1f}" for count in torch.cuda.mem_get_info(device))
-        capability = f"capability {machine.capability}, {free} of {total} GiB free"
-    else:
-        capability = machine.capability or "no vector units known"
-    return Finding("ok", f"{machine.device_name}, {capability}, {dtype}")
+        memory = f"{name}, capability {capability}, {free} of {total} GiB free, {dtype}"
+        return Finding("ok", memory)
+    return Finding("ok", f"{name}, {capability or 'no vector units known'}, {dtype}")
 
 
 def _tools(machine: Machine) -> list[Finding]:
@@ -114,8 +114,9 @@ def _store(store: ArtifactStore) -> Finding:
         what = f"{len(damaged)} damaged artifacts in {store.root}: {damaged[0].problem}"
         return Finding("note", what, "they are made again when needed")
     used, most = sum(entry.bytes for entry in entries) / 1e6, store.max_bytes / 1e6
-    held = f"{len(entries)} artifacts, {used:.1f} MB of {most:.0f} MB"
-    return Finding("ok", f"store {store.root}: {held}")
+    return Finding(
+        "ok", f"store {store.root}: {len(entries)} artifacts, {used:.1f} MB of {most:.0f} MB"
+    )
 
 
 def _temporary() -> Finding:

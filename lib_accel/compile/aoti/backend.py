@@ -19,8 +19,6 @@ from ..verify import Verdict
 from .job import CompileJob
 from .load import load_unit
 
-_IMPORT = "import them (python -m lib_accel store import)"
-
 
 class Aoti:
     """The backend `aoti`. It owns the jobs that run and the code that this process has loaded.
@@ -142,14 +140,19 @@ def _passed(artifact: Artifact) -> bool:
 
 def _not_stored(target: Target, store: ArtifactStore, missing: list[str]) -> str:
     """Return why compiled code that is missing cannot be made where nothing may be compiled."""
-    found = (e.artifact.recipe for e in store.list() if e.artifact)
-    others = [why for recipe in found if (why := target.incompatibility(recipe))]
-    hint = f"; code in the store was made for {others[-1]}" if others else ""
-    count = f"{len(missing)} of {len(target.units)} compiled units are missing"
+    some, all_units = len(missing), len(target.units)
+    why = (
+        f"{some} of {all_units} compiled units are missing and compiling is switched off: "
+        "import them (python -m lib_accel store import) or allow compiling"
+    )
     if store.readonly:
-        why = f"{count} and the store {store.root} is read-only"
-        return f"{why}: import them with write access{hint}"
-    return f"{count} and compiling is switched off: {_IMPORT} or allow compiling{hint}"
+        why = (
+            f"{some} of {all_units} compiled units are missing and the store {store.root} is "
+            "read-only: import them with write access"
+        )
+    found = (e.artifact.recipe for e in store.list() if e.artifact)
+    others = [differs for recipe in found if (differs := target.incompatibility(recipe))]
+    return f"{why}; code in the store was made for {others[-1]}" if others else why
 
 
 def _no_compiler(target: Target) -> str | None:
