@@ -1,8 +1,7 @@
-"""Makes files of every network type that the WebUI's Lora extension knows, with random weights.
+"""Random files of every network type that the WebUI's Lora extension reads.
 
-Layers are named as in the checkpoint (`lora_unet_input_blocks_1_1_...`); the extension accepts that
-for every architecture.
-Layouts: kohya-ss/sd-scripts and KohakuBlueleaf/LyCORIS.
+Layers have the checkpoint's names (`lora_unet_input_blocks_1_1_...`), which the extension takes for
+every architecture. Layouts: kohya-ss/sd-scripts and KohakuBlueleaf/LyCORIS.
 """
 
 from __future__ import annotations
@@ -17,11 +16,15 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 Parts = dict[str, Tensor]
+"""The tensors of one layer, by the end of their names."""
+
 RANK = 4
 PREFIX = "model.diffusion_model."
 
 
 class _Maker:
+    """Makes the parts of one layer, of each type, for a weight of a shape."""
+
     def __init__(self, seed: int, rank: int = RANK):
         self.generator, self.rank = torch.Generator().manual_seed(seed), rank
 
@@ -29,7 +32,7 @@ class _Maker:
         return torch.randn(shape, generator=self.generator) * scale
 
     def factors(self, s: Shape, scale: float = 0.3) -> tuple[Tensor, Tensor]:
-        """[O, r], [r, I, ...] whose product has about `scale` times the size of a fresh weight."""
+        """Return `[O, r]`, `[r, I, ...]`; their product is `scale` times as large as a weight."""
         inputs = torch.Size(s[1:]).numel()
         return self.randn(s[0], self.rank, scale=scale * self.rank**-0.5), self.randn(
             self.rank, *s[1:], scale=inputs**-0.5
@@ -45,7 +48,7 @@ class _Maker:
         }
 
     def locon_cp(self, s: Shape) -> Parts:
-        """A convolution as up, middle and down (Tucker)."""
+        """Return a convolution as up, middle and down (Tucker)."""
         parts = {
             "lora_up.weight": self.randn(s[0], RANK, 1, 1, scale=0.2),
             "lora_mid.weight": self.randn(RANK, RANK, *s[2:], scale=0.3),
@@ -187,20 +190,17 @@ KINDS: dict[str, tuple[Callable[[_Maker, Shape], Parts], Callable[[str, Shape], 
     "boft": (_Maker.boft, _transformers),
     "glora": (_Maker.glora, _transformers),
     "full": (_Maker.full, _both),
-    "full-bias": (_Maker.full_bias, _queries),  # where there was no bias
+    "full-bias": (_Maker.full_bias, _queries),  # these layers have no bias
     "norm": (_Maker.norm, _norms),
     "dora": (_Maker.dora, _both),
 }
 
 
 def shapes_of(checkpoint: Path) -> dict[str, Shape]:
-    """Of the UNet's parameters, without the prefix."""
+    """Return the shapes of the UNet's parameters, by name without the prefix."""
     with safe_open(checkpoint, "pt") as f:
-        return {
-            k.removeprefix(PREFIX): tuple(f.get_slice(k).get_shape())
-            for k in f.keys()  # noqa: SIM118  (no dictionary: it cannot be iterated over)
-            if k.startswith(PREFIX)
-        }
+        names = [name for name in f.keys() if name.startswith(PREFIX)]  # noqa: SIM118
+        return {n.removeprefix(PREFIX): tuple(f.get_slice(n).get_shape()) for n in names}
 
 
 def network(
@@ -218,7 +218,7 @@ def network(
 
 
 def write_all(folder: Path, checkpoint: Path) -> list[str]:
-    """A file of each kind, as `kind.safetensors`. Returns the kinds."""
+    """Write a file of each kind, named `kind.safetensors`; return the kinds."""
     shapes = shapes_of(checkpoint)
     for kind in KINDS:
         save_file(network(kind, shapes), folder / f"{kind}.safetensors")
@@ -226,7 +226,7 @@ def write_all(folder: Path, checkpoint: Path) -> list[str]:
 
 
 def with_text(checkpoint: Path) -> dict[str, Tensor]:
-    """Return a LoRA of the UNet and SD1's text encoder, with an embedding named `accelword`."""
+    """Return a LoRA of the UNet and of SD1's text encoder, with the embedding `accelword`."""
     maker, out = _Maker(7), network("lora", shapes_of(checkpoint))
     for i in range(12):
         up, down = maker.factors((3072, 768))
@@ -240,7 +240,10 @@ def with_text(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def bad_files(folder: Path, checkpoint: Path) -> None:
-    """Write bad files: cut off, empty, of another architecture, NaN, wrong shapes, no pickle."""
+    """Write files that cannot be used.
+
+    They are cut off, empty, no pickle, of NaN, for another architecture, or of wrong shapes.
+    """
     good = network("lora", shapes_of(checkpoint))
     path = folder / "bad-cut.safetensors"
     save_file(good, path)
