@@ -96,9 +96,7 @@ def test_kills_at_random_moments_cost_at_most_the_units_in_work(
         begun = set().union(*map(in_work, stages))
         assert not begun & before, "a stored unit was compiled again"
         lost = begun - stored(store)
-        assert lost <= in_work("".join(stages[-1:])), (
-            f"more was lost than the units in work: {stages}"
-        )
+        assert lost <= in_work("".join(stages[-1:])), f"lost {lost} at {stages}"
         assert before <= stored(store)
         before = stored(store)
     with start_process(root, store, temp, first=0) as parent:
