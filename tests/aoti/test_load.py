@@ -18,6 +18,7 @@ import torch
 from lib_accel.compile.aoti import export
 from lib_accel.compile.aoti.backend import Aoti
 from lib_accel.compile.aoti.load import ARCHIVE, load_unit
+from lib_accel.compile.units import UnitModule
 from lib_accel.compile.verify import example_inputs
 from lib_accel.errors import ArtifactRejected
 from lib_accel.store import Artifact, ArtifactStore
@@ -51,7 +52,7 @@ def assert_right(code: Any) -> None:
     """Assert that `code` computes OUTPUT as torch itself does."""
     size = (2, 8, 24, 77)
     activations, weights = example_inputs(OUTPUT, size, torch.float32, CPU)
-    expected = export.UnitModule(OUTPUT)(activations, weights)
+    expected = UnitModule(OUTPUT)(activations, weights)
     torch.testing.assert_close(code([*activations, *weights]), expected, atol=1e-4, rtol=1e-4)
 
 

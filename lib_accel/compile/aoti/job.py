@@ -129,9 +129,7 @@ class CompileJob(Job):
                 f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files"
             ) from e
         finally:
-            for worker in pool:
-                worker.kill()
-            remove(folder)
+            _clean_up(pool, folder)
 
     def _drive(self, layers: list[specs.Spec], pool: list[Worker], results: Results) -> None:
         """Give each unit to the next free worker, and store what comes back."""
@@ -194,3 +192,19 @@ class CompileJob(Job):
         worker.take_back()
         self.compiled += 1
         return True
+
+
+def _clean_up(pool: list[Worker], folder: Path) -> None:
+    """End the workers and delete their files.
+
+    One worker lives until the files are gone: should this process be killed in the meantime, that
+    worker deletes the rest.
+    """
+    last = next((worker for worker in reversed(pool) if worker.exit_code() is None), None)
+    for worker in pool:
+        if worker is not last:
+            worker.kill()
+    if last is not None:
+        remove(folder, patience_s=0)
+        last.kill()
+    remove(folder)
