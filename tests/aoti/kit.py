@@ -74,16 +74,16 @@ if __name__ == "__main__":
 
 
 def start_process(
-    root: Path, store: ArtifactStore, temp: Path, first: int = -1
+    root: Path, store: ArtifactStore, temp: Path, first: int = -1, before: str = ""
 ) -> subprocess.Popen[str]:
     """Compile TINY's units from number `first` on in another process.
 
-    It prints each stage of the job on a line, and one line of JSON at the end.
+    It runs the code `before`, prints each stage of the job on a line, and one line of JSON.
     """
     environment = {
         **os.environ,
         "PYTHONPATH": str(root),
         **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp)),
     }
-    command = [sys.executable, "-c", JOB, str(store.root), str(first)]
+    command = [sys.executable, "-c", before + JOB, str(store.root), str(first)]
     return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)

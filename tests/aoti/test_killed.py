@@ -50,6 +50,31 @@ def test_a_killed_parent_leaves_nothing(root: Path, temp: Path, store: ArtifactS
     assert not marker.exists()
 
 
+SLOW_CLEANUP = """
+import time
+from lib_accel.compile.aoti import job as module
+
+def remove(folder, patience_s=0):
+    print("cleaning up", flush=True)
+    time.sleep(1000)
+
+module.remove = remove
+"""
+
+
+@posix
+def test_a_parent_killed_while_it_cleans_up_leaves_nothing(
+    root: Path, temp: Path, store: ArtifactStore
+):
+    with start_process(root, store, temp, before=SLOW_CLEANUP) as parent:
+        assert parent.stdout is not None
+        assert any("cleaning up" in line for line in parent.stdout)
+        assert list(temp.iterdir()) != []
+        parent.kill()
+    assert_nothing_left(temp)
+    assert len(store.list()) == 1, "the unit was stored before"
+
+
 def stored(store: ArtifactStore) -> set[str]:
     """Return the units in the store, after checking that each artifact is whole."""
     assert [problem for _, problem in store.verify() if problem] == []
