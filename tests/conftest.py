@@ -70,7 +70,7 @@ def built(packaging: None, tmp_path_factory: pytest.TempPathFactory) -> Built:
     report = folder / "tiny" / "built.pickle"
     with FileLock(folder / "tiny.lock"):
         if not report.exists():
-            report.parent.mkdir()
+            report.parent.mkdir(exist_ok=True)  # it exists if an earlier try failed
             report.write_bytes(pickle.dumps(tiny.build(report.parent / "store")))
     return pickle.loads(report.read_bytes())
 

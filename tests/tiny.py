@@ -86,9 +86,11 @@ def build(store: Path) -> Built:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    e.prepare()
-    over.set()
-    watcher.join()
+    try:
+        e.prepare()
+    finally:
+        over.set()
+        watcher.join()
     return Built(store, e.status, fractions)
 
 
