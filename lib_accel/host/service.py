@@ -268,6 +268,7 @@ class Service:
             "device": s.device,
             "progress": s.progress.to_dict() if s.progress else None,
             "artifact": s.artifact,
+            "counters": self._sums(),  # again: finished code may just have been taken up
             "control_models": here.control_models,
         }
 
