@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 import weakref
@@ -19,8 +20,13 @@ from .host import MIDDLE_QUERY, Host, counted, factors, left_behind, own_attribu
 
 
 def _compilers() -> set[int]:
-    """Return the ids of the processes that compile."""
-    return {p.pid for p in psutil.Process().children(recursive=True)}
+    """Return the ids of the processes that compile units; other tests may have left children."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "lib_accel.compile.aoti.worker" in process.cmdline():
+                found.add(process.pid)
+    return found
 
 
 def _wait(until: Callable[[], object], seconds: float = 60) -> None:
