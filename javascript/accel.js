@@ -25,15 +25,16 @@
     function lookUp(text) {
         const words = window.localization || {};
         if (Object.hasOwn(words, text)) return words[text];
+        const named = /^(\w+): (.+)$/s.exec(text); // a reason after the name of its backend
+        const reason = named && translate(named[2]);
+        if (named && reason !== named[2]) return `${named[1]}: ${reason}`;
         templates = templates || makeTemplates(words);
         for (const { pattern, order, text: translated } of templates) {
             const found = pattern.exec(text);
             if (!found) continue;
             return translated.replace(/\{(\d)\}/g, (_, n) => translate(found[order.indexOf(n) + 1]));
         }
-        const named = /^(\w+): (.+)$/s.exec(text); // a reason after the name of its backend
-        const reason = named && translate(named[2]);
-        return named && reason !== named[2] ? `${named[1]}: ${reason}` : undefined;
+        return undefined;
     }
 
     // Several reasons are joined by "; ", which a reason may hold too: the longest known one goes first.

@@ -1,8 +1,8 @@
 """Every text that the pages show has Chinese in localizations/zh_CN.json, and no key is unused.
 
 javascript/accel.js translates by keys with {0}, {1} for values. Left in English: lines in the
-console, and errors that quote files, compilers and torch (StoreError, ArtifactRejected,
-CompileFailed).
+console, and errors that quote the system, the compiler or torch (StoreError, CompileFailed, and
+ArtifactRejected where code does not load).
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def _reasons() -> set[str]:
             )
         if folder in ("model", "runtime") and file.name != "presets.py":  # the command line's
             found |= source.arguments("UnsupportedArchitecture", "BadWeights")
+        if folder == "store" and file.name != "export.py":  # which only the command line uses
+            found |= source.arguments("ArtifactRejected", "damaged", "_refuse")
+            found |= source.answers("^_wrong_files")
         if folder == "config.py":
             found |= source.arguments("ValueError")
     return {t for t in found if is_sentence(t) and not t.startswith(NAMES)}

@@ -146,11 +146,13 @@ class Words:
     def _holds(self, text: str) -> bool:
         if text in self.keys or f"({text})" in self.keys:  # OptionInfo.info adds brackets
             return True
+        named = re.fullmatch(r"(\w+): (.+)", text, re.DOTALL)
+        if named is not None and self._holds(named[2]):
+            return True
         for _, pattern in self._patterns:
             if found := pattern.fullmatch(text):
                 return all(map(self.know, found.groups()))
-        named = re.fullmatch(r"(\w+): (.+)", text, re.DOTALL)
-        return named is not None and self._holds(named[2])
+        return False
 
     def unused(self, texts: set[str]) -> list[str]:
         """Return the keys that translate none of these texts."""
