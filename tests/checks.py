@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 
 from lib_accel.tools import setup_environment
@@ -26,12 +25,10 @@ def main(arguments: list[str]) -> int:
     Returns the exit status for the process.
     """
     if arguments:
-        return _run("pytest", ("pytest", *arguments), {})[1]
-    with tempfile.TemporaryDirectory(prefix="accel-tests-") as shared:
-        environment = {"ACCEL_TESTS_SHARED": shared}  # for tests/conftest.py
-        results = [_run(name, command, environment) for name, command in FAST.items()]
-        if not any(status for _, status, _ in results):
-            results += [_run(name, command, environment) for name, command in SLOW.items()]
+        return _run("pytest", ("pytest", *arguments))[1]
+    results = [_run(name, command) for name, command in FAST.items()]
+    if not any(status for _, status, _ in results):
+        results += [_run(name, command) for name, command in SLOW.items()]
     print("\n=== summary")
     for name, status, seconds in results:
         print(f"{f'FAILED ({status})' if status else 'ok':12} {name:12} {seconds:6.1f} s")
@@ -40,14 +37,12 @@ def main(arguments: list[str]) -> int:
     return int(any(status for _, status, _ in results))
 
 
-def _run(
-    name: str, command: tuple[str, ...], environment: dict[str, str]
-) -> tuple[str, int, float]:
+def _run(name: str, command: tuple[str, ...]) -> tuple[str, int, float]:
     """Run `python -m command` and return its name, exit status and seconds."""
     print(f"\n=== {name}", flush=True)
     started = time.monotonic()
     # Otherwise pyright asks the network whether there is a newer version.
-    environment = {**os.environ, **environment, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    environment = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=setup_environment.ROOT, env=environment
     )

@@ -24,13 +24,13 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the fast tests first: those without the shared store, those with it, then slow ones."""
-    items.sort(key=lambda i: (i.get_closest_marker("slow") is not None, _needs_the_store(i)))
-
-
-def _needs_the_store(item: pytest.Item) -> bool:
-    return "built" in getattr(item, "fixturenames", ())
+    """Mark what needs the compiled store as slow, and run it after the fast tests."""
+    for item in items:
+        if "built" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +66,8 @@ def built(packaging: None, tmp_path_factory: pytest.TempPathFactory) -> Built:
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # common to the workers of this run
-    folder = Path(os.environ.get("ACCEL_TESTS_SHARED", base))  # common to runs of checks.py
-    report = folder / "tiny" / "built.pickle"
-    with FileLock(folder / "tiny.lock"):
+    report = base / "tiny" / "built.pickle"
+    with FileLock(base / "tiny.lock"):
         if not report.exists():
             report.parent.mkdir(exist_ok=True)  # it exists if an earlier try failed
             report.write_bytes(pickle.dumps(tiny.build(report.parent / "store")))
