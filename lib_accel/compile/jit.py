@@ -23,7 +23,7 @@ from .jobs import CompiledUnits, Job
 from .target import Target
 from .toolchain import missing_tools
 from .units import UnitFn, UnitModule, describe
-from .verify import check_unit, example_inputs
+from .accuracy import check_unit, example_inputs
 
 TRACED = (2, 12, 10, 77)
 """(B, H, W, L) of the traced example. All differ: torch takes two equal sizes for the same one."""

@@ -19,7 +19,7 @@ from lib_accel.compile.aoti import export
 from lib_accel.compile.aoti.backend import Aoti
 from lib_accel.compile.aoti.load import ARCHIVE, load_unit
 from lib_accel.compile.units import UnitModule
-from lib_accel.compile.verify import example_inputs
+from lib_accel.compile.accuracy import example_inputs
 from lib_accel.errors import ArtifactRejected
 from lib_accel.store import Artifact, ArtifactStore
 

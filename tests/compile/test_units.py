@@ -18,7 +18,7 @@ from lib_accel.compile.units import (
     units_of,
     widest,
 )
-from lib_accel.compile.verify import example_inputs
+from lib_accel.compile.accuracy import example_inputs
 from lib_accel.model.presets import sd1, sdxl
 from lib_accel.model.specs import Spec
 

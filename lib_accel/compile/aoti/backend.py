@@ -15,7 +15,7 @@ from ..jobs import CompiledUnits, Job
 from ..target import Target
 from ..toolchain import missing_tools
 from ..units import UnitFn, describe
-from ..verify import Verdict
+from ..accuracy import Verdict
 from .job import CompileJob
 from .load import load_unit
 
@@ -97,18 +97,18 @@ class Aoti:
     def _load(self, target: Target, store: ArtifactStore) -> CompiledUnits | None:
         """Load every unit of `target`; return None where one is not in the store."""
         code = {}
-        for layer, key in target.keys.items():
+        for unit, key in target.keys.items():
             artifact = store.get(key)
             if artifact is None:
                 return None
-            code[layer] = self._load_artifact(artifact, layer, target)
+            code[unit] = self._load_artifact(artifact, unit, target)
         return code
 
-    def _load_artifact(self, artifact: Artifact, layer: specs.Spec, target: Target) -> UnitFn:
+    def _load_artifact(self, artifact: Artifact, unit: specs.Spec, target: Target) -> UnitFn:
         """Load one unit, or return what was loaded from the same bytes before."""
         if not _passed(artifact):
             raise ArtifactRejected(
-                f"artifact {artifact.key[:12]} has no accuracy check for {describe(layer)}; "
+                f"artifact {artifact.key[:12]} has no accuracy check for {describe(unit)}; "
                 "it was never allowed to serve",
                 artifact.key,
             )
@@ -119,7 +119,7 @@ class Aoti:
                     self._loaded[name] = load_unit(artifact.path, target.device)
                 except RuntimeError as e:
                     raise ArtifactRejected(
-                        f"artifact {artifact.key[:12]}: {describe(layer)} does not load: {e}",
+                        f"artifact {artifact.key[:12]}: {describe(unit)} does not load: {e}",
                         artifact.key,
                     ) from e
             return self._loaded[name]

@@ -14,7 +14,7 @@ import torch
 
 from ...model import specs
 from ..units import UnitFn, UnitModule
-from ..verify import example_inputs
+from ..accuracy import example_inputs
 from .load import ARCHIVE, load_unit
 
 TRACE_SIZE = (2, 24, 20, 77)
@@ -22,7 +22,7 @@ TRACE_SIZE = (2, 24, 20, 77)
 
 
 def compile_unit(
-    layer: specs.Spec, dtype: torch.dtype, device: torch.device, folder: Path
+    unit: specs.Spec, dtype: torch.dtype, device: torch.device, folder: Path
 ) -> UnitFn:
     """Compile a unit for dynamic batch, height, width and context length.
 
@@ -33,7 +33,7 @@ def compile_unit(
 
     package = folder.with_suffix(".pt2")
     torch._inductor.aoti_compile_and_package(
-        _exported(layer, dtype, device),
+        _exported(unit, dtype, device),
         package_path=str(package),
         inductor_configs=_options(),
     )
@@ -49,10 +49,10 @@ def compile_unit(
         package.unlink()
 
 
-def _exported(layer: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any:
+def _exported(unit: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any:
     """Return the unit as an exported program with weights as inputs."""
-    module = UnitModule(layer)
-    activations, weights = example_inputs(layer, TRACE_SIZE, dtype, device)
+    module = UnitModule(unit)
+    activations, weights = example_inputs(unit, TRACE_SIZE, dtype, device)
     dynamic = torch.export.Dim.DYNAMIC
     dims = [{0: dynamic, 2: dynamic, 3: dynamic}]
     if module.side == "emb":

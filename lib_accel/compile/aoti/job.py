@@ -17,7 +17,7 @@ from ...store import ArtifactStore, LockBusy
 from ..jobs import CompiledUnits, Job
 from ..target import Target
 from ..units import describe
-from ..verify import Verdict
+from ..accuracy import Verdict
 from .process_tree import remove
 from .worker_process import Answer, Results, Worker, worker_count
 
@@ -98,17 +98,17 @@ class CompileJob(Job):
             self._turn.release()
 
     def _missing(self) -> list[specs.Spec]:
-        return [layer for layer in self.target.units if not self._is_stored(layer)]
+        return [unit for unit in self.target.units if not self._is_stored(unit)]
 
-    def _is_stored(self, layer: specs.Spec) -> bool:
+    def _is_stored(self, unit: specs.Spec) -> bool:
         try:
-            return self.store.get(self.target.keys[layer]) is not None
+            return self.store.get(self.target.keys[unit]) is not None
         except ArtifactRejected:
             return False  # `put` replaces it
 
-    def _compile(self, layers: list[specs.Spec]) -> None:
-        """Compile `layers` in worker processes whose files are removed at the end."""
-        if not layers:
+    def _compile(self, units: list[specs.Spec]) -> None:
+        """Compile `units` in worker processes whose files are removed at the end."""
+        if not units:
             return
         try:
             folder = Path(tempfile.mkdtemp(prefix="accel-compile-"))
@@ -119,11 +119,11 @@ class CompileJob(Job):
             ) from e
         results: Results = queue.SimpleQueue()
         pool: list[Worker] = []
-        count = min(self.workers, len(layers))
+        count = min(self.workers, len(units))
         threads = max(1, (os.cpu_count() or 1) // count)
         try:
             pool.extend(Worker(folder, results, threads, self.target.machine) for _ in range(count))
-            self._drive(layers, pool, results)
+            self._drive(units, pool, results)
         except OSError as e:
             raise NoRoom(
                 f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files"
@@ -131,15 +131,15 @@ class CompileJob(Job):
         finally:
             _clean_up(pool, folder)
 
-    def _drive(self, layers: list[specs.Spec], pool: list[Worker], results: Results) -> None:
+    def _drive(self, units: list[specs.Spec], pool: list[Worker], results: Results) -> None:
         """Give each unit to the next free worker, and store what comes back."""
-        waiting, heard = list(layers), time.monotonic()
+        waiting, heard = list(units), time.monotonic()
         for worker in pool:
             self._give_next(worker, waiting)
-        while busy := [worker for worker in pool if worker.layer is not None]:
-            names = ", ".join(describe(worker.layer) for worker in busy if worker.layer)
+        while busy := [worker for worker in pool if worker.unit is not None]:
+            names = ", ".join(describe(worker.unit) for worker in busy if worker.unit)
             left = len(waiting) + len(busy)
-            self.report(f"compiling {names}", 1 - left / len(layers))
+            self.report(f"compiling {names}", 1 - left / len(units))
             try:
                 worker, answer = results.get(timeout=0.5)
             except queue.Empty:
@@ -156,17 +156,17 @@ class CompileJob(Job):
     def _give_next(self, worker: Worker, waiting: list[specs.Spec]) -> None:
         """Give the worker the first unit that no other process has stored in the meantime."""
         while waiting:
-            layer = waiting.pop(0)
-            if not self._is_stored(layer):
-                worker.give(layer, self.target)
+            unit = waiting.pop(0)
+            if not self._is_stored(unit):
+                worker.give(unit, self.target)
                 return
 
     def _finished(self, worker: Worker, answer: Answer | None) -> bool:
         """Store the worker's unit if it is done, and return whether it is."""
-        layer = worker.layer
-        if layer is None:
+        unit = worker.unit
+        if unit is None:
             return False
-        name = describe(layer)
+        name = describe(unit)
         if answer is None:
             raise CompileFailed(
                 f"the compiler process ended (exit {worker.exit_code()}) at {name}: "
@@ -184,7 +184,7 @@ class CompileJob(Job):
                 f"the compiled {name} is inaccurate: {verdict}; it was discarded"
             )
         self.store.put(
-            self.target.recipe(layer),
+            self.target.recipe(unit),
             worker.files(),
             {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)},
             keep=self.target.keys.values(),

@@ -4,7 +4,7 @@ FOLDER is made for the workers of one job. A worker reads tasks from standard in
 standard output, one line of JSON each. When standard input ends, the parent is gone: then it lets
 process_tree.py end its whole process group (the C++ compiler, Triton's workers) and delete FOLDER.
 
-Task: {"unit": layer dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1}
+Task: {"unit": its spec as a dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1}
 Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...},
 "seconds": s} with the unit's files in its folder, or {"error": "..."}.
 """
@@ -78,17 +78,17 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
     import torch
 
     from ...model.specs import spec_from_dict
-    from ..verify import check_unit
-    from .export import compile_unit
+    from ..accuracy import check_unit
+    from .compiler import compile_unit
 
     start = time.monotonic()
     torch.set_num_threads(int(task["threads"]))
-    layer, dtype = spec_from_dict(task["unit"]), getattr(torch, task["dtype"])
+    unit, dtype = spec_from_dict(task["unit"]), getattr(torch, task["dtype"])
     device = torch.device(task["device"])
     _answer(answers, stage="compile")
-    code = compile_unit(layer, dtype, device, Path(task["folder"]))
+    code = compile_unit(unit, dtype, device, Path(task["folder"]))
     _answer(answers, stage="check")
-    verdict = check_unit(layer, code, dtype, device, alone=True)
+    verdict = check_unit(unit, code, dtype, device, alone=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # images are made on the same card
     _answer(answers, ok=True, verdict=verdict.to_dict(), seconds=time.monotonic() - start)

@@ -56,7 +56,7 @@ class Worker:
     """
 
     def __init__(self, folder: Path, results: Results, threads: int, machine: Machine):
-        self.layer: specs.Spec | None = None
+        self.unit: specs.Spec | None = None
         self._threads, self._folder, self._results = threads, folder, results
         self._log = folder / f"worker-{id(self)}.log"
         with self._log.open("wb") as log:
@@ -73,11 +73,11 @@ class Worker:
         self._lower_priority()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def give(self, layer: specs.Spec, target: Target) -> None:
+    def give(self, unit: specs.Spec, target: Target) -> None:
         """Let the worker compile and check a unit."""
-        self.layer = layer
+        self.unit = unit
         task = {
-            "unit": specs.spec_to_dict(layer),
+            "unit": specs.spec_to_dict(unit),
             "dtype": str(target.dtype).removeprefix("torch."),
             "device": str(target.device),
             "folder": str(self._output),
@@ -96,12 +96,12 @@ class Worker:
     def take_back(self) -> None:
         """Delete the files of the finished unit; the worker is free."""
         remove(self._output, patience_s=0)
-        self.layer = None
+        self.unit = None
 
     @property
     def _output(self) -> Path:
-        assert self.layer is not None
-        return self._folder / unit_key(self.layer)
+        assert self.unit is not None
+        return self._folder / unit_key(self.unit)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
