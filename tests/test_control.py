@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lib_accel.errors import BadWeights, UnsupportedArchitecture
-from lib_accel.host.inspection import networks_behind
+from lib_accel.host.inspection import control_networks_behind
 from lib_accel.model.reading import layers_in
 from lib_accel.runtime.control_network import ControlNetwork
 from lib_accel.tools.bench.control import Control, driven
@@ -92,7 +92,7 @@ def test_only_layers_of_a_unet_are_found(tiny_store: Path):
         ControlNetwork(nn.Linear(3, 4), tiny.engine(tiny_store))
 
 
-def test_networks_behind_a_forward_are_found_past_large_ones():
+def test_control_networks_behind_a_forward_are_found_past_large_ones():
     """What it closes over may hold whole models: only what leads on is looked at."""
 
     class Encoder(nn.Module):
@@ -111,4 +111,4 @@ def test_networks_behind_a_forward_are_found_past_large_ones():
     def forward() -> object:
         return units
 
-    assert networks_behind(forward, but=own) == [wanted]
+    assert control_networks_behind(forward, but=own) == [wanted]

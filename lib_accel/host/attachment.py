@@ -21,13 +21,13 @@ from ..runtime.binding import CompiledLayer
 from ..runtime.status import Counters
 from . import webui
 from .accelerated_control import AcceleratedControl
-from .inspection import Inspector, networks_behind, own_forward, summary
+from .inspection import Inspector, control_networks_behind, own_forward, summary
 from .layer_forwards import HostLayer, LayerForwards
 from .lora import Loras
 
 
 @dataclass
-class Counts:
+class AttachmentCounters:
     """What one attachment has done, kept after it is removed: totals never decrease."""
 
     engine: Counters
@@ -67,7 +67,7 @@ class Attachment(Accelerated):
         self.loras = Loras(unet, BasePlacement(config.lora_base, webui.say))
         self._driver: object = None  # somebody else's forward, where one stands on the UNet
         self._controls: WeakSet[nn.Module] = WeakSet()  # control networks that are accelerated too
-        self.counts = Counts(self.engine.counters)
+        self.counts = AttachmentCounters(self.engine.counters)
         self._explained: set[str] = set()
 
     # -- coming and going
@@ -202,7 +202,7 @@ class Attachment(Accelerated):
 
     def release_memory(self) -> bool:
         """Free the video memory of CUDA graphs and of LoRA base weights; return whether any was."""
-        return any([self.engine.release_graphs(), self.loras.park()])
+        return any([self.engine.release_graphs(), self.loras.leave_video_memory()])
 
     # -- control networks
 
@@ -217,7 +217,7 @@ class Attachment(Accelerated):
         if driver is self._driver:
             return
         self._driver = driver
-        for network in networks_behind(driver, but=self.unet):
+        for network in control_networks_behind(driver, but=self.unet):
             there = accelerated(network)
             if isinstance(there, Attachment) or (there and there.engine is self.engine):
                 continue

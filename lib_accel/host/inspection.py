@@ -22,7 +22,7 @@ _METHODS = ("forward", "_forward", "_conv_forward")
 """The methods that compute: of every module, of ldm's checkpointed blocks, of convolutions."""
 
 _STEPS, _MOST = 6, 20_000
-"""How far `networks_behind` goes: steps from the function, and objects in all.
+"""How far `control_networks_behind` goes: steps from the function, and objects in all.
 
 An extension's own state is near its function; behind that lies the whole WebUI. Looking at 20,000
 objects takes 0.1 s, once for each forward that is put on a UNet.
@@ -167,7 +167,7 @@ def own_forward(module: nn.Module, name: str) -> bool:
     )
 
 
-def networks_behind(function: object, but: nn.Module) -> list[nn.Module]:
+def control_networks_behind(function: object, but: nn.Module) -> list[nn.Module]:
     """Return the networks with a UNet's `input_blocks` that a function reaches, except `but`.
 
     These are the control networks that drive `but`: the function holds them in its closure, its

@@ -44,24 +44,24 @@ class Loras:
         Raises RuntimeError, as the Lora extension does, for a layer that is merged and has no
         backup.
         """
-        networks = webui.networks()
-        if networks is None:
+        extension = webui.lora_extension()
+        if extension is None:
             return False
         wanted, marks = webui.wanted_loras(), self._read_marks()
         if wanted == self._wanted and all(map(operator.is_, marks, self._marks)):
             return False
         changed = [
-            self._update(networks, layer, mark, wanted)
+            self._update(extension, layer, mark, wanted)
             for layer, mark in zip(self._layers, marks, strict=True)
         ]
         self._wanted, self._marks = wanted, self._read_marks()
         return any(changed)
 
-    def park(self) -> bool:
+    def leave_video_memory(self) -> bool:
         """Move base weights out of video memory and return whether some were there."""
         there = [x for x in self._layers if (base := _backup(x)) is not None and base.is_cuda]
         for layer in there:
-            layer.network_weights_backup = self._placement.park(layer.network_weights_backup)
+            layer.network_weights_backup = self._placement.pin(layer.network_weights_backup)
         if there:
             torch.cuda.empty_cache()
         return bool(there)
@@ -73,20 +73,20 @@ class Loras:
                 layer.network_weights_backup = layer.network_bias_backup = None
                 layer.network_current_names = ()
 
-    def _update(self, networks: Any, layer: Any, mark: object, wanted: tuple[object, ...]) -> bool:
+    def _update(self, extension: Any, layer: Any, mark: object, wanted: tuple[object, ...]) -> bool:
         """Merge the wanted networks into one layer. Return whether that changed it."""
         if not mark:
             _remove_added_bias(layer)
         name = getattr(layer, "network_layer_name", None)
         if name is None or mark == wanted:
             return False
-        parts = [net.modules[name] for net in networks.loaded_networks if name in net.modules]
+        parts = [net.modules[name] for net in extension.loaded_networks if name in net.modules]
         if not parts and not mark:
             return False
-        if webui.merges_unpatched(networks):
+        if webui.merges_unpatched(extension):
             self.set_networks(layer, parts, wanted if parts else ())
         else:
-            networks.network_apply_weights(layer)
+            extension.network_apply_weights(layer)
         return True
 
     def set_networks(self, layer: Any, parts: list[Any], mark: tuple[object, ...]) -> None:

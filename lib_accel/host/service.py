@@ -18,7 +18,7 @@ from ..runtime.accelerated import accelerated
 from ..runtime.status import Counters
 from ..store import ArtifactStore, Group, groups, named
 from . import webui
-from .attachment import Attachment, Counts
+from .attachment import Attachment, AttachmentCounters
 from .clock import Clock
 
 VAE_BYTES = 8 * 1024
@@ -38,7 +38,7 @@ class Service:
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._refused: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self.clock = Clock(webui.device)
-        self._counts: list[Counts] = []  # of all attachments there ever were
+        self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
         self._options_changed = False  # and not yet applied
 
     def model_loaded(self, sd_model: Any) -> None:
@@ -211,7 +211,9 @@ class Service:
 
     def _sums(self) -> dict[str, int]:
         each = [c.to_dict() for c in self._counts]
-        return {name: sum(c[name] for c in each) for name in Counts(Counters()).to_dict()}
+        return {
+            name: sum(c[name] for c in each) for name in AttachmentCounters(Counters()).to_dict()
+        }
 
     def served(self) -> tuple[int, str]:
         """Return how many UNet calls compiled code has computed, and the current backend."""

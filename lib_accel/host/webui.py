@@ -179,14 +179,14 @@ def autocast() -> Iterator[None]:
         yield
 
 
-def networks() -> Any:
+def lora_extension() -> Any:
     """Return the module of the Lora extension, or None where that is disabled."""
     return sys.modules.get("networks")
 
 
 def wanted_loras() -> tuple[tuple[object, ...], ...]:
     """Return the networks that the Lora extension wants merged, in the form of its marks."""
-    module = networks()
+    module = lora_extension()
     if module is None:
         return ()
     return tuple(
@@ -194,12 +194,12 @@ def wanted_loras() -> tuple[tuple[object, ...], ...]:
     )
 
 
-def merges_unpatched(networks: Any) -> bool:
+def merges_unpatched(extension: Any) -> bool:
     """Return whether the Lora extension merges by its own code; a patch of it has to be called."""
-    return networks.network_apply_weights.__module__ == "networks"
+    return extension.network_apply_weights.__module__ == "networks"
 
 
 def count_lora_error(name: str) -> None:
     """Count, for the WebUI's message under the image, a layer that this network does not fit."""
-    errors = networks().extra_network_lora.errors
+    errors = lora_extension().extra_network_lora.errors
     errors[name] = errors.get(name, 0) + 1

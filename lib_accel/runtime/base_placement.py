@@ -42,12 +42,10 @@ class BasePlacement:
             try:
                 return base.to(device, copy=True)
             except torch.cuda.OutOfMemoryError:
-                return self.park(base)
-        return (
-            self.park(base) if self.place(base, device) == "pinned" else base.to("cpu", copy=True)
-        )
+                return self.pin(base)
+        return self.pin(base) if self.place(base, device) == "pinned" else base.to("cpu", copy=True)
 
-    def park(self, base: Tensor) -> Tensor:
+    def pin(self, base: Tensor) -> Tensor:
         """Copy `base` to pinned memory, or to ordinary memory where none is left."""
         try:
             return torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)
