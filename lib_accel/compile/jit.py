@@ -19,11 +19,11 @@ from ..config import Config
 from ..errors import ArtifactRejected, CompileFailed
 from ..model import specs
 from ..store.store import ArtifactStore
+from .accuracy import check_unit, example_inputs
 from .jobs import CompiledUnits, Job
 from .target import Target
 from .toolchain import missing_tools
 from .units import UnitFn, UnitModule, describe
-from .accuracy import check_unit, example_inputs
 
 TRACED = (2, 12, 10, 77)
 """(B, H, W, L) of the traced example. All differ: torch takes two equal sizes for the same one."""

@@ -41,7 +41,7 @@ class Provider:
         self._choice: Choice | None = None
         self._failed: dict[str, str] = {}  # by backend: failures of this network alone
         self._discarded: dict[str, str] = {}  # by key: why an artifact was removed from the store
-        self._kept_bytes: int | None = None
+        self._loaded_bytes: int | None = None
 
     # -- getting units
 
@@ -125,11 +125,11 @@ class Provider:
         self.job, self.units, self._target = None, {}, target
 
     def _serve(self, units: CompiledUnits) -> None:
-        self.units, self._kept_bytes = units, None
+        self.units, self._loaded_bytes = units, None
         if units:
             self._discarded.clear()
             with contextlib.suppress(StoreError):  # shown only; the units serve without the store
-                self._kept_bytes = self.kept_bytes
+                self._loaded_bytes = self.kept_bytes
 
     def _reject(self, error: AccelError) -> None:
         """Remove a refused artifact, once, to have it made again; else give up the backend."""
@@ -194,6 +194,6 @@ class Provider:
     @property
     def artifact(self) -> dict[str, object] | None:
         """Key and size of the stored code that serves, as of when it was loaded."""
-        if not self.units or self._kept_bytes is None or self._target is None:
+        if not self.units or self._loaded_bytes is None or self._target is None:
             return None
-        return {"key": self._target.key, "bytes": self._kept_bytes}
+        return {"key": self._target.key, "bytes": self._loaded_bytes}

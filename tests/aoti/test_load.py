@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.aoti import export
 from lib_accel.compile.aoti.backend import Aoti
 from lib_accel.compile.aoti.load import ARCHIVE, load_unit
 from lib_accel.compile.units import UnitModule
-from lib_accel.compile.accuracy import example_inputs
 from lib_accel.errors import ArtifactRejected
 from lib_accel.store import Artifact, ArtifactStore
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from lib_accel.compile.units import UnitFn, UnitModule, unit_key, units_of
 from lib_accel.compile.accuracy import CHECK_SIZES, Verdict, check_unit
+from lib_accel.compile.units import UnitFn, UnitModule, unit_key, units_of
 from lib_accel.model.layers import build_layer
 from lib_accel.model.specs import ResBlock, Spec
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.units import (
     UnitModule,
     input_widths,
@@ -18,7 +19,6 @@ from lib_accel.compile.units import (
     units_of,
     widest,
 )
-from lib_accel.compile.accuracy import example_inputs
 from lib_accel.model.presets import sd1, sdxl
 from lib_accel.model.specs import Spec
 

@@ -11,11 +11,11 @@ from ...config import Config
 from ...errors import AccelError, ArtifactRejected
 from ...model import specs
 from ...store import Artifact, ArtifactStore
+from ..accuracy import Verdict
 from ..jobs import CompiledUnits, Job
 from ..target import Target
 from ..toolchain import missing_tools
 from ..units import UnitFn, describe
-from ..accuracy import Verdict
 from .job import CompileJob
 from .load import load_unit
 

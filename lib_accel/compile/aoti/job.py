@@ -14,10 +14,10 @@ from pathlib import Path
 from ...errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ...model import specs
 from ...store import ArtifactStore, LockBusy
+from ..accuracy import Verdict
 from ..jobs import CompiledUnits, Job
 from ..target import Target
 from ..units import describe
-from ..accuracy import Verdict
 from .process_tree import remove
 from .worker_process import Answer, Results, Worker, worker_count
 

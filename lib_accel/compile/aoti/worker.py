@@ -4,7 +4,7 @@ FOLDER is made for the workers of one job. A worker reads tasks from standard in
 standard output, one line of JSON each. When standard input ends, the parent is gone: then it lets
 process_tree.py end its whole process group (the C++ compiler, Triton's workers) and delete FOLDER.
 
-Task: {"unit": its spec as a dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1}
+Task: {"unit": a spec as a dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1}
 Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...},
 "seconds": s} with the unit's files in its folder, or {"error": "..."}.
 """

@@ -18,6 +18,7 @@ from .common import (
 
 
 def add(commands: Commands) -> None:
+    """Add the command to the parser."""
     p = command(
         commands,
         "doctor",
@@ -30,6 +31,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the findings. Exit status 1 where there is a problem."""
     device, dtype = device_and_dtype(args)
     findings = examine(device, dtype, make_store(args))
     marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}

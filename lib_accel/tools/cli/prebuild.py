@@ -40,6 +40,7 @@ examples:
 
 
 def add(commands: Commands) -> None:
+    """Add the command to the parser."""
     p = command(commands, "prebuild", "compile artifacts ahead of time into the store", run, _MORE)
     p.add_argument(
         "--family",
@@ -60,6 +61,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Compile what is missing and print what the store has then."""
     device, dtype = device_and_dtype(args)
     store, backend = make_store(args), Aoti(args.workers)
     built, lines = [], []

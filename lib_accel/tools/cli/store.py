@@ -26,6 +26,7 @@ with, or when you state that you trust the file."""
 
 
 def add(commands: Commands) -> None:
+    """Add the command to the parser."""
     what = "list, verify, clear, export and import artifacts"
     parser = commands.add_parser(
         "store",
