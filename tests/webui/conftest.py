@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ..network_files import bad_files, with_text, write_all
-from .host import KINDS_OF_MODEL, Server, python_of
+from .host import KINDS_OF_MODEL, Server
 
 HERE = Path(__file__).parent
 Launch = Callable[..., Server]
@@ -107,8 +107,8 @@ def launch(webui: Path, folder: Path) -> Iterator[Launch]:
         extensions = {"accel": HERE.parent.parent} if extension else {}
         extensions |= {folder.name: folder for folder in others}
         data = folder / f"data{len(started)}"
-        started.append(Server(webui, data, store, python_of(webui), list(flags), extensions, login))
-        return started[-1].start(model)
+        started.append(Server(webui, data, store, model, flags, extensions, login))
+        return started[-1]
 
     yield start
     for server in started:

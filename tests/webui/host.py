@@ -1,36 +1,24 @@
-"""A real WebUI as a child process: start it, talk to it, make pictures with it."""
+"""A real WebUI with the tests' models, and the same pictures made with it off and on."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from lib_accel.tools.bench import webui as bench
+
 from .pictures import Pictures
 
-FLAGS = [
-    "--skip-prepare-environment",
-    "--skip-torch-cuda-test",
-    "--skip-install",
-    "--skip-version-check",
-    "--skip-python-version-check",
-    *("--use-cpu", "all"),
-    "--no-half",
-    *("--precision", "full"),
-    "--api",
-    "--no-download-sd-model",
-]
+Refused = bench.Refused
+
 DEFAULTS: dict[str, Any] = {
     "sd_vae": "Automatic",
     "CLIP_stop_at_last_layers": 1,
@@ -55,23 +43,8 @@ PAYLOAD: dict[str, Any] = {
     "sampler_name": "Euler",
     "cfg_scale": 7,
 }
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "COMMANDLINE_ARGS": "",
-}
 KINDS_OF_MODEL = ("ckpt", "vae", "hypernetwork", "lora")
 """As in the flags --ckpt-dir, --vae-dir and so on."""
-
-
-class Refused(Exception):
-    """The server answered with an error; `code` is its HTTP status."""
-
-    def __init__(self, code: int, text: str):
-        super().__init__(f"{code}: {text[:600]}")
-        self.code = code
 
 
 @dataclass
@@ -99,110 +72,41 @@ class Comparison:
         return f"{self.decibels:5.1f} dB  {counts}  {seconds}  {self.reason}"
 
 
-@dataclass
-class Server:
-    """A WebUI with a data folder of its own (settings, extensions); models are those of `webui`."""
+class Server(bench.WebUI):
+    """A WebUI on the CPU with compiled code in `store`; it has the models of `webui`.
 
-    webui: Path
-    data: Path
-    store: Path
-    python: Path
-    flags: list[str] = field(default_factory=list)
-    extensions: dict[str, Path] = field(default_factory=dict)  # by the name of their folder
-    login: str | None = None  # user:password of --api-auth
-    names: dict[str, str] = field(default_factory=dict)  # of control models in the WebUI's list
+    login: user:password of --api-auth.
+    """
 
-    def start(self, model: str, seconds: float = 600) -> Server:
-        """Start it and return when a model is loaded. Raises RuntimeError with its console."""
-        (self.data / "extensions").mkdir(parents=True)
-        # there is one after a first start, and some extensions need it
-        (self.data / "ui-config.json").write_text("{}")
-        for name, folder in self.extensions.items():
-            (self.data / "extensions" / name).symlink_to(folder, target_is_directory=True)
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.log = (self.data / "server.log").open("w+")
-        self.process = subprocess.Popen(
-            self._command(model),
-            cwd=self.webui,
-            env=os.environ | ENVIRONMENT | {"SD_WEBUI_CACHE_DIR": str(self.webui / "cache")},
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-        )
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and self.process.poll() is None:
-            time.sleep(0.5)
-            if "Startup time:" in self.console():  # an earlier request can keep it from starting
-                self.post("/sdapi/v1/reload-checkpoint")  # answers when a model is loaded
-                return self
-        text = self.console()
-        self.stop()
-        raise RuntimeError(f"the WebUI did not come up:\n{text[-3000:]}")
-
-    def _command(self, model: str) -> list[str]:
-        models = self.webui / "models"
-        command = [self.python, "launch.py", *FLAGS, "--port", self.port, "--data-dir", self.data]
-        command += ["--models-dir", models, *self.flags]
-        command += ["--ckpt", models / "Stable-diffusion" / f"{model}.safetensors"]
-        for kind in KINDS_OF_MODEL:
-            command += [f"--{kind}-dir", self.data.parent / kind]
-        command += ["--accel-store", self.store] if "accel" in self.extensions else []
-        return list(map(str, command))
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
-
-    def console(self) -> str:
-        """Return what it has printed."""
-        self.log.flush()
-        return Path(self.log.name).read_text(errors="replace")
+    def __init__(
+        self,
+        webui: Path,
+        data: Path,
+        store: Path,
+        model: str,
+        flags: Sequence[str] = (),
+        extensions: Mapping[str, Path] | None = None,
+        login: str | None = None,
+    ):
+        """Start it; return when a model is loaded. Raises WebUIFailed with the console's end."""
+        self.store, self.login = store, login
+        self.names: dict[str, str] = {}  # of control models in the WebUI's list
+        own = [x for k in KINDS_OF_MODEL for x in (f"--{k}-dir", str(data.parent / k))]
+        own += ["--accel-store", str(store)] if "accel" in (extensions or {}) else []
+        checkpoint = webui / "models" / "Stable-diffusion" / f"{model}.safetensors"
+        flags = [*bench.CPU_FLAGS, *flags, *own]
+        super().__init__(webui, data, python_of(webui), checkpoint, flags, extensions)
 
     def memory(self) -> float:
         """Return the MB that its process takes."""
         return psutil.Process(self.process.pid).memory_info().rss / 1e6
 
-    # -- requests
-
-    def call(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        headers: dict[str, str] | None = None,
-        timeout: float = 1800,
+    def request(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> Any:
-        """Return the answer's JSON. Raises Refused."""
-        headers = {"Content-Type": "application/json", **(headers or {})}
-        if self.login and "Authorization" not in headers:
-            headers["Authorization"] = basic(self.login)
-        data = (
-            None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        )
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", data, headers, method=method
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as r:
-                return json.loads(r.read() or b"null")
-        except urllib.error.HTTPError as e:
-            with e:
-                raise Refused(e.code, e.read().decode(errors="replace")) from None
-
-    def get(self, path: str) -> Any:
-        """Return the answer to a GET."""
-        return self.call("GET", path)
-
-    def post(self, path: str, body: Any = None) -> Any:
-        """Return the answer to a POST."""
-        return self.call("POST", path, {} if body is None else body)
+        """Return the JSON of the answer to a request that is logged in. Raises Refused."""
+        own = {"Authorization": basic(self.login)} if self.login else {}
+        return super().request(method, path, body, {**own, **(headers or {})})
 
     def options(self, **values: Any) -> None:
         """Set options."""
@@ -258,12 +162,6 @@ def basic(login: str) -> str:
 
 
 def python_of(webui: Path) -> Path:
-    """Return the interpreter that a WebUI runs with. Raises FileNotFoundError."""
+    """Return the interpreter that a WebUI runs with. Raises WebUIFailed."""
     named = os.environ.get("ACCEL_WEBUI_PYTHON")
-    own = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
-    candidates = [Path(named)] if named else [webui.parent / "venv" / own, webui / "venv" / own]
-    found = next((c for c in candidates if c.exists()), None)
-    if found is None:
-        tried = " or ".join(map(str, candidates))
-        raise FileNotFoundError(f"no Python at {tried}; set ACCEL_WEBUI_PYTHON")
-    return found
+    return Path(named) if named else bench.python_of(webui)

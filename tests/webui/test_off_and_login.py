@@ -84,7 +84,7 @@ def test_disabled_and_behind_api_auth(launch: Launch, untouched: list[Pictures])
             "Basic !",
         ):
             with pytest.raises(Refused) as e:
-                server.call(
+                server.request(
                     method,
                     f"/accel/v1/{path}",
                     headers={"Authorization": wrong} if wrong else {"Authorization": "None"},
@@ -104,7 +104,7 @@ def test_medvram_and_behind_gradio_auth(launch: Launch) -> None:
             {"Cookie": "access-token-unsecure="},
         ):
             with pytest.raises(Refused) as e:
-                server.call(method, f"/accel/v1/{path}", headers=headers)
+                server.request(method, f"/accel/v1/{path}", headers=headers)
             assert e.value.code == 401, (method, path, headers)
     jar = http.cookiejar.CookieJar()
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
@@ -146,7 +146,7 @@ def test_the_routes_answer(server: Server) -> None:
     assert server.status()["counters"]["compiles"] == status["counters"]["compiles"]
     for bad in ("nothing", "..%2F..%2Fetc", "0" * 64, "%00"):
         with pytest.raises(Refused) as e:
-            server.call("DELETE", f"/accel/v1/artifacts/{bad}")
+            server.request("DELETE", f"/accel/v1/artifacts/{bad}")
         assert e.value.code in (404, 409), bad
     for switched_off in ({"accel_enable": False},):
         server.options(**switched_off)

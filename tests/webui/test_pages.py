@@ -17,7 +17,7 @@ import pytest
 
 from .browser import STEPS, Page, open_page
 from .conftest import HERE, Launch
-from .host import Server, python_of
+from .host import Server
 
 LEFT_IN_ENGLISH = """
 const own = (e) => [...e.childNodes].filter(n => n.nodeType === 3)
@@ -206,7 +206,7 @@ def test_compiling_is_shown(page: Page, webui: Path, folder: Path) -> None:
     empty.mkdir(mode=0o700)
     extension = {"accel": HERE.parent.parent}
     data = folder / "data-compiling"
-    server = Server(webui, data, empty, python_of(webui), [], extension).start("tinyA")
+    server = Server(webui, data, empty, "tinyA", extensions=extension)
     shown = r"Compiling (\d+)% .* images are made without acceleration until then"
 
     def percent() -> int:

@@ -42,6 +42,14 @@ class WebUIFailed(AccelError):
     """The WebUI did not start, or answered a request with an error."""
 
 
+class Refused(WebUIFailed):
+    """The WebUI answered a request with an error; `code` is its HTTP status."""
+
+    def __init__(self, request: str, code: int, text: str):
+        super().__init__(f"{request} was answered with {code}: {text[:600]}")
+        self.code = code
+
+
 def python_of(webui: Path) -> Path:
     """Return the interpreter that a WebUI runs with, in `venv` inside or beside its folder.
 
@@ -79,11 +87,11 @@ class WebUI:
         (data / "ui-config.json").write_text("{}", encoding="utf-8")
         for name, folder in (extensions or {}).items():
             _provide(folder, data / "extensions" / name)
-        self._port = _free_port()
-        arguments = ["--port", self._port, "--data-dir", data, "--models-dir", webui / "models"]
+        self.port = _free_port()
+        arguments = ["--port", self.port, "--data-dir", data, "--models-dir", webui / "models"]
         command = [python, "launch.py", *FLAGS, *arguments, "--ckpt", checkpoint, *flags]
         self._log = (data / "server.log").open("w+", encoding="utf-8", errors="replace")
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             list(map(str, command)),
             cwd=webui,
             env=os.environ | ENVIRONMENT | {"SD_WEBUI_CACHE_DIR": str(data / "cache")},
@@ -100,19 +108,19 @@ class WebUI:
         end = time.monotonic() + timeout_s
         # a request before the server is up can keep it from coming up
         while "Startup time:" not in self.console():
-            if time.monotonic() > end or self._process.poll() is not None:
+            if time.monotonic() > end or self.process.poll() is not None:
                 raise WebUIFailed(f"the WebUI did not start:\n{self.console()[-3000:]}")
             time.sleep(0.5)
         self.post("/sdapi/v1/reload-checkpoint")  # answers when a model is loaded
 
     def stop(self) -> None:
         """End the process."""
-        self._process.terminate()
+        self.process.terminate()
         try:
-            self._process.wait(20)
+            self.process.wait(20)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
         self._log.close()
 
     def console(self) -> str:
@@ -120,25 +128,28 @@ class WebUI:
         return Path(self._log.name).read_text(encoding="utf-8", errors="replace")
 
     def get(self, path: str) -> Any:
-        """Return the JSON that a GET request is answered with. Raises WebUIFailed."""
-        return self._request("GET", path, None)
+        """Return the JSON that a GET request is answered with. Raises Refused."""
+        return self.request("GET", path)
 
     def post(self, path: str, body: Any = None) -> Any:
-        """Return the JSON that a POST request is answered with. Raises WebUIFailed."""
-        return self._request("POST", path, {} if body is None else body)
+        """Return the JSON that a POST request is answered with. Raises Refused."""
+        return self.request("POST", path, {} if body is None else body)
 
-    def _request(self, method: str, path: str, body: Any) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        address = f"http://127.0.0.1:{self._port}{path}"
-        headers = {"Content-Type": "application/json"}
+    def request(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        """Return the JSON of the answer. Bytes are sent unchanged. Raises Refused."""
+        data = json.dumps(body).encode() if body is not None and type(body) is not bytes else body
+        address = f"http://127.0.0.1:{self.port}{path}"
+        headers = {"Content-Type": "application/json", **(headers or {})}
         request = urllib.request.Request(address, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=1800) as answer:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as e:
             with e:
-                text = e.read().decode(errors="replace")[:600]
-            raise WebUIFailed(f"{method} {path} was answered with {e.code}: {text}") from None
+                text = e.read().decode(errors="replace")
+            raise Refused(f"{method} {path}", e.code, text) from None
 
     def picture(self, **payload: Any) -> float:
         """Make a picture with `/sdapi/v1/txt2img`; return the seconds until the answer."""
