@@ -18,8 +18,8 @@ from ..runtime.accelerated import accelerated
 from ..runtime.status import Counters
 from ..store import ArtifactStore, Group, groups, named
 from . import webui
-from .attachment import Attachment, AttachmentCounters
 from .clock import Clock
+from .unet.attachment import Attachment, AttachmentCounters
 
 VAE_BYTES = 8 * 1024
 """Video memory that the VAE takes for a pixel: some float32 tensors of 256 channels, full size."""

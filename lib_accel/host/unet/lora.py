@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.base_placement import BasePlacement
-from ..runtime.lora_merge import LowRank, Term, merge
-from . import webui
+from ...runtime.base_placement import BasePlacement
+from ...runtime.lora_merge import LowRank, Term, merge
+from .. import webui
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 _UNFINISHED = ("accel-unfinished",)

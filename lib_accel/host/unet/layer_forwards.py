@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..runtime.binding import CompiledLayer
-from ..runtime.engine import Engine
-from . import webui
+from ...runtime.binding import CompiledLayer
+from ...runtime.engine import Engine
+from .. import webui
 from .inspection import own_forward
 
 BeginPass = Callable[[Tensor], Mapping[str, CompiledLayer]]

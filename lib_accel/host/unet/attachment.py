@@ -11,15 +11,15 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ..compile.session import Session
-from ..config import Config
-from ..errors import AccelError, UnsupportedArchitecture
-from ..model.layers import LayerFn
-from ..runtime.accelerated import Accelerated, Call, accelerated, set_owner
-from ..runtime.base_placement import BasePlacement
-from ..runtime.binding import CompiledLayer
-from ..runtime.status import Counters
-from . import webui
+from ...compile.session import Session
+from ...config import Config
+from ...errors import AccelError, UnsupportedArchitecture
+from ...model.layers import LayerFn
+from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner
+from ...runtime.base_placement import BasePlacement
+from ...runtime.binding import CompiledLayer
+from ...runtime.status import Counters
+from .. import webui
 from .accelerated_control import AcceleratedControl
 from .inspection import Inspector, control_networks_behind, own_forward, summary
 from .layer_forwards import HostLayer, LayerForwards

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..errors import BadWeights
-from ..runtime.accelerated import set_owner
-from ..runtime.binding import CompiledLayer
-from ..runtime.control_network import ControlNetwork
-from ..runtime.engine import Engine
-from . import webui
+from ...errors import BadWeights
+from ...runtime.accelerated import set_owner
+from ...runtime.binding import CompiledLayer
+from ...runtime.control_network import ControlNetwork
+from ...runtime.engine import Engine
+from .. import webui
 from .inspection import Inspector
 from .layer_forwards import LayerForwards
 

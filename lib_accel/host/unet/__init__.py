@@ -1,0 +1,1 @@
+"""A UNet of the WebUI while it is accelerated: what stands on it, and what others change in it."""
