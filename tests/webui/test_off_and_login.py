@@ -115,8 +115,8 @@ def test_medvram_and_behind_gradio_auth(launch: Launch) -> None:
         timeout=60,
     ).close()
     cookie = "; ".join(f"{c.name}={c.value}" for c in jar)
-    plain = server.call
-    server.call = lambda *a, **k: plain(*a, **{**k, "headers": {"Cookie": cookie}})  # type: ignore[method-assign]
+    plain = server.request
+    server.request = lambda *a, **k: plain(*a, **{**k, "headers": {"Cookie": cookie}})  # type: ignore[method-assign]
     server.wait_ready()
     for name, payload in (
         ("medvram", {}),
