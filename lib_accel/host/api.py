@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
@@ -18,9 +19,12 @@ _given = Depends(HTTPBasic(auto_error=False))
 def add_routes(app: FastAPI) -> None:
     """Add the routes. The WebUI's logins do not cover extensions, so each route checks them."""
     guard = [Depends(_guard)]
+    changing = [*guard, Depends(_from_our_pages)]
     app.add_api_route("/accel/v1/status", _status, methods=["GET"], dependencies=guard)
-    app.add_api_route("/accel/v1/prebuild", _prebuild, methods=["POST"], dependencies=guard)
-    app.add_api_route("/accel/v1/artifacts/{key}", _delete, methods=["DELETE"], dependencies=guard)
+    app.add_api_route("/accel/v1/prebuild", _prebuild, methods=["POST"], dependencies=changing)
+    app.add_api_route(
+        "/accel/v1/artifacts/{key}", _delete, methods=["DELETE"], dependencies=changing
+    )
 
 
 def _guard(request: Request, given: HTTPBasicCredentials | None = _given) -> None:
@@ -43,6 +47,48 @@ def _guard(request: Request, given: HTTPBasicCredentials | None = _given) -> Non
             return
     headers = {"WWW-Authenticate": "Basic"} if pairs else None
     raise HTTPException(401, "Incorrect username or password", headers=headers)
+
+
+def _from_our_pages(request: Request) -> None:
+    """Refuse, with 403, what a page of another site makes a browser send."""
+    reason = refusal(request)
+    if reason:
+        raise HTTPException(403, reason)
+
+
+def refusal(request: object) -> str | None:
+    """Return why what `request` asks for must not be done; None where it may be.
+
+    Any page can make a browser send requests here, which reach us where there is no login or a
+    cookie. The browser then says where they come from, and no page can forge that. Programs say
+    nothing. Where a page reaches us by a name of its own (DNS rebinding), it is taken for ours.
+    """
+    if not isinstance(request, Request):  # what gradio passes on is then the sender's own word
+        return "refused: this did not come straight from a page of this WebUI; use its buttons"
+    site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
+    if site is None:  # an old browser, a page without https that is not on this machine, a program
+        hosts = (request.headers.get(name) for name in ("host", "x-forwarded-host"))
+        ours = origin is None or any(_is_at(origin, host) for host in hosts if host)
+    else:
+        ours = site in ("same-origin", "none")
+    if ours or (origin and webui.trusts(origin)):
+        return None
+    return (
+        f"refused: this came from a page of another site ({origin or 'unnamed'}), and only pages "
+        "of this WebUI may build or delete compiled code; if it is a site of yours, name it with "
+        "--cors-allow-origins, or let your proxy pass on the Host header"
+    )
+
+
+def _is_at(origin: str, host: str) -> bool:
+    """Return whether an Origin header names the host of a Host header."""
+    try:
+        ours, theirs = urlsplit(f"//{host.partition(',')[0].strip()}"), urlsplit(origin)
+        port = theirs.port or {"http": 80, "https": 443}.get(theirs.scheme)
+        same = bool(theirs.hostname) and theirs.hostname == ours.hostname
+        return same and ours.port in (None, port)  # proxies leave the port out
+    except ValueError:  # a port that is no number
+        return False
 
 
 def _status() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import reprlib
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 from modules import devices, sd_unet, shared
 from torch import nn
 
+from ..compile.jit import TRACING
 from ..config import MIB, Config, default_store
 from .options import OPTIONS, WAIT
 
@@ -121,6 +123,13 @@ def api_credentials() -> dict[str, str]:
     return dict(pair.split(":", 1) for pair in pairs.split(",")) if pairs else {}
 
 
+def trusts(origin: str) -> bool:
+    """Return whether the command line lets pages of another origin use the WebUI's API."""
+    named = (shared.cmd_opts.cors_allow_origins or "").split(",")
+    pattern = shared.cmd_opts.cors_allow_origins_regex
+    return origin in named or "*" in named or bool(pattern and re.fullmatch(pattern, origin))
+
+
 @contextlib.contextmanager
 def idle() -> Iterator[bool]:
     """Yield whether no image is being made. Where it yields True, none begins inside the block."""
@@ -167,9 +176,11 @@ def blocked_by(unet: nn.Module) -> str | None:
 
 
 def _exporting() -> bool:
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return True
     compiling = getattr(torch.compiler, "is_compiling", None)  # torch 2.1 has none
-    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return tracing or (compiling is not None and compiling())
+    # one flag for all threads: a job of the jit backend, even a cancelled one, sets it as well
+    return compiling is not None and compiling() and not TRACING.locked()
 
 
 @contextlib.contextmanager
@@ -197,9 +208,3 @@ def wanted_loras() -> tuple[tuple[object, ...], ...]:
 def merges_unpatched(extension: Any) -> bool:
     """Return whether the Lora extension merges by its own code; a patch of it has to be called."""
     return extension.network_apply_weights.__module__ == "networks"
-
-
-def count_lora_error(name: str) -> None:
-    """Count, for the WebUI's message under the image, a layer that this network does not fit."""
-    errors = lora_extension().extra_network_lora.errors
-    errors[name] = errors.get(name, 0) + 1

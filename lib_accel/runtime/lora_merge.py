@@ -89,7 +89,7 @@ def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.dev
         return (t.permute(0, 2, 3, 1) if channels_last else t).flatten(1)
 
     for t in terms:
-        factors = (t.up.shape[0], t.up[0].numel(), t.down[0].numel())
+        factors = (t.up.shape[0], t.up.shape[1:].numel(), t.down.shape[1:].numel())
         if factors != (outputs, t.down.shape[0], base[0].numel()):
             raise RuntimeError(
                 f"factors of {list(t.up.shape)} and {list(t.down.shape)} do not fit "

@@ -20,7 +20,8 @@ HERE = Path(__file__).resolve().parent
 TREE = HERE / "tree"
 OURS = "lib_accel.host"
 NAMES = {"facts", "fastapi", "gradio", "ldm", "modules"}
-NAMES |= {"network", "network_full", "network_lora", "networks"}
+NAMES |= {"network", "networks"}
+NAMES |= {f"network_{kind}" for kind in ("full", "lora", "lycoris", "oft")}
 
 MIDDLE_QUERY = "middle_block.1.transformer_blocks.0.attn1.to_q"
 
@@ -174,19 +175,13 @@ class Host:
 
     def network(self, name: str, layers: dict[str, dict[str, Tensor]]) -> Any:
         """Return a loaded LoRA: the tensors of its file by the dotted name of their layer."""
-        net = self.module("network").Network(name, None)
-        types = (
-            self.module("network_lora").ModuleTypeLora(),
-            self.module("network_full").ModuleTypeFull(),
-        )
+        net, types = self.module("network").Network(name, None), self.networks.module_types
         for layer, parts in layers.items():
             key = f"diffusion_model_{layer.replace('.', '_')}"
             weights = self.module("network").NetworkWeights(
                 key, key, parts, self.unet.get_submodule(layer)
             )
-            net.modules[key] = next(
-                m for t in types if (m := t.create_module(net, weights)) is not None
-            )
+            net.modules[key] = next(m for t in types if (m := t.create_module(net, weights)))
         return net
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
+from ..api import refusal
 from ..service import service
 from .artifacts import artifacts
 from .markup import PROBLEMS, fixed, heading, message, plain, problem, varying
@@ -67,7 +68,9 @@ def _everything(answer: str = "") -> tuple[str, ...]:
     return answer, *map(_or_problem, (_details, _plot, artifacts, _findings))
 
 
-def _build() -> tuple[str, ...]:
+def _build(request: gr.Request) -> tuple[str, ...]:
+    if reason := refusal(request.request):
+        return _everything(message(varying(reason)))
     try:
         service.build()
         state = service.status()["state"]
@@ -76,7 +79,9 @@ def _build() -> tuple[str, ...]:
     return _everything(message(fixed(_AFTER_BUILD[state])) if state in _AFTER_BUILD else "")
 
 
-def _delete(key: str) -> tuple[str, ...]:
+def _delete(key: str, request: gr.Request) -> tuple[str, ...]:
+    if reason := refusal(request.request):
+        return _everything(message(varying(reason)))
     try:
         deleted = bool(key) and service.delete(key)
     except PROBLEMS as e:

@@ -36,6 +36,7 @@ class Loras:
         self._layers: list[Any] = [m for m in unet.modules() if isinstance(m, _TYPES)]
         self._wanted: Any = None
         self._marks: list[object] = []
+        self._told: set[str] = set()  # the networks of layers that our merge has failed on
 
     def bring_up_to_date(self) -> bool:
         """Merge what is not merged yet and return whether a layer was changed.
@@ -83,32 +84,41 @@ class Loras:
         parts = [net.modules[name] for net in extension.loaded_networks if name in net.modules]
         if not parts and not mark:
             return False
-        if webui.merges_unpatched(extension):
-            self.set_networks(layer, parts, wanted if parts else ())
-        else:
+        if not webui.merges_unpatched(extension):
             extension.network_apply_weights(layer)
+            return True
+        base = self._base(layer)
+        layer.network_current_names = _UNFINISHED  # and so it stays where this is interrupted
+        try:
+            _merge_into(layer, base, parts)
+        except Exception as e:  # noqa: BLE001  whatever a network's own code raises
+            error = f"{type(e).__name__}: {e}"
+        else:
+            layer.network_current_names = wanted if parts else ()
+            return True
+        self._leave_to(extension, layer, parts, error)
         return True
 
-    def set_networks(self, layer: Any, parts: list[Any], mark: tuple[object, ...]) -> None:
-        """Write a layer's weight and bias: its base with these network modules merged into it.
+    def _leave_to(self, extension: Any, layer: Any, parts: list[Any], error: str) -> None:
+        """Let the Lora extension merge a layer: it skips and counts a network that does not fit.
 
-        Where this is interrupted, the layer stays marked as unfinished.
+        What it raises, it raises without us too.
         """
-        weight, bias = layer.weight, getattr(layer, "bias", None)
-        base = self._base(layer, weight, bias)
-        base_bias = layer.network_bias_backup
-        layer.network_current_names = _UNFINISHED
-        terms = [_term(part, weight) for part in parts]
-        try:
-            delta = merge(weight, base, terms)
-        except torch.cuda.OutOfMemoryError:
-            delta = merge(weight, base.cpu(), terms, torch.device("cpu"))
+        names = ", ".join(str(part.network.name) for part in parts)
+        if names not in self._told:
+            self._told.add(names)
+            webui.say(
+                f"LoRA {names}: {layer.network_layer_name} is left to the Lora extension's own "
+                f"code, and so is each layer like it ({error})"
+            )
+        if layer.network_bias_backup is None:
+            layer.bias = None  # it takes one that a network has added for the layer's own
         with torch.no_grad():
-            _set_bias(layer, bias, _sum(base_bias, delta))
-        layer.network_current_names = mark
+            extension.network_apply_weights(layer)
 
-    def _base(self, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _base(self, layer: Any) -> Tensor:
         """Return the weight without networks, from where the Lora extension keeps it: one copy."""
+        weight, bias = layer.weight, getattr(layer, "bias", None)
         base: Tensor | None = getattr(layer, "network_weights_backup", None)
         if base is None:
             if getattr(layer, "network_current_names", ()):
@@ -143,6 +153,18 @@ def _remove_added_bias(layer: Any) -> None:
         layer.bias = None
 
 
+def _merge_into(layer: Any, base: Tensor, parts: list[Any]) -> None:
+    """Write a layer's weight and bias: its base with these network modules merged into it."""
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    terms = [_term(part, weight) for part in parts]
+    try:
+        delta = merge(weight, base, terms)
+    except torch.cuda.OutOfMemoryError:
+        delta = merge(weight, base.cpu(), terms, torch.device("cpu"))
+    with torch.no_grad():
+        _set_bias(layer, bias, _sum(layer.network_bias_backup, delta))
+
+
 def _sum(base: Tensor | None, delta: Tensor | None) -> Tensor | None:
     if base is None or delta is None:
         return delta if base is None else base
@@ -154,7 +176,8 @@ def _set_bias(layer: Any, bias: Tensor | None, total: Tensor | None) -> None:
     if total is None:
         layer.bias = None
     elif bias is None:
-        layer.bias = nn.Parameter(total.to(layer.weight), requires_grad=False)
+        whole = total.to(layer.weight).squeeze(0).expand(layer.weight.shape[0]).clone()
+        layer.bias = nn.Parameter(whole, requires_grad=False)
         layer._accel_grown = True
     else:
         bias.copy_(total)
@@ -181,28 +204,18 @@ def _factors(part: Any, weight: Tensor) -> LowRank | None:
     up, down = part.up_model.weight.flatten(1), part.down_model.weight.flatten(1)
     shapes = (up.shape[0], up.shape[1], down.shape[1])
     fits = shapes == (weight.shape[0], down.shape[0], weight[0].numel())
-    if not fits or _is_inpainting_input(weight):
+    if not fits or not down.shape[0] or _is_inpainting_input(weight):
         return None
     rank = part.network.dyn_dim
     return LowRank(up[:, :rank], down[:rank], part.calc_scale() * part.multiplier())
 
 
 def _delta(part: Any, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the deltas of weight and bias from the network module's own code, in float32.
-
-    As in the Lora extension, a module that does not fit is left out and counted for the WebUI's
-    message.
-    """
-    try:
-        delta, bias_delta = _in_float32(part, weight.device).calc_updown(weight)
-        if _is_inpainting_input(weight):
-            delta = F.pad(delta, (0, 0, 0, 0, 0, 5))  # 4 latent channels of 9
-        return delta.expand_as(weight), bias_delta
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        webui.count_lora_error(part.network.name)
-        return weight.new_zeros(()), None
+    """Return the deltas of weight and bias from the network module's own code, in float32."""
+    delta, bias_delta = _in_float32(part, weight.device).calc_updown(weight)
+    if _is_inpainting_input(weight):
+        delta = F.pad(delta, (0, 0, 0, 0, 0, 5))  # 4 latent channels of 9
+    return delta.expand_as(weight), bias_delta
 
 
 def _is_inpainting_input(weight: Tensor) -> bool:
@@ -210,11 +223,14 @@ def _is_inpainting_input(weight: Tensor) -> bool:
 
 
 def _in_float32(part: Any, device: torch.device) -> Any:
-    """Return a copy of a network module with its tensors in float32 on `device`."""
+    """Return a copy of a network module with its tensors in float32 on `device`.
+
+    The tensors are copies: some modules write into their own.
+    """
     view = copy.copy(part)
     for name, value in vars(part).items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            setattr(view, name, value.to(device, torch.float32))
+            setattr(view, name, value.to(device, torch.float32, copy=True))
         elif isinstance(value, nn.Module) and value is not part.sd_module:
             setattr(view, name, copy.deepcopy(value).to(device, torch.float32))
     return view

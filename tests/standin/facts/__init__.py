@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import jobs, lora, pages, settings, unet
+from . import jobs, lora, odd_networks, pages, settings, unet
 from .jobs import listen
 
 __all__ = ["find", "listen"]
@@ -27,7 +27,7 @@ _GROUPS = {
         unet.unet,
         unet.unet_calls,
     ),
-    "lora": lora.FACTS,
+    "lora": (*lora.FACTS, odd_networks.malformed),
     "pages": pages.FACTS,
 }
 

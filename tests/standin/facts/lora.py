@@ -8,7 +8,6 @@ from typing import Any
 
 import network
 import network_full
-import network_lora
 import networks
 import torch
 from modules import shared
@@ -36,20 +35,21 @@ def _lora() -> dict[str, Tensor]:
     }
 
 
-def _network(name: str, layer: nn.Module, parts: dict[str, Tensor]) -> Any:
+def made(name: str, layer: nn.Module, parts: dict[str, Tensor]) -> Any:
+    """Return a network of these parts for one layer."""
     net = network.Network(name, None)
     weights = network.NetworkWeights(
         network_key="standin_probe", sd_key="standin_probe", w=dict(parts), sd_module=layer
     )
-    types = (network_lora.ModuleTypeLora(), network_full.ModuleTypeFull())
     net.modules["standin_probe"] = next(
-        m for t in types if (m := t.create_module(net, weights)) is not None
+        m for t in networks.module_types if (m := t.create_module(net, weights))
     )
     return net
 
 
 @contextlib.contextmanager
-def _wanted(*nets: Any) -> Iterator[None]:
+def wanted(*nets: Any) -> Iterator[None]:
+    """Want these networks, and leave wishes and counted errors as they were."""
     before, errors = list(networks.loaded_networks), dict(networks.extra_network_lora.errors)
     networks.loaded_networks[:] = nets
     try:
@@ -75,7 +75,7 @@ def _numbers(t: Tensor | None) -> Any:
 def fields() -> dict[str, Any]:
     """What a loaded network and its modules consist of, as far as we read them."""
     layer = _layer()
-    net = _network("a", layer, _lora())
+    net = made("a", layer, _lora())
     part = net.modules["standin_probe"]
     kind = type(part)
     return {
@@ -128,7 +128,7 @@ def updown() -> dict[str, Any]:
         ("convolution", conv, small),
         ("full", layer, whole),
     ):
-        net = _network("a", module, parts)
+        net = made("a", module, parts)
         net.te_multiplier, net.unet_multiplier = 5.0, -0.5
         for rank in (None, 1):
             net.dyn_dim = rank
@@ -147,7 +147,7 @@ def merging() -> dict[str, Any]:
         steps = out["with a bias" if bias else "without"] = [
             ["base", *_marks(layer), _numbers(layer(x))]
         ]
-        a, b = _network("a", layer, _lora()), _network("b", layer, {"diff": torch.eye(6)})
+        a, b = made("a", layer, _lora()), made("b", layer, {"diff": torch.eye(6)})
         foreign = network.Network("foreign", None)
         for name, nets in (
             ("a", (a,)),
@@ -157,9 +157,9 @@ def merging() -> dict[str, Any]:
             ("nothing", ()),
             ("b", (b,)),
         ):
-            with _wanted(*nets):
+            with wanted(*nets):
                 steps.append([name, _numbers(layer(x)), *_marks(layer), _numbers(layer.weight)])
-        with _wanted():
+        with wanted():
             steps.append([_numbers(layer(x)), *_marks(layer)])
     return out
 
@@ -168,10 +168,10 @@ def merging() -> dict[str, Any]:
 def a_new_bias() -> list[Any]:
     """A network with a bias for a layer without one: two calls, and one without the network."""
     layer = _layer(bias=False)
-    net = _network("a", layer, {"diff": torch.eye(6), "diff_b": torch.ones(6)})
+    net = made("a", layer, {"diff": torch.eye(6), "diff_b": torch.ones(6)})
     x = torch.linspace(-1, 1, 6)[None]
     out: list[Any] = []
-    with _wanted(net):
+    with wanted(net):
         for _ in range(2):
             try:
                 out.append(_numbers(layer(x)))
@@ -187,17 +187,17 @@ def failing() -> dict[str, Any]:
     """A network that does not fit is counted and left out; a mark without a backup raises."""
     layer = _layer()
     base = layer.weight.clone()
-    bad = _network("bad", layer, {"diff": torch.zeros(7, 5)})
-    with _wanted(bad):
+    bad = made("bad", layer, {"diff": torch.zeros(7, 5)})
+    with wanted(bad):
         networks.network_apply_weights(layer)
         errors = dict(networks.extra_network_lora.errors)
     unnamed = nn.Linear(6, 6)
-    with _wanted(_network("a", unnamed, _lora())):
+    with wanted(made("a", unnamed, _lora())):
         networks.network_apply_weights(unnamed)
     torn = _layer()
     torn.network_current_names = (("x", 1.0, 1.0, None),)
     try:
-        with _wanted(bad):
+        with wanted(bad):
             networks.network_apply_weights(torn)
         raised = None
     except RuntimeError as e:
@@ -216,7 +216,7 @@ def loading() -> list[Any]:
     """Restoring writes the backup back; loading a state dict drops marks and backups."""
     layer = _layer()
     state = {k: v.clone() for k, v in layer.state_dict().items()}
-    with _wanted(_network("a", layer, _lora())):
+    with wanted(made("a", layer, _lora())):
         layer(torch.ones(1, 6))
     changed = not torch.equal(layer.weight, state["weight"])
     networks.network_restore_weights_from_backup(layer)
@@ -231,7 +231,7 @@ def at_run_time() -> list[Any]:
     layer = _layer()
     base, x = layer.weight.clone(), torch.linspace(-1, 1, 6)[None]
     out: list[Any] = []
-    with _wanted(_network("a", layer, _lora())):
+    with wanted(made("a", layer, _lora())):
         out.append(_numbers(layer(x)))
         shared.opts.data["lora_functional"] = True
         try:
@@ -254,11 +254,20 @@ def classes() -> dict[str, Any]:
         layer.network_layer_name = "standin_probe"
         with (
             torch.no_grad(),
-            _wanted(_network("a", layer, {"diff": torch.ones_like(layer.weight)})),
+            wanted(made("a", layer, {"diff": torch.ones_like(layer.weight)})),
         ):
             layer(given.get(cls, torch.ones(1, 6, 4, 4)))
             out[cls.__name__] = getattr(layer, "network_current_names", None)
     return out
 
 
-FACTS = (fields, updown, merging, a_new_bias, failing, loading, at_run_time, classes)
+FACTS = (
+    fields,
+    updown,
+    merging,
+    a_new_bias,
+    failing,
+    loading,
+    at_run_time,
+    classes,
+)

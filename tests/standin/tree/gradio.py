@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,13 @@ class Component:
             visible,
         )
         shown.append(self)
+
+
+class Request:
+    """What a function is given for a parameter of this type."""
+
+    def __init__(self, request: Any = None, **told: Any):
+        self.request, self.told = request, told  # from the server, or what the sender has told
 
 
 class HTML(Component):
@@ -70,9 +78,17 @@ class Button(Component):
             api_name,
         )
 
-    def press(self) -> list[Any]:
-        """Do what the page does. Returns the values that the outputs were given."""
-        answer = self._handler(*(i.value for i in self._inputs))
+    def press(
+        self, headers: dict[str, str] | None = None, told: dict[str, Any] | None = None
+    ) -> list[Any]:
+        """Do what the page does. Returns the values that the outputs were given.
+
+        `headers` are those of the request. `told` is what a sender says of itself, in their place.
+        """
+        request = Request(**told) if told else Request(_request(headers or {}))
+        hints = typing.get_type_hints(self._handler)
+        more = [request for name in hints if name != "return" and hints[name] is Request]
+        answer = self._handler(*(i.value for i in self._inputs), *more)
         for output, value in zip(
             self._outputs, answer if len(self._outputs) > 1 else [answer], strict=True
         ):
@@ -126,6 +142,12 @@ class Slider(Component):
 def update(**values: Any) -> dict[str, Any]:
     """Return what a function answers to change a component."""
     return {**values, "__type__": "generic_update"}
+
+
+def _request(headers: dict[str, str]) -> Any:
+    import fastapi
+
+    return fastapi.Request(None, fastapi.Headers(headers))  # type: ignore[attr-defined]
 
 
 class _Layout:

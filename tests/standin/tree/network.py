@@ -30,6 +30,7 @@ class NetworkModule:
         self.alpha = weights.w["alpha"].item() if "alpha" in weights.w else None
         self.scale = weights.w["scale"].item() if "scale" in weights.w else None
         self.dora_scale = weights.w.get("dora_scale")
+        self.shape: Any = weights.sd_module.weight.shape
 
     def multiplier(self) -> float:
         return (
@@ -47,12 +48,26 @@ class NetworkModule:
         self, updown: Tensor, orig_weight: Tensor, output_shape: Any, ex_bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Scale the delta. Raises RuntimeError where the network is for another shape."""
+        if self.bias is not None:
+            updown = updown.reshape(self.bias.shape)
+            updown += self.bias
+            updown = updown.reshape(output_shape)
         if len(output_shape) == 4:
             updown = updown.reshape(output_shape)
         if updown.numel() == orig_weight.numel():
             updown = updown.reshape(orig_weight.shape)
         more = None if ex_bias is None else ex_bias * self.multiplier()
-        return updown * self.calc_scale() * self.multiplier(), more
+        updown = updown * self.calc_scale()
+        if self.dora_scale is not None:
+            updown = self._decomposed(updown, orig_weight)
+        return updown * self.multiplier(), more
+
+    def _decomposed(self, updown: Tensor, orig_weight: Tensor) -> Tensor:
+        """DoRA: give each input channel of the merged weight the length that the file names."""
+        merged = updown + orig_weight
+        flat = merged.transpose(0, 1).reshape(merged.shape[1], -1)
+        norm = flat.norm(dim=1).reshape(1, -1, *[1] * (len(self.shape) - 2))
+        return merged * (self.dora_scale / norm) - orig_weight
 
     def calc_updown(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError

@@ -12,7 +12,28 @@ from typing import Any
 import network
 import torch
 from modules import shared
+from network_full import ModuleTypeFull
+from network_lora import ModuleTypeLora
+from network_lycoris import (
+    ModuleTypeGLora,
+    ModuleTypeHada,
+    ModuleTypeIa3,
+    ModuleTypeLokr,
+    ModuleTypeNorm,
+)
+from network_oft import ModuleTypeOFT
 from torch import Tensor, nn
+
+module_types: list[Any] = [
+    ModuleTypeLora(),
+    ModuleTypeHada(),
+    ModuleTypeIa3(),
+    ModuleTypeLokr(),
+    ModuleTypeFull(),
+    ModuleTypeNorm(),
+    ModuleTypeGLora(),
+    ModuleTypeOFT(),
+]
 
 PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 loaded_networks: list[network.Network] = []

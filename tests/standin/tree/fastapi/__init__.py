@@ -27,10 +27,20 @@ class HTTPException(Exception):
         self.status_code, self.detail, self.headers = status_code, detail, headers
 
 
+class Headers:
+    """Values by name. The case of a name does not matter."""
+
+    def __init__(self, given: dict[str, str]):
+        self._values = {name.lower(): value for name, value in given.items()}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._values.get(name.lower(), default)
+
+
 @dataclass
 class Request:
-    app: FastAPI
-    headers: dict[str, str] = field(default_factory=dict)
+    app: Any
+    headers: Headers = field(default_factory=lambda: Headers({}))
 
     @property
     def cookies(self) -> dict[str, str]:
@@ -57,7 +67,7 @@ class FastAPI:
 
     def ask(self, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         """-> (status, answer)."""
-        request = Request(self, headers or {})
+        request = Request(self, Headers(headers or {}))
         for wanted, pattern, endpoint, dependencies in self._routes:
             match = pattern.fullmatch(path)
             if wanted != method or not match:

@@ -11,6 +11,8 @@ options_section = options.options_section
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--api-auth")
+parser.add_argument("--cors-allow-origins")
+parser.add_argument("--cors-allow-origins-regex")
 cmd_opts = argparse.Namespace()
 
 options_templates = options_section(
