@@ -74,7 +74,7 @@ def refusal(request: object) -> str | None:
     if ours or (origin and webui.trusts(origin)):
         return None
     return (
-        f"refused: this came from a page of another site ({origin or 'unnamed'}), and only pages "
+        f"refused: this came from a page of another site ({origin or site}), and only pages "
         "of this WebUI may build or delete compiled code; if it is a site of yours, name it with "
         "--cors-allow-origins, or let your proxy pass on the Host header"
     )
@@ -99,7 +99,7 @@ def _prebuild() -> dict[str, Any]:
     """Start compiling for the loaded model where that is needed, and return the status at once."""
     try:
         service.build()
-    except (AccelError, ValueError) as e:  # ValueError: an option is out of range
+    except AccelError as e:
         raise HTTPException(409, str(e)) from e
     return service.status()
 
@@ -108,7 +108,7 @@ def _delete(key: str) -> dict[str, Any]:
     """Delete an artifact. Code that was loaded from it keeps serving until the WebUI ends."""
     try:
         deleted = service.delete(key)
-    except (AccelError, ValueError) as e:  # ValueError: an option is out of range
+    except AccelError as e:
         raise HTTPException(409, str(e)) from e
     if not deleted:
         raise HTTPException(404, f"there is no artifact {key}")

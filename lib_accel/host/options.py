@@ -6,6 +6,7 @@ hand, and earlier versions of this extension stored the English sentences of the
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,20 +52,24 @@ class Word:
         raise ValueError(f"expected one of {', '.join(self.words)}")
 
 
+MOST_MIB = 2**40
+
+
 @dataclass(frozen=True)
 class Mebibytes:
-    """An option that is a size in MiB. Its range is checked by `Config`."""
+    """An option that is a size in MiB, `least` to MOST_MIB."""
 
     default: int
+    least: int
 
     def read(self, stored: object) -> int:
         """Return the whole number that `stored` means. Raises ValueError where it means none."""
         if isinstance(stored, (int, float, str)) and not isinstance(stored, bool):
-            try:
-                return math.trunc(float(stored))  # which raises for NaN and infinity
-            except (ValueError, OverflowError):
-                pass
-        raise ValueError("expected a number of MiB")
+            with contextlib.suppress(ValueError, OverflowError):  # of NaN, infinity and other text
+                size = math.trunc(float(stored))
+                if self.least <= size <= MOST_MIB:
+                    return size
+        raise ValueError(f"expected a number of MiB from {self.least} to {MOST_MIB}")
 
 
 OPTIONS: Mapping[str, Any] = {
@@ -75,8 +80,8 @@ OPTIONS: Mapping[str, Any] = {
         (CONTINUE, WAIT),
         {"make images without acceleration": CONTINUE, "wait for the compiler": WAIT},
     ),
-    "accel_store_mib": Mebibytes(2048),
-    "accel_graphs_mib": Mebibytes(1024),
+    "accel_store_mib": Mebibytes(2048, least=1),
+    "accel_graphs_mib": Mebibytes(1024, least=0),
     "accel_lora_base": Word(
         AUTO,
         LORA_BASES,

@@ -55,7 +55,11 @@ class Service:
                 self._attach(unet)
 
     def options_changed(self) -> None:
-        """Apply the options to every model in memory, before the next image at the latest."""
+        """Apply the options to every model in memory, before the next image at the latest.
+
+        Raises ValueError for a value that means nothing: the WebUI then takes the change back.
+        """
+        webui.check_options()
         self._options_changed = True
         with webui.idle() as idle:
             if idle:
@@ -66,8 +70,6 @@ class Service:
         with self._lock:
             if not self._options_changed:
                 return
-            # cleared first: a value out of range raises below, the WebUI restores the old one, and
-            # the next image must not raise again
             self._options_changed = False
             wanted = webui.config() if webui.enabled() else None
             if wanted is None:
@@ -137,7 +139,7 @@ class Service:
             self._counts.append(here.counts)
             here.install()  # before a blocking `prepare`, whose progress the status shows
             here.engine.prepare()
-        except (AccelError, ValueError) as e:
+        except AccelError as e:
             if here is not None:
                 here.remove()
             self._refused[unet] = str(e)

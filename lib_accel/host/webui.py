@@ -27,15 +27,29 @@ from .options import OPTIONS, WAIT
 def option(name: str) -> Any:
     """Return the value of one of our options, of the type that options.py gives it.
 
-    A value of an earlier version or of another type is rewritten in the WebUI's settings. One that
-    means nothing is named in the console and replaced by the default.
+    One that means nothing is named in the console and replaced by the default.
     """
+    try:
+        return _read(name)
+    except ValueError as e:
+        value = shared.opts.data[name] = OPTIONS[name].default
+        say(f"{e}. {value!r} is used instead.")
+        return value
+
+
+def check_options() -> None:
+    """Read every option. Raises ValueError, which names it, for a value that means nothing."""
+    for name in OPTIONS:
+        _read(name)
+
+
+def _read(name: str) -> Any:
+    """Return an option's value; rewrite one of another type or version in the WebUI's settings."""
     stored = getattr(shared.opts, name)
     try:
         value = OPTIONS[name].read(stored)
     except ValueError as e:
-        value = OPTIONS[name].default
-        say(f"the setting {name} is {reprlib.repr(stored)}; {e}. {value!r} is used instead.")
+        raise ValueError(f"the setting {name} is {reprlib.repr(stored)}; {e}") from None
     if type(value) is not type(stored) or value != stored:
         shared.opts.data[name] = value
     return value
@@ -54,8 +68,8 @@ def enabled() -> bool:
 def config() -> Config:
     """Return the options as a Config. Command-line flags override them.
 
-    Raises ValueError for a value out of range. The folder of compiled code is no option: whoever
-    can set options could name a folder of planted native code.
+    The folder of compiled code is no option: whoever can set options could name a folder of planted
+    native code.
     """
     folder = flag("accel_store")
     return Config(

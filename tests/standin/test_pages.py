@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,16 @@ import pytest
 from lib_accel.store import ArtifactStore, groups
 
 from .conftest import Start
-from .host import Host
+from .host import Host, in_place
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Host]:
+    """Without compiled code, and without a compiler."""
+    with in_place():
+        host = Host("--accel-store", str(tmp_path), "--accel-no-compile")
+        yield host
+        host.close()
 
 
 def _basic(login: str) -> dict[str, str]:
@@ -112,6 +123,37 @@ def test_the_tab_shows_its_parts_and_answers_its_buttons(start: Start, own_store
     host.opts.set("accel_enable", False)
     _press(host, "build")
     assert "nothing to build" in _shown(host, "message")
+
+
+def _no_such_thing(*_: Any) -> Any:
+    raise TypeError("no such thing")
+
+
+def test_a_bug_in_one_part_of_the_tab_is_shown_in_its_place(
+    plain: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page that raises would show an empty error, and no other part."""
+    plain.service.artifacts = _no_such_thing
+    _press(plain, "refresh")
+    assert "this is a bug: TypeError: no such thing" in _shown(plain, "artifacts")
+    assert "data-level=" in _shown(plain, "findings")
+    plain.service.build = plain.service.delete = plain.service.status = _no_such_thing
+    next(c for c in plain.pages.shown if type(c).__name__ == "Textbox").value = "0" * 64
+    for name in ("build", "delete"):
+        _press(plain, name)
+        assert "this is a bug: TypeError" in _shown(plain, "message")
+        assert "data-level=" in _shown(plain, "findings")
+    assert "this is a bug: TypeError" in _line(plain)
+    assert "in _no_such_thing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("used", [2**63, -(2**63), 1e300, 0])
+def test_an_artifact_of_an_odd_date_is_listed(plain: Host, used: float) -> None:
+    artifacts: Any = plain.module("lib_accel.host.pages.artifacts")
+    group = SimpleNamespace(key="0" * 64, bytes=1, last_used=used, made_for="4 units")
+    plain.service.artifacts = lambda: [group]
+    date = "1970-01-01" if used == 0 else "<span class='accel-plain'>?</span>"
+    assert date in artifacts.artifacts()
 
 
 def _line(host: Host) -> str:

@@ -98,7 +98,7 @@ def test_a_sentence_that_an_earlier_version_stored_is_rewritten(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
+ODD = pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
         ("accel_lora_base", "disk", "expected one of auto, host, pinned, gpu"),
@@ -107,6 +107,23 @@ def test_a_sentence_that_an_earlier_version_stored_is_rewritten(
         ("accel_while_compiling", None, "expected one of continue, wait"),
         ("accel_enable", "maybe", "expected true or false"),
         ("accel_enable", [], "expected true or false"),
+        ("accel_enable", ["false"], "expected true or false"),
+        ("accel_enable", None, "expected true or false"),
+        ("accel_enable", math.nan, "expected true or false"),
+        ("accel_enable", 2, "expected true or false"),
+        ("accel_enable", {"value": True}, "expected true or false"),
+        ("accel_backend", None, "expected one of auto, aoti, jit, eager"),
+        ("accel_backend", True, "expected one of auto, aoti, jit, eager"),
+        ("accel_lora_base", {"gpu": 1}, "expected one of auto, host, pinned, gpu"),
+        ("accel_while_compiling", 10**400, "expected one of continue, wait"),
+        ("accel_store_mib", 0, "expected a number of MiB from 1 to"),
+        ("accel_store_mib", -64, "expected a number of MiB from 1 to"),
+        ("accel_store_mib", 0.5, "expected a number of MiB from 1 to"),
+        ("accel_store_mib", 1e300, "expected a number of MiB from 1 to"),
+        ("accel_store_mib", 10**400, "expected a number of MiB from 1 to"),
+        ("accel_store_mib", "1e999", "expected a number of MiB from 1 to"),
+        ("accel_store_mib", None, "expected a number of MiB from 1 to"),
+        ("accel_graphs_mib", -5, "expected a number of MiB from 0 to"),
         ("accel_store_mib", math.nan, "expected a number of MiB"),
         ("accel_graphs_mib", math.inf, "expected a number of MiB"),
         ("accel_graphs_mib", [1024], "expected a number of MiB"),
@@ -114,19 +131,65 @@ def test_a_sentence_that_an_earlier_version_stored_is_rewritten(
         ("accel_store_mib", "much", "expected a number of MiB"),
     ],
 )
-def test_a_value_that_means_nothing_is_named_once_and_replaced(
+OTHERS = {
+    "accel_enable": False,
+    "accel_backend": "eager",
+    "accel_while_compiling": "wait",
+    "accel_store_mib": 64,
+    "accel_graphs_mib": 0,
+    "accel_lora_base": "host",
+}
+
+
+@ODD
+@pytest.mark.parametrize("before", [DEFAULTS, OTHERS])
+def test_a_change_that_means_nothing_is_refused_by_name(
+    host: Host,
+    capsys: pytest.CaptureFixture[str],
+    before: dict[str, Any],
+    name: str,
+    value: Any,
+    expected: str,
+) -> None:
+    """What was set stays. So null, or an unknown word, never switches acceleration on."""
+    host.load()
+    host.opts.set(name, before[name])
+    capsys.readouterr()
+    assert not host.opts.set(name, value)
+    assert host.image().made
+    assert host.opts.data[name] == before[name]
+    lines = [x for x in capsys.readouterr().out.splitlines() if name in x]
+    assert len(lines) == 1, lines
+    assert expected in lines[0]
+
+
+@ODD
+def test_a_stored_value_that_means_nothing_is_named_once_and_replaced(
     host: Host, capsys: pytest.CaptureFixture[str], name: str, value: Any, expected: str
 ) -> None:
+    """It was in the file, or an image's `override_settings` brought it, which tell nobody."""
     host.load()
-    host.opts.data[name] = DEFAULTS[name]
-    assert host.opts.set(name, value)
+    host.opts.data[name] = value
     assert host.image().made
+    host.status()
+    _config(host)
     assert host.opts.data[name] == DEFAULTS[name]
     lines = [x for x in capsys.readouterr().out.splitlines() if name in x]
     assert len(lines) == 1, lines
     assert expected in lines[0]
     assert repr(value)[:4] in lines[0]
     assert repr(DEFAULTS[name]) in lines[0]
+
+
+def test_a_change_in_the_middle_of_an_image_reads_as_what_it_means(host: Host) -> None:
+    """The API answers at once what is stored; the change itself waits for the image's end."""
+    host.load()
+    with host.module("modules.call_queue").queue_lock:
+        host.opts.set("accel_enable", "false")
+        assert host.opts.data["accel_enable"] is False
+        assert not host.opts.set("accel_enable", "none")
+        assert host.opts.data["accel_enable"] is False
+    assert host.status()["state"] == "off"
 
 
 def test_an_unknown_stored_value_is_replaced_before_the_page_is_built(

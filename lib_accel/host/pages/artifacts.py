@@ -26,7 +26,7 @@ def artifacts() -> str:
 
 def _row(group: Group) -> str:
     key, size = html.escape(group.key), f"{group.bytes / 1e6:.1f}"
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(group.last_used))
+    used = _date(group.last_used)
     delete = f"accelDelete('{key}', '{size}')"
     cells = [
         f"<code title='{key}'>{key[:12]}</code>",
@@ -36,3 +36,10 @@ def _row(group: Group) -> str:
         f"<button type='button' class='accel-button' onclick=\"{delete}\">Delete</button>",
     ]
     return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+
+
+def _date(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # a file's date can be any number
+        return "?"

@@ -8,11 +8,9 @@ javascript/accel.js translates it by keys that hold {0}, {1}.
 from __future__ import annotations
 
 import html
+import traceback
 
 from ...errors import AccelError
-
-PROBLEMS = (AccelError, ValueError, OSError)
-"""What a page shows as text instead of failing. ValueError: an option is out of range."""
 
 
 def fixed(text: str, tag: str = "span") -> str:
@@ -42,4 +40,15 @@ def message(text: str) -> str:
 
 def problem(e: Exception) -> str:
     """Return what went wrong, in place of the part that cannot be shown."""
-    return message(varying(e))
+    return message(varying(what_failed(e)))
+
+
+def what_failed(e: Exception) -> str:
+    """Return what to show for an error. One that is a bug is printed as well.
+
+    A page that raises would show an empty error, and none of its other parts.
+    """
+    if isinstance(e, (AccelError, OSError)):
+        return str(e)
+    traceback.print_exception(e)
+    return f"this is a bug: {type(e).__name__}: {e}; the console has more"

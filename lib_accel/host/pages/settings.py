@@ -26,6 +26,7 @@ def register(changed: Callable[[], None]) -> None:
     shared.options_templates.update(shared.options_section(SECTION, options))
     for name, option in options.items():
         shared.opts.data_labels[name] = option
+        shared.opts.data.setdefault(name, option.default)  # to which a refused change is taken back
         webui.option(name)
     _drop_stored_folder()
 

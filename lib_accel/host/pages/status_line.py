@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import webui
 from ..service import service
-from .markup import PROBLEMS, fixed, plain, varying
+from .markup import fixed, plain, varying, what_failed
 
 _STATES = {
     "off": "Acceleration is off",
@@ -21,8 +21,9 @@ def status_line() -> str:
     """Return one line of HTML: state, progress, backend, architecture, reason."""
     try:
         s = service.status()
-    except PROBLEMS as e:
-        return _line("fallback", [fixed(_STATES["fallback"], "b"), varying(e, "small")])
+    except Exception as e:  # noqa: BLE001  the page asks every few seconds
+        what = varying(what_failed(e), "small")
+        return _line("fallback", [fixed(_STATES["fallback"], "b"), what])
     state, parts = s["state"], [fixed(_STATES[s["state"]], "b")]
     if state == "compiling":
         return _line(state, [*parts, *_progress(s)])

@@ -9,7 +9,7 @@ import gradio as gr
 from ..api import refusal
 from ..service import service
 from .artifacts import artifacts
-from .markup import PROBLEMS, fixed, heading, message, plain, problem, varying
+from .markup import fixed, heading, message, plain, problem, varying
 from .plot import plot
 from .status_line import status_line
 
@@ -59,7 +59,7 @@ def _or_problem(part: Callable[[], str]) -> str:
     """Return a part of the tab, or why it cannot be shown. The other parts are shown anyway."""
     try:
         return part()
-    except PROBLEMS as e:
+    except Exception as e:  # noqa: BLE001  the other parts are shown
         return problem(e)
 
 
@@ -74,7 +74,7 @@ def _build(request: gr.Request) -> tuple[str, ...]:
     try:
         service.build()
         state = service.status()["state"]
-    except PROBLEMS as e:
+    except Exception as e:  # noqa: BLE001  the other parts are shown
         return _everything(problem(e))
     return _everything(message(fixed(_AFTER_BUILD[state])) if state in _AFTER_BUILD else "")
 
@@ -84,7 +84,7 @@ def _delete(key: str, request: gr.Request) -> tuple[str, ...]:
         return _everything(message(varying(reason)))
     try:
         deleted = bool(key) and service.delete(key)
-    except PROBLEMS as e:
+    except Exception as e:  # noqa: BLE001  the other parts are shown
         return _everything(problem(e))
     if deleted:
         text = "Deleted. A model that was using it keeps it until the WebUI ends."

@@ -10,57 +10,82 @@ from torch import Tensor
 Parts = dict[str, Tensor]
 
 
+def _random(*size: int, scale: float = 0.1) -> Tensor:
+    g = torch.Generator().manual_seed(sum(size))
+    return torch.randn(size, generator=g) * scale
+
+
 def _good(shape: tuple[int, ...]) -> dict[str, Parts]:
     """Return the parts of a good network of each kind for a weight of this shape."""
-    g = torch.Generator().manual_seed(3)
-
-    def some(*size: int, scale: float = 0.1) -> Tensor:
-        return torch.randn(size, generator=g) * scale
-
+    some, alpha = _random, torch.tensor(2.0)
     whole = {
         "full": {"diff": some(*shape), "diff_b": some(shape[0])},
         "norm": {"w_norm": some(*shape), "b_norm": some(shape[0])},
+        "ia3": {"weight": some(shape[0]), "on_input": torch.tensor(False)},
     }
     if len(shape) == 1:
-        return {**whole, "ia3": {"weight": some(shape[0]), "on_input": torch.tensor(False)}}
+        return whole
     outputs, inputs, *kernel = shape
-    ones, alpha = [1] * len(kernel), torch.tensor(2.0)
-    flat = torch.Size(shape[1:]).numel()
+    ones, flat = [1] * len(kernel), torch.Size(shape[1:]).numel()
     lora = {
         "lora_up.weight": some(outputs, 4, *ones),
         "lora_down.weight": some(4, inputs, *kernel),
         "alpha": alpha,
     }
     rank = {"a": (outputs, 4), "b": (4, flat)}
-    kinds = {
+    loha = {f"hada_w{n}_{x}": some(*rank[x], scale=0.3 * n) for n in (1, 2) for x in "ab"}
+    return {
         **whole,
+        **(_of_convolutions(*shape) if kernel else _of_matrices(*shape)),
         "lora": lora,
         "dora": {**lora, "dora_scale": some(1, inputs, *ones).abs()},
         "lora with a bias": {**lora, "bias": some(*shape)},
-        "ia3": {"weight": some(outputs), "on_input": torch.tensor(False)},
-        "loha": {f"hada_w{n}_{x}": some(*rank[x], scale=0.3) for n in (1, 2) for x in "ab"},
+        "loha": {**loha, "alpha": alpha},
         "lokr": {"lokr_w1": some(2, 2), "lokr_w2": some(outputs // 2, inputs // 2, *kernel)},
         "oft": {"oft_blocks": some(4, outputs // 4, outputs // 4), "alpha": torch.tensor(0.01)},
         "oft-diag": {"oft_diag": some(outputs // 4, 4, 4), "rescale": some(outputs)},
         "boft": {"oft_blocks": some(2, outputs // 4, 4, 4), "alpha": torch.tensor(0.01)},
     }
-    kinds["loha"]["alpha"] = kinds["lokr"]["alpha"] = alpha
-    if not kernel:
-        kinds["ia3-input"] = {"weight": some(inputs), "on_input": torch.tensor(True)}
-        square = {"a1.weight": some(4, inputs), "a2.weight": some(inputs, 4)}
-        kinds["glora"] = {
-            **square,
-            "b1.weight": some(4, inputs),
-            "b2.weight": some(outputs, 4),
+
+
+def _of_matrices(outputs: int, inputs: int) -> dict[str, Parts]:
+    some, alpha = _random, torch.tensor(2.0)
+    return {
+        "ia3-input": {"weight": some(inputs), "on_input": torch.tensor(True)},
+        "glora": {
+            "a1.weight": some(4, inputs),
+            "a2.weight": some(inputs, 4),
+            "b1.weight": some(4, inputs, scale=0.2),
+            "b2.weight": some(outputs, 4, scale=0.2),
             "alpha": alpha,
-        }
-        kinds["lokr in factors"] = {
+        },
+        "lokr in factors": {
             "lokr_w1": some(2, 2),
             "lokr_w2_a": some(outputs // 2, 4),
             "lokr_w2_b": some(4, inputs // 2),
             "alpha": alpha,
-        }
-    return kinds
+        },
+    }
+
+
+def _of_convolutions(outputs: int, inputs: int, *kernel: int) -> dict[str, Parts]:
+    some = _random
+    return {
+        "lora with a middle": {
+            "lora_up.weight": some(outputs, 4, 1, 1),
+            "lora_mid.weight": some(4, 4, *kernel),
+            "lora_down.weight": some(4, inputs, 1, 1),
+        },
+        "loha with cores": {
+            f"hada_{name}": some(*size, scale=0.3)
+            for n in (1, 2)
+            for name, size in (
+                (f"t{n}", (4, 4, *kernel)),
+                (f"w{n}_a", (4, outputs)),
+                (f"w{n}_b", (4, inputs)),
+            )
+        },
+    }
 
 
 _CHANGES: dict[str, Callable[[Tensor], Tensor]] = {

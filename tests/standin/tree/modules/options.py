@@ -61,7 +61,8 @@ class Options:
         try:
             if onchange is not None:
                 onchange()
-        except Exception:  # noqa: BLE001  the WebUI prints it
+        except Exception as e:  # noqa: BLE001
+            print(f"{type(e).__name__}: {e}")  # after a line with the key and the value
             self.data[key] = before
             return False
         return True
