@@ -51,7 +51,7 @@ def components() -> dict[str, bool]:
     with gr.Blocks(analytics_enabled=False), gr.Row(), gr.Column():
         button = gr.Button("x")
     out |= {f"click({p})": p in inspect.signature(button.click).parameters for p in CLICK}
-    return out | {name: hasattr(gr, name) for name in ("Radio", "Slider")}
+    return out | {name: hasattr(gr, name) for name in ("Radio", "Slider", "Request")}
 
 
 def _ask(app: Any, method: str, path: str, headers: dict[str, str]) -> int:

@@ -25,6 +25,7 @@ class NetworkModuleOFT(network.NetworkModule):
         w, outputs = weights.w, layer.weight.shape[0]
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
             raise AttributeError(f"an OFT of a {type(layer).__name__}")
+        self.scale = 1.0
         self.is_r = "oft_blocks" not in w
         self.oft_blocks: Tensor = w["oft_diag" if self.is_r else "oft_blocks"]
         self.limit = None if self.is_r or "alpha" not in w else w["alpha"] * outputs
@@ -48,6 +49,8 @@ class NetworkModuleOFT(network.NetworkModule):
                 norm = torch.norm(skew.flatten())
                 skew = skew * ((torch.clamp(norm, max=self.limit) + 1e-8) / (norm + 1e-8))
             rotations = torch.matmul(eye + skew, (eye - skew).float().inverse())
+        if self.is_boft and self.is_r:
+            raise AttributeError("boft_m")
         if self.is_boft:
             merged = self._butterfly(rotations, orig_weight)
         else:
