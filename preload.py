@@ -25,6 +25,14 @@ def preload(parser: argparse.ArgumentParser) -> None:
         help="only read from that folder, for servers that share one; aoti then compiles nothing",
     )
     parser.add_argument(
+        "--accel-store-key",
+        metavar="FILE",
+        default=None,
+        help="file with the key that signs and checks the code in that folder, for a folder that "
+        "several users or machines share; by default the file that ACCEL_STORE_KEY_FILE names, "
+        "else a key of your own, made at first use in your profile",
+    )
+    parser.add_argument(
         "--accel-no-compile",
         action="store_true",
         help="compile nothing in this run; UNets that are compiled already are still used",

@@ -18,17 +18,34 @@ memory while enough of it is free, else pinned memory.
 """
 
 
+_FOLDERS = {  # by system: variable and default for what can be made again, and for what cannot
+    "win32": (("LOCALAPPDATA", "~/AppData/Local"), ("APPDATA", "~/AppData/Roaming")),
+    "darwin": (("", "~/Library/Caches"), ("", "~/Library/Application Support")),
+}
+_OTHER_FOLDERS = (("XDG_CACHE_HOME", "~/.cache"), ("XDG_CONFIG_HOME", "~/.config"))
+
+
 def default_store() -> Path:
     """Return the folder of compiled code: `ACCEL_STORE`, else one in the user's cache folder."""
-    if os.environ.get("ACCEL_STORE"):
-        return Path(os.environ["ACCEL_STORE"])
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "sd-webui-accel"
+    return Path(os.environ.get("ACCEL_STORE") or _own_folder(0))
+
+
+def default_store_key() -> Path | None:
+    """Return the file of the store key that `ACCEL_STORE_KEY_FILE` names, None for the own key."""
+    named = os.environ.get("ACCEL_STORE_KEY_FILE")
+    return Path(named) if named else None
+
+
+def own_key_file() -> Path:
+    """Return where the user's own store key lies, far from the store: stores are passed on."""
+    return _own_folder(1) / "store.key"
+
+
+def _own_folder(kind: int) -> Path:
+    """Return this extension's folder in the user's profile. It begins with `~` where none is."""
+    variable, default = _FOLDERS.get(sys.platform, _OTHER_FOLDERS)[kind]
+    base = os.environ.get(variable) or os.path.expanduser(default)  # noqa: PTH111  (never raises)
+    return Path(base) / "sd-webui-accel"
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,7 @@ class Config:
     store: Path = field(default_factory=default_store)  # folder of compiled code
     store_bytes: int = 2048 * MIB  # largest size of that folder
     store_readonly: bool = False
+    store_key: Path | None = field(default_factory=default_store_key)  # None: the user's own key
     compile: bool = True  # False: only stored code serves, nothing is compiled
     blocking: bool = False  # wait for the compiler instead of computing without it meanwhile
     graphs: bool = True  # CUDA graphs, where the device has them

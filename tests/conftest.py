@@ -81,6 +81,15 @@ def tiny_store(built: Built) -> Path:
     return built.store
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_profile(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the key that signs compiled code out of the tester's profile; all workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["XDG_CONFIG_HOME"] = str(base / "config")
+    os.environ.pop("ACCEL_STORE_KEY_FILE", None)
+
+
 @pytest.fixture
 def own_store(tiny_store: Path, tmp_path: Path) -> Path:
     """A copy of the store, for one test."""

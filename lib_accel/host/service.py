@@ -15,6 +15,7 @@ from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
 from ..runtime.accelerated import accelerated
+from ..runtime.provider import store_of
 from ..runtime.status import Counters
 from ..store import ArtifactStore, Group, groups, named
 from . import webui
@@ -206,8 +207,7 @@ class Service:
         return examine(device, dtype, self._store())
 
     def _store(self) -> ArtifactStore:
-        config = webui.config()
-        return ArtifactStore(config.store, config.store_bytes, config.store_readonly)
+        return store_of(webui.config())
 
     # -- status
 

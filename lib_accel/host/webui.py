@@ -20,7 +20,7 @@ from modules import devices, sd_unet, shared
 from torch import nn
 
 from ..compile.jit import TRACING
-from ..config import MIB, Config, default_store
+from ..config import MIB, Config, default_store, default_store_key
 from .options import OPTIONS, WAIT
 
 
@@ -71,12 +71,13 @@ def config() -> Config:
     The folder of compiled code is no option: whoever can set options could name a folder of planted
     native code.
     """
-    folder = flag("accel_store")
+    folder, key = flag("accel_store"), flag("accel_store_key")
     return Config(
         backend=_backend(),
         store=Path(folder) if folder else default_store(),
         store_bytes=option("accel_store_mib") * MIB,
         store_readonly=bool(flag("accel_store_readonly")),
+        store_key=Path(key) if key else default_store_key(),
         compile=not flag("accel_no_compile"),
         blocking=bool(flag("accel_blocking")) or option("accel_while_compiling") == WAIT,
         graphs=option("accel_graphs_mib") > 0,

@@ -24,6 +24,11 @@ from ..store.store import ArtifactStore
 NO_BACKEND = "none"
 
 
+def store_of(config: Config) -> ArtifactStore:
+    """Open the store that the configuration describes."""
+    return ArtifactStore(config.store, config.store_bytes, config.store_readonly, config.store_key)
+
+
 class Provider:
     """Finds the compiled units of a target in the store, or has them made in the background.
 
@@ -33,7 +38,7 @@ class Provider:
 
     def __init__(self, config: Config, session: Session):
         self._config, self._session = config, session
-        self._store = ArtifactStore(config.store, config.store_bytes, config.store_readonly)
+        self._store = store_of(config)
         self.units: CompiledUnits = {}
         self.compiles = 0  # units compiled for this provider
         self.job: Job | None = None

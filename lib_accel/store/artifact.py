@@ -9,14 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
-from .files import ARTIFACT_KEY, bytes_in, folders_of, sha256, walk
-from .manifest import MANIFEST, damaged, read_manifest
-from .privacy import require_private
+from ..errors import ArtifactRejected, StoreError
+from .files import (
+    ARTIFACT_KEY,
+    bytes_in,
+    copy,
+    create_below,
+    folders_of,
+    identity_of,
+    open_file,
+    sha256,
+    walk,
+)
+from .manifest import MANIFEST, damaged, read_manifest, require_own
+from .privacy import require_private, require_private_root
+from .private_folder import private_folder
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class Entry:
     """One artifact of the store, good or not.
 
     `bytes` is what it takes on disk, `last_used` is in seconds since 1970. `problem` says why it
-    cannot be used; then `artifact` is None.
+    cannot be used; then `artifact` is None. `foreign`: it is not signed with the store key.
     """
 
     key: str
@@ -77,13 +89,15 @@ class Entry:
     last_used: float
     problem: str | None = None
     artifact: Artifact | None = None
+    foreign: bool = False
 
 
 def read_artifact(path: Path, key: str, content: bool = True) -> Artifact:
     """Return the artifact in the folder `path`.
 
     Without `content` only the sizes of its files are compared with the manifest, not their
-    checksums. Raises ArtifactRejected when it is damaged or when others could have written it.
+    checksums. Its signature is not checked. Raises ArtifactRejected when it is damaged or when
+    others could have written it.
     """
     try:
         require_private(path, folder=True)
@@ -108,6 +122,43 @@ def _check_file(file: Path, expected: dict[str, Any], content: bool) -> None:
         raise damaged(file, f"it has {size} bytes, expected {expected['bytes']}")
     if content and sha256(file) != expected["sha256"]:
         raise damaged(file, "its checksum does not match the manifest")
+
+
+def load_artifact(path: Path, store_key: bytes | None, content: bool) -> Artifact | None:
+    """Return the artifact in the folder `path` of a store, checked; None when there is none.
+
+    Raises ArtifactRejected when it must not serve: also ForeignArtifact where it is not signed with
+    the store key.
+    """
+    identity = identity_of(path)
+    while identity is not None:
+        require_private_root(path.parent)
+        try:
+            artifact = read_artifact(path, path.name, content)
+            require_own(path, artifact.manifest, store_key)
+            return artifact
+        except ArtifactRejected as error:
+            before, identity = identity, identity_of(path)
+            if identity == before:
+                error.key = path.name
+                raise
+            # another process discarded or replaced it while it was read: look again
+    return None
+
+
+def private_copy(artifact: Artifact) -> Path:
+    """Copy the files to a folder of this process; raise ArtifactRejected where one was changed.
+
+    The very bytes that are written are compared with the manifest.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"{artifact.key[:12]}-", dir=private_folder()))
+    for name, expected in artifact.manifest["files"].items():
+        with open_file(artifact.path / name) as source, create_below(folder, name) as target:
+            if copy(source, target) != (expected["sha256"], expected["bytes"]):
+                error = damaged(artifact.path / name, "it was changed while it was loaded")
+                error.key = artifact.key
+                raise error
+    return folder
 
 
 def entry_of(path: Path) -> Entry | None:

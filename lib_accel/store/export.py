@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import hmac
 import json
 import os
 import secrets
@@ -24,9 +26,11 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from ..errors import ArtifactRejected
 from . import signing
+from .artifact import Artifact, read_artifact
 from .files import (
     ARTIFACT_KEY,
     copy,
@@ -35,12 +39,18 @@ from .files import (
     flush,
     is_file_name,
     names_clash,
+    open_file,
     os_errors,
 )
+from .manifest import MANIFEST, damaged, encode
 
 SEAL = "seal.json"
 MAX_MEMBERS = 16384
 MAX_SEAL_BYTES = 4096
+MAX_DIRECTORY_ENTRY = 384  # a name has at most 265 bytes, and the rest of its entry 46 to 74
+
+_END, _LOCATOR_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL")
+_END_64 = struct.Struct("<4sQ2H2L4Q")  # as the zip format has them, all at the end
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
@@ -53,11 +63,21 @@ _ZIP_ERRORS = (
 )
 
 
-def pack(destination: Path, members: Mapping[str, Path], signing_key: bytes | None) -> None:
-    """Write the files `members` (name in the archive: where it lies) into one archive.
+def members_of(artifact: Artifact) -> dict[str, tuple[Path, str]]:
+    """Return what `pack` takes for one artifact."""
+    digests = {name: entry["sha256"] for name, entry in artifact.manifest["files"].items()}
+    digests[MANIFEST] = _digest(artifact.manifest)
+    return {f"{artifact.key}/{name}": (artifact.path / name, digests[name]) for name in digests}
+
+
+def pack(
+    destination: Path, members: Mapping[str, tuple[Path, str]], signing_key: bytes | None
+) -> None:
+    """Write files into one archive. `members`: name in the archive: where it lies, and its sha256.
 
     It is written beside `destination` and then put in place in one step, so a reader sees the old
-    file or the whole new one. Raises StoreError when it cannot be written.
+    file or the whole new one. Raises StoreError when it cannot be written, ArtifactRejected where a
+    file has another sha256: somebody else's code must not be signed.
     """
     if signing_key is not None:
         signing.require_key(signing_key)
@@ -66,16 +86,12 @@ def pack(destination: Path, members: Mapping[str, Path], signing_key: bytes | No
         try:
             with create(draft, 0o644) as stream:
                 with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                    digests = {
-                        name: _add(archive, name, path) for name, path in sorted(members.items())
-                    }
+                    for name, (path, digest) in sorted(members.items()):
+                        if _add(archive, name, path) != digest:
+                            raise damaged(path, "it was changed while it was exported")
                     if signing_key is not None:
-                        seal = {
-                            "format": 1,
-                            "algorithm": "HMAC-SHA256",
-                            "signature": signing.sign(signing_key, digests),
-                        }
-                        archive.writestr(zipfile.ZipInfo(SEAL), json.dumps(seal))
+                        digests = {name: digest for name, (_, digest) in members.items()}
+                        archive.writestr(zipfile.ZipInfo(SEAL), _seal(signing_key, digests))
                 flush(stream)
             draft.replace(destination)
         finally:
@@ -85,16 +101,23 @@ def pack(destination: Path, members: Mapping[str, Path], signing_key: bytes | No
 
 def _add(archive: zipfile.ZipFile, name: str, path: Path) -> str:
     info = zipfile.ZipInfo(name)  # a fixed date: the same artifacts give the same archive
-    info.file_size = path.stat().st_size
-    with path.open("rb") as source, archive.open(info, "w") as target:
-        return copy(source, target)[0]
+    with open_file(path) as source:
+        info.file_size = os.fstat(source.fileno()).st_size
+        with archive.open(info, "w") as target:
+            return copy(source, target)[0]
+
+
+def _seal(signing_key: bytes, digests: Mapping[str, str]) -> str:
+    """Return the one seal that fits these members: each one's sha256 by its name."""
+    text = json.dumps(dict(digests), sort_keys=True, separators=(",", ":"))
+    signature = signing.sign(signing_key, "export", text.encode())
+    return json.dumps({"format": 1, "algorithm": "HMAC-SHA256", "signature": signature})
 
 
 def unpack(
     source: Path, into: Path, signing_key: bytes | None, allow_unsigned: bool, max_bytes: int
-) -> tuple[list[str], bool]:
-    """Unpack into the private folder `into`; return the artifact keys and whether the
-    signature was checked.
+) -> dict[str, dict[str, Any]]:
+    """Unpack into the private folder `into`; return the manifest of each artifact by its key.
 
     A given key is always checked when there is a signature, `allow_unsigned` or not: a signature
     that does not fit means damage. To take an archive that was signed with another key, pass no key
@@ -105,9 +128,10 @@ def unpack(
             f"{source} was not imported: there is no signing key to check it with. "
             "Give the key, or allow unsigned imports."
         )
-    with os_errors(f"import {source}"), source.open("rb") as stream:
+    with os_errors(f"import {source}"), open_file(source) as stream:
         if (size := os.fstat(stream.fileno()).st_size) > max_bytes + MAX_MEMBERS * 1024:
             raise _rejected(source, f"it has {size} bytes, and the store holds {max_bytes}")
+        _check_end(source, stream, size)
         try:
             with zipfile.ZipFile(stream) as archive:
                 infos = _checked_members(source, archive, max_bytes)
@@ -124,7 +148,20 @@ def unpack(
                 raise
             raise _rejected(source, "it is not a whole zip (an offset outside the file)") from error
     checked = _check_seal(source, digests, seal, signing_key, allow_unsigned)
-    return sorted({name.split("/")[0] for name in digests}), checked
+    name = "".join(c if c.isprintable() else "?" for c in source.name)
+    how = "signature checked" if checked else "no signature checked"
+    manifests = {}
+    for key in sorted({member.split("/")[0] for member in digests}):
+        manifest = read_artifact(into / key, key).manifest
+        if _digest(manifest) != digests.get(f"{key}/{MANIFEST}"):  # another than the signed one
+            raise damaged(into / key, "it was changed while it was imported")
+        manifests[key] = {**manifest, "origin": f"imported from {name}, {how}"}
+    return manifests
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Return the sha256 of the manifest as it is written."""
+    return hashlib.sha256(encode(manifest)).hexdigest()
 
 
 def _rejected(source: Path, why: str) -> ArtifactRejected:
@@ -132,6 +169,32 @@ def _rejected(source: Path, why: str) -> ArtifactRejected:
         f"{source} was not imported: {why}. Expected an export of this extension, unchanged. "
         "Export it again and copy it again."
     )
+
+
+def _check_end(source: Path, stream: BinaryIO, size: int) -> None:
+    """Check how many members the archive has, from the records at its end.
+
+    `zipfile` reads all of them at once, so nobody else counts them before they take the memory.
+    The records are where an export has them, and where every version of `zipfile` finds them.
+    """
+    stream.seek(max(0, size - _END_64.size - _LOCATOR_64.size - _END.size))
+    tail = stream.read()
+    end = tail[-_END.size :]
+    if len(end) < _END.size or not end.startswith(b"PK\5\6") or end[-2:] != b"\0\0":
+        raise _rejected(source, "it is not a whole zip (no record at its end)")
+    count, directory, offset = _END.unpack(end)[4:7]
+    last = size - _END.size
+    if tail[-_END.size - _LOCATOR_64.size :].startswith(b"PK\6\7"):  # 2 GiB or more
+        last -= _LOCATOR_64.size + _END_64.size
+        place = _LOCATOR_64.unpack_from(tail, max(0, len(tail) - _END.size - _LOCATOR_64.size))[2]
+        if not tail.startswith(b"PK\6\6") or place != last:
+            raise _rejected(source, "it is not a whole zip (no record at its end)")
+        count, directory, offset = _END_64.unpack_from(tail)[7:10]
+    if count > MAX_MEMBERS or directory > MAX_MEMBERS * MAX_DIRECTORY_ENTRY:
+        what = f"{count} files in a directory of {directory} bytes"
+        raise _rejected(source, f"it holds {what}; at most {MAX_MEMBERS} files fit")
+    if offset + directory != last:
+        raise _rejected(source, "it is not a whole zip (its directory is elsewhere)")
 
 
 def _checked_members(
@@ -194,12 +257,7 @@ def _check_seal(
         )
     if signing_key is None:
         return False
-    try:
-        content = json.loads(seal)
-        signature = content["signature"] if content["format"] == 1 else None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _rejected(source, "its seal cannot be read") from error
-    if not isinstance(signature, str) or not signing.check(signing_key, digests, signature):
+    if not hmac.compare_digest(seal, _seal(signing_key, digests).encode()):
         raise ArtifactRejected(
             f"{source} was not imported: its signature does not fit your key. It was signed with "
             "another key, or changed since. Use the key it was exported with, or export it again."

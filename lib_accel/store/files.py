@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -63,6 +64,17 @@ def os_errors(doing: str) -> Iterator[None]:
         ) from error
 
 
+def expanded(path: Path) -> Path:
+    """Return `path` absolute, without links, and with `~` as the user's home."""
+    try:
+        return Path(os.path.realpath(path.expanduser()))
+    except (RuntimeError, ValueError) as error:  # nobody's home, or a zero byte
+        raise StoreError(
+            f"{os.fspath(path)!r} names no place: {error}. Expected a path that exists or can be "
+            "made, or `~` for the home of a user who has one."
+        ) from error
+
+
 def is_file_name(name: str) -> bool:
     """Return whether `name` is a relative path ('a/b.so') that every file system accepts.
 
@@ -87,6 +99,28 @@ def names_clash(names: Collection[str]) -> bool:
     return len({path.casefold() for path in paths}) < len(paths) or bool(
         {*names} & folders_of(names)
     )
+
+
+def open_file(path: Path, links: bool = True) -> BinaryIO:
+    """Open a real file for reading; raise StoreError for a device, or a pipe, which would wait.
+
+    Without `links`, a symbolic link is refused too.
+    """
+    extra = getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
+    if links or not path.is_symlink():
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | extra)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+    raise StoreError(f"{path} is not a real file. Expected one. Check the name.")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that only its owner can use, and its parents, whatever the umask is."""
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir(mode=0o755, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def create(path: Path, mode: int = 0o600) -> BinaryIO:

@@ -1,17 +1,19 @@
 """The manifest of an artifact: what it holds, how it is written, what is refused when read.
 
     {"format": 2, "key": ..., "recipe": {...}, "files": {name: {"sha256": ..., "bytes": ...}},
-     "verdict": {...} or null, "created": ..., "origin": ..., "sha256": ...}
+     "verdict": {...} or null, "created": ..., "origin": ..., "signature": ..., "sha256": ...}
 
 `recipe` names all that the compiled code depends on, and `key` is its sha256: `{"unit": {...},
 "dtype": "float16", "machine": {"torch": "2.13.0", ...}, ...}`. `verdict` holds what the accuracy
-check measured. `sha256` covers every other field, so any changed byte is found.
+check measured. `signature` is made with the store key and covers all fields but the last two;
+`sha256` covers every other field, so any changed byte is found.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactRejected, StoreError
-from . import files
+from . import files, signing
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -68,23 +70,43 @@ def new_manifest(
     return manifest
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest into a folder that nobody reads yet, in place of one that is there."""
+class ForeignArtifact(ArtifactRejected):
+    """Code that was not put into the store with its key: by somebody else, or an old version."""
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any], store_key: bytes) -> None:
+    """Sign the manifest and write it, over an old one, into a folder that nobody reads yet."""
     (folder / MANIFEST).unlink(missing_ok=True)
+    signed = {**manifest, "signature": _signature(manifest, store_key)}
     with files.create(folder / MANIFEST) as stream:
-        stream.write(_encode(manifest))
+        stream.write(encode(signed))
         files.flush(stream)
+
+
+def require_own(path: Path, manifest: Mapping[str, Any], store_key: bytes | None) -> None:
+    """Raise ForeignArtifact unless the artifact `path` was signed with the store key."""
+    signature = manifest.get("signature", "")
+    if store_key is not None:
+        expected = _signature(manifest, store_key)
+        if hmac.compare_digest(signature.encode(), expected.encode()):
+            return
+    why = "its signature was made with another key" if signature else "it has no signature"
+    raise ForeignArtifact(
+        f"{path} is not signed with your store key: {why}. It is native code that somebody else, "
+        "or an earlier version, may have put there. It is compiled again where that is allowed; "
+        "else import it, name its key with --accel-store-key or ACCEL_STORE_KEY_FILE, or delete it."
+    )
 
 
 def read_manifest(path: Path, key: str) -> dict[str, Any]:
     """Return the manifest in `path`; raise ArtifactRejected unless it is whole and makes sense."""
-    with path.open("rb") as stream:
+    with files.open_file(path) as stream:
         raw = stream.read(MAX_BYTES + 1)
     manifest: Any = None
     whole = False
     with contextlib.suppress(ValueError, RecursionError):  # refused below
         manifest = json.loads(raw)
-        whole = isinstance(manifest, dict) and _encode(manifest) == raw
+        whole = isinstance(manifest, dict) and encode(manifest) == raw
     if not whole:
         raise damaged(path, "its own checksum does not match")
     version = manifest.get("format")
@@ -125,11 +147,20 @@ def damaged(path: Path, why: str) -> ArtifactRejected:
     )
 
 
-def _encode(manifest: Mapping[str, Any]) -> bytes:
+def encode(manifest: Mapping[str, Any]) -> bytes:
     """Return the one way this manifest is written, with its `sha256` filled in."""
-    body = {name: value for name, value in manifest.items() if name != "sha256"}
+    body = _without(manifest, "sha256")
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "sha256": digest}, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def _signature(manifest: Mapping[str, Any], store_key: bytes) -> str:
+    body = _without(manifest, "signature", "sha256")
+    return signing.sign(store_key, "artifact", json.dumps(body, sort_keys=True).encode())
+
+
+def _without(manifest: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in manifest.items() if name not in names}
 
 
 def _wrong_fields(manifest: Mapping[str, Any]) -> list[str]:
@@ -146,8 +177,10 @@ def _wrong_fields(manifest: Mapping[str, Any]) -> list[str]:
         or (isinstance(verdict, dict) and all(map(_is_measured, verdict.values()))),
         "created": _is_text(manifest.get("created")),
         "origin": _is_text(manifest.get("origin")),
+        "signature": _is_text(manifest.get("signature", "")),
     }
-    return [name for name, fine in good.items() if not fine]
+    unknown = manifest.keys() - good.keys() - {"format", "sha256"}
+    return [*(name for name, fine in good.items() if not fine), *map(repr, sorted(unknown))]
 
 
 def _is_stored_name(name: str) -> bool:

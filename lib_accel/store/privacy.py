@@ -3,11 +3,14 @@
 On POSIX the store's root, an artifact, its folders and its files must belong to the user or root,
 and nobody else may be able to write them. No parent folder may be writable by everyone unless it is
 sticky. Group-writable parents and parents of other users are accepted: a umask of 002 and container
-volumes make them common. Their owners could move the root away, not put a file of theirs into it.
+volumes make them common. Their owners can put another folder in the place of the root any time.
+What they put there is refused by its signature (`signing.py`), and lest they do it between the
+check and the loading, code from below such a parent is copied to a private folder while it is
+checked, and the copy is loaded (`closed_to_others`, `ArtifactStore.place`).
 
-On Windows the standard library cannot read an access list, and nothing is checked: the default
-store lies in the user's profile, which Windows closes to other users; who names another folder
-answers for it.
+On Windows the standard library cannot read an access list, so nothing of this is checked, and the
+signature alone says whose code it is. The user's profile, where the default store lies, is closed
+to other users by Windows; code from any other folder is copied before it is loaded.
 """
 
 from __future__ import annotations
@@ -45,6 +48,20 @@ def require_private_root(root: Path) -> None:
             octal = f"{stat.S_IMODE(mode):04o}"
             why = f"is writable by everyone (mode {octal}) and holds the store {root}"
             _refuse(parent, why, remedy="+t")
+
+
+def closed_to_others(root: Path) -> bool:
+    """Return whether nobody else can exchange the store `root`, which is private, or a parent."""
+    if sys.platform == "win32":
+        home = os.path.expanduser("~")  # noqa: PTH111  (never raises)
+        return root.is_relative_to(os.path.realpath(home))
+    return all(map(_is_closed, root.parents))
+
+
+def _is_closed(parent: Path) -> bool:
+    info = parent.stat()
+    writable = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return info.st_uid in (0, os.geteuid()) and (not writable or bool(info.st_mode & stat.S_ISVTX))
 
 
 def _refuse(path: Path, why: str, remedy: str = "go-w") -> NoReturn:

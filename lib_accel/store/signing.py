@@ -1,72 +1,77 @@
-"""The signing key of exports and the signature: HMAC-SHA256 with one secret for a fleet."""
+"""Keys and signatures: HMAC-SHA256 with one secret of 32 bytes.
+
+Exports are signed with a key that the operator names. Every artifact of a store is signed too, with
+the **store key**: the user's own, which is made at first use and lies in the user's profile, or one
+that the host names for a store that several users or machines share. So code that somebody else put
+into the folder does not serve, however right its checksums are.
+
+Where no profile can be written, a key for this process alone signs: code is made and serves, and
+the next process, which cannot know that key, makes it again.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
-import json
+import logging
 import os
 import re
 import secrets
 import stat
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
+from ..config import own_key_file
 from ..errors import StoreError
-from .files import create, flush, os_errors
+from .files import create, expanded, flush, make_folder, open_file, os_errors
 
 KEY_BYTES = 32
+_log = logging.getLogger(__name__)
 
 
 def generate_key() -> bytes:
-    """Return a new signing key."""
+    """Return a new key."""
     return secrets.token_bytes(KEY_BYTES)
 
 
 def write_key(path: Path, key: bytes) -> None:
     """Write a new key file that only its owner can read. An existing file is never replaced."""
     require_key(key)
-    with os_errors(f"write the signing key {path}"), create(path) as stream:
+    with os_errors(f"write the key file {path}"), create(path) as stream:
         stream.write(key.hex().encode() + b"\n")
         flush(stream)
 
 
-def read_key(path: Path) -> bytes:
-    """Return the key in `path`: 64 hex digits.
+def read_key(path: Path, links: bool = True) -> bytes:
+    """Return the key in `path`: 64 hex digits. Without `links`, a symbolic link is refused.
 
     On POSIX the file must be the user's (or root's) and closed to everyone else. On Windows its
     access list is not checked: the standard library cannot read it. Raises StoreError.
     """
-    with os_errors(f"read the signing key {path}"), path.open("rb") as stream:
+    with os_errors(f"read the key file {path}"), open_file(path, links) as stream:
         info = os.fstat(stream.fileno())
         if sys.platform != "win32" and (
             info.st_mode & 0o077 or info.st_uid not in (0, os.geteuid())
         ):
             raise StoreError(
-                f"The signing key {path} is open to others (owner {info.st_uid}, mode "
+                f"The key file {path} is open to others (owner {info.st_uid}, mode "
                 f"{stat.S_IMODE(info.st_mode):04o}). Expected a file that is yours or root's, with "
                 f"mode 0600. Run: chmod 600 '{path}'; if others could read it, make a new key."
             )
         text = stream.read(1024).strip()
     if not re.fullmatch(rb"[0-9a-fA-F]{%d}" % (KEY_BYTES * 2), text):
         raise StoreError(
-            f"{path} holds no signing key. Expected {KEY_BYTES * 2} hex digits. "
-            "Make one with generate_key() and write_key()."
+            f"{path} holds no key. Expected {KEY_BYTES * 2} hex digits. "
+            "Make one: python -m lib_accel store key FILE"
         )
     return bytes.fromhex(text.decode())
 
 
-def sign(key: bytes, members: Mapping[str, str]) -> str:
-    """Return the signature, in hex, over `members`: each member's sha256 by its name."""
+def sign(key: bytes, what: str, text: bytes) -> str:
+    """Return the signature of `text` in hex. `what` is its kind: no other kind can pass for it."""
     require_key(key)
-    canonical = json.dumps(dict(members), sort_keys=True, separators=(",", ":")).encode()
-    return hmac.new(key, b"lib_accel export 1\n" + canonical, hashlib.sha256).hexdigest()
-
-
-def check(key: bytes, members: Mapping[str, str], signature: str) -> bool:
-    """Return whether `signature` was made with this key over these members."""
-    return hmac.compare_digest(sign(key, members).encode(), signature.encode("utf-8", "replace"))
+    return hmac.new(key, f"lib_accel {what} 1\n".encode() + text, hashlib.sha256).hexdigest()
 
 
 def require_key(key: bytes) -> None:
@@ -76,3 +81,64 @@ def require_key(key: bytes) -> None:
             f"The signing key has {len(key)} bytes. Expected at least {KEY_BYTES}. "
             "Make one with generate_key()."
         )
+
+
+def store_key(given: Path | None) -> bytes | None:
+    """Return the store key: that in the file `given`, else the user's own.
+
+    None where the user has none yet. Raises StoreError where the file cannot be trusted.
+    """
+    if given is not None:
+        return read_key(expanded(given))
+    own = own_key_file()
+    if own.is_absolute() and os.path.lexists(own):
+        return read_key(own, links=False)
+    return _of_this_process() if _of_this_process.cache_info().currsize else None
+
+
+def make_store_key(given: Path | None, lasting: bool = False) -> bytes:
+    """Return the store key; make the user's own when there is none.
+
+    Where it cannot be kept, the result is a key for this process alone, or with `lasting` a
+    StoreError that says why.
+    """
+    key = store_key(given)
+    if key is not None and not (lasting and _of_this_process.cache_info().currsize):
+        return key
+    try:
+        return _make_own(own_key_file())
+    except StoreError as error:
+        if lasting:
+            raise
+        key = _of_this_process()
+        _log.warning(
+            "No key can be kept in your profile, so compiled code serves in this process alone and "
+            "the next one makes it again. Name a key file with --accel-store-key or "
+            "ACCEL_STORE_KEY_FILE to keep it. %s",
+            error,
+        )
+        return key
+
+
+@functools.lru_cache(maxsize=1)
+def _of_this_process() -> bytes:
+    return generate_key()
+
+
+def _make_own(path: Path) -> bytes:
+    """Make the user's key, or return the one that another process was faster to make."""
+    if not path.is_absolute():
+        raise StoreError(f"{path} names no place: you have no home folder. Set HOME.")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with os_errors(f"make the key file {path}"):
+        make_folder(path.parent)
+        try:
+            write_key(draft, generate_key())
+            read_key(draft, links=False)  # some file systems give every file the same mode
+            # in one step, and neither replaces a key that is there
+            draft.rename(path) if sys.platform == "win32" else os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink(missing_ok=True)
+    return read_key(path, links=False)

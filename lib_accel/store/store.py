@@ -1,10 +1,10 @@
 """The artifact store: compiled units on disk, one folder for each.
 
-An artifact is `<root>/<key>/`. It appears whole, by one rename, or not at all, and is checked
-against its checksums each time it is read. Everything besides in the root is the store's own and
-hidden: `.locks/` (empty files, kept: removing a lock file that another process waits on would break
-the lock), `.tmp-*` (being written; the writer holds the lock of that name) and `.trash-*` (being
-removed).
+An artifact is `<root>/<key>/`. It appears whole, by one rename, or not at all; its signature and
+checksums are checked each time it is read. Everything besides in the root is the store's own and
+hidden: `.accel-store` (its mark), `.locks/` (empty files, kept: removing a lock file that another
+process waits on would break the lock), `.tmp-*` (being written; the writer holds the lock of that
+name) and `.trash-*` (being removed).
 """
 
 from __future__ import annotations
@@ -22,12 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccelError, ArtifactRejected, StoreError
-from . import cleanup, export, files
-from .artifact import Artifact, Entry, entry_of, read_artifact, scan
+from . import cleanup, export, files, signing
+from .artifact import Artifact, Entry, entry_of, load_artifact, private_copy, scan
 from .files import os_errors
 from .locks import hold, workspace
-from .manifest import MANIFEST, new_manifest, read_manifest, require_names, write_manifest
-from .privacy import require_private_root
+from .manifest import (
+    MANIFEST,
+    ForeignArtifact,
+    new_manifest,
+    read_manifest,
+    require_names,
+    write_manifest,
+)
+from .privacy import closed_to_others, require_private_root
 
 _log = logging.getLogger(__name__)
 
@@ -36,21 +43,29 @@ class ArtifactStore:
     """A folder of artifacts that several processes may use at once.
 
     Nothing is created before the first write. Every method raises StoreError when the disk fails.
+    `key_file` holds the store key; by default it is the user's own.
     """
 
-    def __init__(self, root: Path, max_bytes: int = 2 * 1024**3, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        max_bytes: int = 2 * 1024**3,
+        readonly: bool = False,
+        key_file: Path | None = None,
+    ) -> None:
         if max_bytes <= 0:
             raise StoreError(
                 f"The store's size limit is {max_bytes} bytes. Expected more than 0. "
                 "Raise it in the settings."
             )
-        self.root = Path(os.path.realpath(Path(root).expanduser()))
-        self.max_bytes, self.readonly = max_bytes, readonly
+        self.root = files.expanded(Path(root))
+        self.max_bytes, self.readonly, self._key_file = max_bytes, readonly, key_file
 
     def get(self, key: str) -> Artifact | None:
         """Return the artifact, checked, and mark it as used; None when there is none.
 
-        Raises ArtifactRejected with the key when it is damaged or others could have written it.
+        Raises ArtifactRejected with the key when it is damaged, not signed with the store key, or
+        others could have written it.
         """
         artifact = self._load(key)
         if artifact is not None and not self.readonly:
@@ -60,6 +75,15 @@ class ArtifactStore:
             except OSError as error:  # the artifact is good; it is only evicted too early
                 _log.debug("Artifact %s was not marked as used: %s", key[:12], error)
         return artifact
+
+    def place(self, artifact: Artifact) -> Path:
+        """Return a folder with the files of the artifact that nobody else can exchange.
+
+        It is the artifact's own where only the user and root can reach it, else a private copy that
+        lasts as long as this process. Raises ArtifactRejected when a file was changed since.
+        """
+        with os_errors(f"load artifact {artifact.key[:12]}"):
+            return artifact.path if closed_to_others(self.root) else private_copy(artifact)
 
     def entry(self, key: str) -> Entry | None:
         """Return what `list` has of one artifact; None when there is none."""
@@ -90,6 +114,7 @@ class ArtifactStore:
         key = manifest["key"]
         require_names(sources)
         self._prepare(f"store artifact {key[:12]}")
+        store_key = signing.make_store_key(self._key_file)
         with os_errors(f"store artifact {key[:12]} in {self.root}"), workspace(self.root) as work:
             draft = work / key
             draft.mkdir(mode=0o700)
@@ -98,7 +123,7 @@ class ArtifactStore:
                     digest, size = files.copy(stream, target)
                     files.flush(target)
                 manifest["files"][name] = {"sha256": digest, "bytes": size}
-            write_manifest(draft, manifest)
+            write_manifest(draft, manifest, store_key)
             artifact = self._publish(draft, key)
         self._evict({key, *keep})
         return artifact
@@ -115,6 +140,8 @@ class ArtifactStore:
         with os_errors(f"use the store {self.root}"):
             if os.path.lexists(self.root):
                 require_private_root(self.root)
+                cleanup.require_store(self.root)
+            signing.store_key(self._key_file)
             there = next(path for path in (self.root, *self.root.parents) if path.exists())
             if not self.readonly and not os.access(there, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "Permission denied", str(there))
@@ -129,6 +156,9 @@ class ArtifactStore:
         path = self._path(key)
         self._require_writable(f"discard artifact {key[:12]}")
         with os_errors(f"discard artifact {key[:12]}"):
+            if not os.path.lexists(path):
+                return
+            cleanup.claim(self.root)
             freed = cleanup.remove(self.root, path)
         if freed:
             _log.warning("Discarded artifact %s: %s", key[:12], reason)
@@ -139,21 +169,10 @@ class ArtifactStore:
         Returns the bytes freed.
         """
         self._require_writable("clear the store")
-        failed: builtins.list[StoreError] = []
-        freed = 0
-        for entry in self._scan():
-            try:
-                with os_errors(f"remove artifact {entry.key[:12]}"):
-                    freed += cleanup.remove(self.root, entry.path)
-            except StoreError as error:
-                failed.append(error)
-        freed += cleanup.clean(self.root)
-        if failed:
-            raise StoreError(
-                f"{len(failed)} artifacts could not be removed, {freed} bytes were freed. "
-                f"{failed[0]}"
-            )
-        return freed
+        if not os.path.lexists(self.root):
+            return 0
+        cleanup.claim(self.root)
+        return cleanup.clear(self.root, self._scan())
 
     @contextlib.contextmanager
     def lock(self, key: str, timeout: float | None) -> Iterator[None]:
@@ -169,7 +188,7 @@ class ArtifactStore:
 
     def export(self, keys: Iterable[str], destination: Path, signing_key: bytes | None) -> None:
         """Check the artifacts and write them to one zip, signed when there is a key."""
-        members: dict[str, Path] = {}
+        members: dict[str, tuple[Path, str]] = {}
         for key in keys:
             artifact = self._load(key)
             if artifact is None:
@@ -177,8 +196,7 @@ class ArtifactStore:
                     f"Artifact {key[:12]} is not in {self.root}. Expected one of its "
                     f"{len(self._scan())} artifacts. Compile it first."
                 )
-            names = (MANIFEST, *artifact.files)
-            members.update({f"{key}/{name}": artifact.path / name for name in names})
+            members |= export.members_of(artifact)
         if not members:
             raise StoreError(
                 f"Nothing to export to {destination}: no artifact was named. Name at least one."
@@ -195,14 +213,11 @@ class ArtifactStore:
         """
         source = Path(source)
         self._prepare(f"import {source}")
+        store_key = signing.make_store_key(self._key_file, lasting=True)
         with os_errors(f"import {source}"), workspace(self.root) as work:
-            keys, checked = export.unpack(source, work, signing_key, allow_unsigned, self.max_bytes)
-            name = "".join(c if c.isprintable() else "?" for c in source.name)
-            how = "signature checked" if checked else "no signature checked"
-            for key in keys:
-                manifest = read_artifact(work / key, key).manifest
-                origin = f"imported from {name}, {how}"
-                write_manifest(work / key, {**manifest, "origin": origin})
+            keys = export.unpack(source, work, signing_key, allow_unsigned, self.max_bytes)
+            for key, manifest in keys.items():
+                write_manifest(work / key, manifest, store_key)
             artifacts = [self._publish(work / key, key) for key in keys]
         self._evict(set(keys))
         return artifacts
@@ -226,35 +241,22 @@ class ArtifactStore:
         """Create the root if it is missing, and make sure that it may be written."""
         self._require_writable(doing)
         with os_errors(doing):
-            for parent in reversed(self.root.parents):
-                if not parent.exists():
-                    parent.mkdir(mode=0o755, exist_ok=True)
-            self.root.mkdir(mode=0o700, exist_ok=True)
+            files.make_folder(self.root)
             require_private_root(self.root)
+            cleanup.claim(self.root)
 
     def _load(self, key: str, content: bool = True) -> Artifact | None:
         """Return the artifact, checked; None when there is none."""
-        path = self._path(key)
         with os_errors(f"read artifact {key[:12]}"):
-            identity = files.identity_of(path)
-            while identity is not None:
-                require_private_root(self.root)
-                try:
-                    return read_artifact(path, key, content)
-                except ArtifactRejected as error:
-                    before, identity = identity, files.identity_of(path)
-                    if identity == before:
-                        error.key = key
-                        raise
-                    # another process discarded or replaced it while it was read: look again
-            return None
+            return load_artifact(self._path(key), signing.store_key(self._key_file), content)
 
     def _inspect(self, entry: Entry, content: bool = False) -> Entry | None:
         """Return the entry with its artifact or its problem; None when it is gone by now."""
         try:
             artifact = self._load(entry.key, content)
         except AccelError as error:
-            return replace(entry, problem=str(error))
+            foreign = isinstance(error, ForeignArtifact)
+            return replace(entry, problem=str(error), foreign=foreign)
         return replace(entry, artifact=artifact, problem=None) if artifact else None
 
     def _scan(self) -> builtins.list[Entry]:
@@ -277,6 +279,8 @@ class ArtifactStore:
             try:
                 if (theirs := self.get(key)) is not None:
                     return theirs
+            except ForeignArtifact:  # who asked for the new one has said it, once for all units
+                cleanup.remove(self.root, final)
             except ArtifactRejected as error:
                 self.discard(key, f"replaced by a new one: {error}")
         raise StoreError(

@@ -11,9 +11,9 @@ from .manifest import recipe_key
 
 @dataclass(frozen=True)
 class Group:
-    """Artifacts that differ in their unit alone, or one artifact that cannot be used.
+    """Artifacts that differ in their unit alone, one that is damaged, or all foreign ones.
 
-    `key` identifies the group. It is an artifact's key only for a single unusable artifact.
+    `key` identifies the group. It is an artifact's key only for a single damaged artifact.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Group:
 
 
 def groups(entries: Iterable[Entry]) -> list[Group]:
-    """Return the groups in the order of their first entry; unusable artifacts stand alone."""
+    """Return the groups in the order of their first entry; damaged artifacts stand alone."""
     alike: dict[str, list[Entry]] = {}
     for entry in entries:
         alike.setdefault(_group_key(entry), []).append(entry)
@@ -64,6 +64,8 @@ def named(entries: Iterable[Entry], name: str) -> list[Group]:
 
 
 def _group_key(entry: Entry) -> str:
+    if entry.foreign:
+        return recipe_key({"foreign": True})
     if entry.artifact is None:
         return entry.key
     return recipe_key({**entry.artifact.recipe, "unit": "any"})

@@ -30,7 +30,7 @@ def test_round_trip(store, units):
     assert got.manifest["origin"] == "built here"
     assert got.verdict == verdict
     assert [entry.key for entry in store.list()] == [key]
-    assert sorted(path.name for path in store.root.iterdir()) == [".locks", key]
+    assert sorted(path.name for path in store.root.iterdir()) == [".accel-store", ".locks", key]
     assert list((store.root / ".locks").iterdir()) == []
     with pytest.raises(
         StoreError, match=r"has no file 'up.pt2'. It holds: data/model/down.so, mid.pt2"
@@ -112,8 +112,9 @@ def test_discard_and_clear(store, units, caplog):
     store.discard(key_of(0), "again")  # absent: nothing to do
     assert store.get(key_of(0)) is None
     taken = sum(entry.bytes for entry in store.list())
-    (store.root / ".trash-0").mkdir()  # what a process leaves that is killed while it discards
-    (store.root / ".trash-0" / "mid.pt2").write_bytes(bytes(77))
+    trash = store.root / ".trash-0123456789abcdef"
+    trash.mkdir()  # what a process leaves that is killed while it discards
+    (trash / "mid.pt2").write_bytes(bytes(77))
     assert store.clear() == taken + 77 > 2 * 2001
     assert store.list() == []
     assert hidden(store.root) == []
@@ -131,7 +132,7 @@ def test_contains(store, units):
     assert not store.contains(key_of("a"))
     artifact = store.put(recipe("a"), units)
     assert store.contains(key_of("a"))
-    (artifact.path / MANIFEST).unlink()
+    (artifact.path / MANIFEST).write_bytes(b"")
     assert store.contains(key_of("a"))  # damaged, so there is something to discard
     store.discard(key_of("a"), "damaged")
     assert not store.contains(key_of("a"))

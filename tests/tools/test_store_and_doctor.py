@@ -96,7 +96,7 @@ def test_artifacts_are_exported_and_imported(
     export = ("store", "export", "all", "--to", archive, "--key", key, "--store", store.root)
     status, out, err = run(*export)
     assert (status, out) == (0, f"2 units written to {archive} (signed)\n")
-    assert "made a new signing key" in err
+    assert "made a new key" in err
     assert "give --key FILE" in failure(run("store", "import", archive, "--store", other))
     status, out, _ = run("store", "import", archive, "--key", key, "--store", other)
     assert status == 0
@@ -127,7 +127,7 @@ def test_failures_of_the_store_are_named(run: Run, store: ArtifactStore, tmp_pat
 
     absent = tmp_path / "absent"
     assert "No such file" in imported(absent, "--allow-unsigned")
-    assert "Could not read the signing key" in imported(absent, "--key", absent)
+    assert "Could not read the key file" in imported(absent, "--key", absent)
     (tmp_path / "file").write_bytes(b"no zip")
     assert "is not a whole zip" in imported(tmp_path / "file", "--allow-unsigned")
     for action in ("list", "verify", "clear"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -18,6 +20,8 @@ from ..toolchain import missing_tools
 from ..units import UnitFn, describe
 from .job import CompileJob
 from .load import load_unit
+
+_log = logging.getLogger(__name__)
 
 
 class Aoti:
@@ -69,11 +73,14 @@ class Aoti:
         A job that makes the same already, for whichever model, is shared. Raises ArtifactRejected
         with the key of the artifact that must not serve.
         """
-        if not _missing(target, store) and (code := self._load(target, store)) is not None:
+        missing = _missing(target, store)
+        if not missing and (code := self._load(target, store)) is not None:
             return code
         with self._starting:
             job = self._jobs.get((store.root, target.key))
             if job is None or job.done or job.cancelled:
+                if foreign := [why for why in missing.values() if why]:
+                    _log.warning("Compiling %d units again: %s", len(foreign), foreign[0])
                 job = CompileJob(target, store, self._load, self._turn, self._workers)
                 self._jobs[store.root, target.key] = job
                 job.start()
@@ -84,7 +91,7 @@ class Aoti:
         total = 0
         for key in target.keys.values():
             entry = store.entry(key)
-            if entry is None:
+            if entry is None or entry.foreign:
                 return None
             total += entry.bytes
         return total
@@ -101,10 +108,12 @@ class Aoti:
             artifact = store.get(key)
             if artifact is None:
                 return None
-            code[unit] = self._load_artifact(artifact, unit, target)
+            code[unit] = self._load_artifact(store, artifact, unit, target)
         return code
 
-    def _load_artifact(self, artifact: Artifact, unit: specs.Spec, target: Target) -> UnitFn:
+    def _load_artifact(
+        self, store: ArtifactStore, artifact: Artifact, unit: specs.Spec, target: Target
+    ) -> UnitFn:
         """Load one unit, or return what was loaded from the same bytes before."""
         if not _passed(artifact):
             raise ArtifactRejected(
@@ -116,7 +125,7 @@ class Aoti:
         with self._loading:
             if name not in self._loaded:
                 try:
-                    self._loaded[name] = load_unit(artifact.path, target.device)
+                    self._loaded[name] = load_unit(store.place(artifact), target.device)
                 except RuntimeError as e:
                     raise ArtifactRejected(
                         f"artifact {artifact.key[:12]}: {describe(unit)} does not load: {e}",
@@ -125,8 +134,10 @@ class Aoti:
             return self._loaded[name]
 
 
-def _missing(target: Target, store: ArtifactStore) -> list[str]:
-    return [key for key in target.keys.values() if not store.contains(key)]
+def _missing(target: Target, store: ArtifactStore) -> dict[str, str | None]:
+    """Return the keys that `store` lacks, or has from somebody else: then with the reason."""
+    found = {key: store.entry(key) for key in target.keys.values()}
+    return {key: e and e.problem for key, e in found.items() if e is None or e.foreign}
 
 
 def _passed(artifact: Artifact) -> bool:
@@ -138,7 +149,7 @@ def _passed(artifact: Artifact) -> bool:
         return False
 
 
-def _not_stored(target: Target, store: ArtifactStore, missing: list[str]) -> str:
+def _not_stored(target: Target, store: ArtifactStore, missing: Mapping[str, str | None]) -> str:
     """Return why compiled code that is missing cannot be made where nothing may be compiled."""
     some, all_units = len(missing), len(target.units)
     why = (
@@ -150,6 +161,8 @@ def _not_stored(target: Target, store: ArtifactStore, missing: list[str]) -> str
             f"{some} of {all_units} compiled units are missing and the store {store.root} is "
             "read-only: import them with write access"
         )
+    if foreign := [each for each in missing.values() if each]:
+        return f"{why}; {foreign[0]}"
     found = (e.artifact.recipe for e in store.list() if e.artifact)
     others = [differs for recipe in found if (differs := target.incompatibility(recipe))]
     return f"{why}; code in the store was made for {others[-1]}" if others else why

@@ -1,4 +1,4 @@
-"""Load compiled code from where it lies."""
+"""Load compiled code from where it lies, unchanged and out of everybody else's reach."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LIBRARIES = (".so", ".pyd", ".dll")
 def load_unit(folder: Path, device: torch.device) -> UnitFn:
     """Load the compiled unit whose files lie in `folder`.
 
-    It is native code: `folder` must come from the artifact store, which has checked it. Raises
-    RuntimeError when it does not load.
+    It is native code: `folder` must be what `ArtifactStore.place` returned, or private to this
+    process. Raises RuntimeError when it does not load.
     """
     cpu_operators.register()  # compiled code finds them by name
     run = _runner(folder, device).run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
 
@@ -28,6 +27,7 @@ Exit status: 0 done, 1 failed, 2 wrong arguments.
 def main(argv: list[str] | None = None) -> int:
     """Run the command line with these arguments, by default the program's; return exit status."""
     from . import bench, cost, demo, doctor, gpu, prebuild, store
+    from .common import say
 
     parser = argparse.ArgumentParser(
         prog="python -m lib_accel",
@@ -43,11 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except OSError as e:
-        print(f"error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}", file=sys.stderr)
+        say(f"error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}")
         return 1
     except (AccelError, ValueError, torch.cuda.OutOfMemoryError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        say(f"error: {e}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return 130

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ...compile.jobs import Job
 from ...compile.session import BACKENDS
-from ...config import AUTO, MIB, Config, default_store
+from ...config import AUTO, MIB, Config, default_store, default_store_key
 from ...errors import AccelError
 from ...model import presets
 from ...model.architecture import Architecture
@@ -67,9 +67,16 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --store and --store-mib."""
+    """Add --store, --store-key and --store-mib."""
     text = "folder of the artifacts"
     parser.add_argument("--store", type=Path, metavar="DIR", default=default_store(), help=text)
+    text = (
+        "file with the key that signs and checks the artifacts, for a store that several users or "
+        "machines share; by default ACCEL_STORE_KEY_FILE, else your own key"
+    )
+    parser.add_argument(
+        "--store-key", type=Path, metavar="FILE", default=default_store_key(), help=text
+    )
     text = "largest size of the store in MiB; the artifact that was used longest ago goes first"
     parser.add_argument("--store-mib", type=positive, metavar="N", default=2048, help=text)
 
@@ -131,12 +138,17 @@ def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtyp
 
 def make_config(args: argparse.Namespace, backend: str) -> Config:
     """Return the configuration that the arguments of the store describe."""
-    return Config(backend=backend, store=args.store, store_bytes=args.store_mib * MIB)
+    return Config(
+        backend=backend,
+        store=args.store,
+        store_bytes=args.store_mib * MIB,
+        store_key=args.store_key,
+    )
 
 
 def make_store(args: argparse.Namespace) -> ArtifactStore:
     """Open the store that the arguments describe."""
-    return ArtifactStore(args.store, args.store_mib * MIB)
+    return ArtifactStore(args.store, args.store_mib * MIB, key_file=args.store_key)
 
 
 def family(text: str) -> Architecture:
@@ -157,14 +169,19 @@ def family(text: str) -> Architecture:
     )
 
 
+def printable(text: str) -> str:
+    """Return `text` with a question mark for what would steer the terminal or cannot be printed."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
 def say(text: str = "") -> None:
     """Print words for a person on standard error; standard output is for the result."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace, text: str) -> None:
     """Print the result on standard output: as JSON with --json, else as text."""
-    print(json.dumps(result, indent=1) if args.json else text, flush=True)
+    print(json.dumps(result, indent=1) if args.json else printable(text), flush=True)
 
 
 def follow(job: Job, label: str) -> None:

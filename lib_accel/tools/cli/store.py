@@ -21,6 +21,8 @@ examples:
   python -m lib_accel store import fleet.zip --key fleet.key"""
 _EXPORT = """The key file is made when it does not exist. Copy it to the other machines by a way you
 trust: who has it can make files that they will run as code."""
+_KEY = """To share a store, give each of its users a copy of one key file: --store-key FILE here,
+--accel-store-key FILE for the WebUI. On POSIX each copy must be its user's or root's, mode 0600."""
 _IMPORT = """Artifacts are native code, so they are accepted only with the key they were signed
 with, or when you state that you trust the file."""
 
@@ -45,9 +47,8 @@ def add(commands: Commands) -> None:
         _verify,
     )
     command(actions, "clear", "remove every artifact; what is needed is compiled again", _clear)
-    export = command(
-        actions, "export", "write artifacts to one file, to seed other machines", _export, _EXPORT
-    )
+    what = "write artifacts to one file, to seed other machines"
+    export = command(actions, "export", what, _export, _EXPORT)
     export.add_argument(
         "keys",
         nargs="+",
@@ -61,9 +62,8 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="sign with this key file; without one the file is unsigned",
     )
-    importer = command(
-        actions, "import", "put the artifacts of an exported file into the store", _import, _IMPORT
-    )
+    what = "put the artifacts of an exported file into the store"
+    importer = command(actions, "import", what, _import, _IMPORT)
     importer.add_argument("file", type=Path, metavar="FILE")
     importer.add_argument(
         "--key", type=Path, metavar="FILE", help="the key file it was signed with"
@@ -75,6 +75,8 @@ def add(commands: Commands) -> None:
     )
     for action in actions.choices.values():
         add_store_arguments(action)
+    what = "make a key file, for signing exports or for a store that machines share"
+    command(actions, "key", what, _key, _KEY).add_argument("file", type=Path, metavar="FILE")
 
 
 def _row(entry: Entry) -> dict[str, object]:
@@ -162,17 +164,27 @@ def _expand(store: ArtifactStore, names: list[str]) -> list[str]:
     return [*dict.fromkeys(keys)]
 
 
+def _make_key(file: Path) -> None:
+    write_key(file, generate_key())
+    say(
+        f"made a new key: {file}. Who has it can make artifacts your machines will load; "
+        "keep it secret."
+    )
+
+
+def _key(args: argparse.Namespace) -> int:
+    _make_key(args.file)
+    show({"file": str(args.file)}, args, str(args.file))
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
     store = make_store(args)
     keys = _expand(store, args.keys)
     signing_key = None
     if args.key:
         if not args.key.exists():
-            write_key(args.key, generate_key())
-            say(
-                f"made a new signing key: {args.key}. Who has it can make artifacts your machines "
-                "will load; keep it secret."
-            )
+            _make_key(args.key)
         signing_key = read_key(args.key)
     store.export(keys, args.to, signing_key)
     signed = "signed" if signing_key else "UNSIGNED: importing it needs --allow-unsigned"
