@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from lib_accel.store import recipe_key
+from lib_accel.store import ArtifactStore, recipe_key
 
+NAMES = ("data/model/unit.so", "data/model/unit.cubin", "data/weights.json")
 REPO = Path(__file__).resolve().parents[2]
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions, pipes and signals")
 root_only = pytest.mark.skipif(
@@ -31,6 +33,17 @@ def recipe(name: object) -> dict[str, Any]:
 def key_of(name: object) -> str:
     """Return the key of `recipe(name)`."""
     return recipe_key(recipe(name))
+
+
+def filled(folder: Path, *names: object) -> ArtifactStore:
+    """Return a store in `folder` with artifacts of these names."""
+    dice, store = random.Random(0), ArtifactStore(folder / "store")
+    sources = {name: folder / str(number) for number, name in enumerate(NAMES)}
+    for source in sources.values():
+        source.write_bytes(dice.randbytes(dice.randrange(500, 3000)))
+    for name in names:
+        store.put(recipe(name), sources, {"compiled": [1e-7], "eager": [1e-7]})
+    return store
 
 
 def hidden(root: Path) -> list[str]:
@@ -60,11 +73,11 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], kill: bool = False) -> int:
+def finish(process: subprocess.Popen[str], kill: bool = False, patience_s: float = 20) -> int:
     """Wait for the process (or kill it) and return how it ended."""
     if kill:
         process.kill()
-    code = process.wait(20)
+    code = process.wait(patience_s)
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         pipe.close()
