@@ -60,8 +60,6 @@ MEMBERS = (
     "//h/s/x",
     "a\x00b",
     "\x1b[31m",
-)
-MEMBERS += (
     "",
     "con",
     "nul.so",
