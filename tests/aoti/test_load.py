@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lib_accel.compile.accuracy import example_inputs
-from lib_accel.compile.aoti import export
+from lib_accel.compile.aoti import compiler
 from lib_accel.compile.aoti.backend import Aoti
 from lib_accel.compile.aoti.load import ARCHIVE, load_unit
 from lib_accel.compile.units import UnitModule
@@ -178,7 +178,7 @@ def test_older_torch_runs_the_library_on_a_cpu(old_loader: None, tiny_store: Pat
 def test_a_package_is_unpacked_without_its_sources(tiny_store: Path, tmp_path: Path, top: str):
     """Newer torch puts everything into one folder of the archive."""
     artifact = artifact_of(tiny_store)
-    export._unpack(pack(artifact, tmp_path, top), tmp_path / "unit")
+    compiler._unpack(pack(artifact, tmp_path, top), tmp_path / "unit")
     files = {p for p in (tmp_path / "unit").rglob("*") if p.is_file()}
     assert {p.relative_to(tmp_path / "unit").as_posix() for p in files} == set(artifact.files)
     assert_right(load_unit(tmp_path / "unit", CPU))
@@ -188,8 +188,8 @@ def test_older_torch_loads_an_archive_on_a_gpu(old_loader: None, tiny_store: Pat
     """Shown with code for a CPU: the package stays an archive, and its sources are empty."""
     artifact, folder = artifact_of(tiny_store), tmp_path / "unit"
     package = pack(artifact, tmp_path, "raw/")
-    export._unpack(package, folder)
-    export._keep_archive(package, folder)
+    compiler._unpack(package, folder)
+    compiler._keep_archive(package, folder)
     assert [path.name for path in folder.iterdir()] == [ARCHIVE]
     assert (folder / ARCHIVE).stat().st_size < package.stat().st_size
     with zipfile.ZipFile(folder / ARCHIVE) as archive:

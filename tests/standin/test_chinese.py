@@ -46,7 +46,7 @@ def _reasons() -> set[str]:
         if folder in ("model", "runtime") and file.name != "presets.py":  # the command line's
             found |= source.arguments("UnsupportedArchitecture", "BadWeights")
         if folder == "store" and file.name != "export.py":  # which only the command line uses
-            found |= source.arguments("ArtifactRejected", "damaged", "_refuse")
+            found |= source.arguments("ArtifactRejected", "ForeignArtifact", "damaged", "_refuse")
             found |= source.answers("^_wrong_files")
         if folder == "config.py":
             found |= source.arguments("ValueError")
