@@ -37,8 +37,8 @@ def require_store(root: Path) -> None:
     if (root / MARK).is_file():
         return
     for path in root.iterdir():
-        ours = path.name == LOCKS or _is_hidden(path) or is_artifact(path)
-        if not ours and path.name not in _ANYWHERE:
+        ours = path.name in (LOCKS, MARK) or _is_hidden(path) or is_artifact(path)
+        if not ours and path.name not in _ANYWHERE and os.path.lexists(path):  # not just removed
             raise StoreError(
                 f"{root} is no store of compiled code: it holds {path.name!r}. A store removes "
                 "what was used longest ago, so other files must not lie there. Choose a new or "

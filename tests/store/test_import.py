@@ -55,6 +55,7 @@ def crowds() -> dict[str, bytes]:
         "an honest end": many + end_64(MANY, size, 0) + end(0xFFFF, size, 0),
         "an end that says few": many + end(3, size, 0),
         "two ends that differ": many + end_64(MANY, size, 0) + end(1, 50, size - 50),
+        "a second end that is none": many + b"x" + end_64(1, 50, size - 50)[1:] + end(3, size, 0),
         "a comment": many + end(3, size, 0)[:-2] + b"\x05\0words",
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -80,6 +81,13 @@ def test_other_things_in_a_store_stay(store, units, tmp_path):
     assert store.get(key_of("new")) is None
 
 
+def test_other_things_do_not_count_as_the_store_s(store, units):
+    store.put(recipe("old"), units)
+    write(store.root / ("c" * 64)).write_bytes(bytes(100_000))
+    ArtifactStore(store.root, max_bytes=50_000).put(recipe("new"), units)
+    assert {e.key for e in store.list() if e.artifact} == {key_of("old"), key_of("new")}
+
+
 def test_a_folder_without_a_manifest_is_not_replaced(store, units):
     store.put(recipe("b"), units)
     thing = write(store.root / key_of("a") / "f")
@@ -102,6 +110,27 @@ def test_a_store_of_an_earlier_version_is_taken_over(store, units):
     assert hidden(store.root) == []
     assert (store.root / "lost+found").is_dir()
     assert len(store.list()) == 2
+
+
+def test_threads_that_begin_a_store_at_once_agree(tmp_path):
+    """A folder that another one is just marking is no strange folder."""
+    start, errors = threading.Barrier(4), []
+
+    def begin() -> None:
+        for turn in range(300):
+            start.wait(20)
+            try:
+                with ArtifactStore(tmp_path / str(turn)).lock(key_of(threading.get_ident()), 0):
+                    pass
+            except StoreError as error:
+                errors.append(str(error))
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
 
 
 def test_an_empty_folder_becomes_a_store(tmp_path, units):
