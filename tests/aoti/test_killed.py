@@ -6,9 +6,11 @@ import os
 import random
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from psutil import Process
 
 from lib_accel.compile.units import describe, units_of
 from lib_accel.errors import CompileFailed
@@ -16,7 +18,7 @@ from lib_accel.store import ArtifactStore
 
 from .. import tiny
 from .kit import assert_nothing_left, await_compiler, posix, start_process, started
-from .processes import PATIENCE_S, until, using, workers
+from .processes import PATIENCE_S, compilers, until, using, workers
 
 pytestmark = pytest.mark.slow
 
@@ -34,20 +36,37 @@ def test_a_killed_worker_ends_the_job_with_a_reason(temp: Path, store: ArtifactS
     assert store.list() == []
 
 
+PLANT = """
+import json, os, runpy, sys, tempfile
+from pathlib import Path
+import filelock, numpy, psutil, torch
+from lib_accel.compile.aoti import backend
+from tests.aoti.kit import plant
+from tests import tiny
+
+shared = tempfile.gettempdir()
+plant(Path(shared))
+os.chdir(shared)
+os.environ["PYTHONPATH"] = shared
+sys.path[:0] = ["", shared]
+"""
+"""Let every way to modules lead first into the temporary folder, where others have put some."""
+
+
 @posix
-def test_a_killed_parent_leaves_nothing(root: Path, temp: Path, store: ArtifactStore):
+@pytest.mark.parametrize("moment", [workers, compilers], ids=["worker starts", "compiler works"])
+def test_a_killed_parent_leaves_nothing(
+    moment: Callable[[Path], list[Process]], root: Path, temp: Path, store: ArtifactStore
+):
     """Modules that somebody planted in the shared temporary folder are never imported."""
-    marker = temp.parent / "planted-code-ran"
-    planted = [temp / f"{name}.py" for name in ("psutil", "shutil", "signal")]
-    for module in planted:
-        module.write_text(f"open({str(marker)!r}, 'a').close()\n")
-    with start_process(root, store, temp) as parent:
-        await_compiler(temp)
+    with start_process(root, store, temp, before=PLANT) as parent:
+        until("the moment", lambda: moment(temp) or parent.poll() is not None)
+        assert parent.poll() is None
         parent.kill()
-    until("its processes to end", lambda: not using(temp), 10)
-    until("its files to go", lambda: set(temp.iterdir()) == set(planted), 10)
+    assert_nothing_left(temp)
+    assert list(temp.iterdir()) != [], "nothing was planted"
     assert store.list() == []
-    assert not marker.exists()
+    assert not (temp.parent / "planted-code-ran").exists()
 
 
 SLOW_CLEANUP = """
@@ -66,12 +85,13 @@ module.remove = remove
 def test_a_parent_killed_while_it_cleans_up_leaves_nothing(
     root: Path, temp: Path, store: ArtifactStore
 ):
-    with start_process(root, store, temp, before=SLOW_CLEANUP) as parent:
+    with start_process(root, store, temp, before=PLANT + SLOW_CLEANUP) as parent:
         assert parent.stdout is not None
         assert any("cleaning up" in line for line in parent.stdout)
-        assert list(temp.iterdir()) != []
+        assert using(temp) != []
         parent.kill()
     assert_nothing_left(temp)
+    assert not (temp.parent / "planted-code-ran").exists()
     assert len(store.list()) == 1, "the unit was stored before"
 
 

@@ -1,7 +1,7 @@
 """End a process that compiles together with all it started, and delete its files.
 
-`python -m lib_accel.compile.aoti.process_tree PID FOLDER` does so from outside, for a worker whose
-parent is gone: it cannot stop its own compiling thread, which would go on writing into FOLDER.
+Run with PID and FOLDER, this module does so from outside, for a worker whose parent is gone: that
+cannot stop its own compiling thread, which would go on writing into FOLDER.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The child process that compiles: `python -m lib_accel.compile.aoti.worker FOLDER`.
+"""The child process that compiles: the module that worker_process.py runs with FOLDER.
 
 FOLDER is made for the workers of one job. A worker reads tasks from standard input and answers on
 standard output, one line of JSON each. When standard input ends, the parent is gone: then it lets
@@ -23,8 +23,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[3]
-"""The folder that holds `lib_accel`."""
+from .isolated_python import PACKAGE_ROOT, python_command
 
 
 def main(folder: Path) -> None:
@@ -54,20 +53,11 @@ def _end(folder: Path) -> None:
     # where no further process can be started, the files stay, but this process ends all the same
     with contextlib.suppress(OSError):
         subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "lib_accel.compile.aoti.process_tree",
-                str(os.getpid()),
-                str(folder),
-            ],
+            python_command("lib_accel.compile.aoti.process_tree", os.getpid(), folder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # `-m` puts the current folder first on Python's path, so it must never be the shared
-            # temporary one. Nor may it be FOLDER: Windows deletes no folder that is somebody's
-            # current one.
-            cwd=PACKAGE_ROOT,
+            cwd=PACKAGE_ROOT,  # not in FOLDER: Windows deletes no folder that is a current one
             start_new_session=True,  # it ends the group that the parent has put this process in
         ).wait()
     os._exit(1)  # reached only where that could not end this process

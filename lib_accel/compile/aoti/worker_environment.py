@@ -8,23 +8,21 @@ import sys
 from pathlib import Path
 
 from ..machine import Machine
-from .worker import PACKAGE_ROOT
+from .isolated_python import python_environment
 
 
 def worker_environment(folder: Path, machine: Machine) -> dict[str, str]:
     """Return the environment of a worker that keeps its files in `folder`.
 
-    Python finds this package in it, and torch finds a compiler, CUDA's headers and the driver.
+    torch finds a compiler, CUDA's headers and the driver in it.
     """
     environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")])
-        ),
+        **python_environment(),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        # torch may have set it in this process, to a folder that other users can take
+        "TRITON_CACHE_DIR": str(folder / "cache" / "triton"),
         # a killed compiler leaves files: they go with the folder
         **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
-        "PYTHONUNBUFFERED": "1",
     }
     if machine.cxx and sys.platform != "win32":
         environment.setdefault("CXX", machine.cxx)  # torch itself looks for g++ alone

@@ -19,6 +19,7 @@ from ...model import specs
 from ..machine import Machine
 from ..target import Target
 from ..units import unit_key
+from .isolated_python import python_command
 from .process_tree import end, remove
 from .worker_environment import worker_environment
 
@@ -61,11 +62,11 @@ class Worker:
         self._log = folder / f"worker-{id(self)}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lib_accel.compile.aoti.worker", str(folder)],
+                python_command("lib_accel.compile.aoti.worker", folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                cwd=folder,  # `-m` puts it first on Python's path: it must be private
+                cwd=folder,  # for what torch starts: it is private
                 env=worker_environment(folder, machine),
                 start_new_session=True,
                 creationflags=_APART,
