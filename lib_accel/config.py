@@ -41,6 +41,11 @@ def own_key_file() -> Path:
     return _own_folder(1) / "store.key"
 
 
+def own_jit_folder() -> Path:
+    """Return where torch's compiler keeps its files between starts: beside the default store."""
+    return _own_folder(0).with_name("sd-webui-accel-jit")
+
+
 def _own_folder(kind: int) -> Path:
     """Return this extension's folder in the user's profile. It begins with `~` where none is."""
     variable, default = _FOLDERS.get(sys.platform, _OTHER_FOLDERS)[kind]

@@ -2,24 +2,34 @@
 
 It serves torch versions that cannot make packages, and machines that can keep no artifact. A thread
 compiles every unit while the caller goes on without. Units take weights as inputs, so each serves
-every model of the session; across starts of the process, only Inductor's own cache remains.
+every model of the session; across starts of the process, only Inductor's own cache remains. It lies
+in a private folder: torch's own choice is a folder of a known name in the shared temporary one, and
+native code is loaded from there, whoever has made it.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..config import Config
-from ..errors import ArtifactRejected, CompileFailed
+from ..config import Config, own_jit_folder
+from ..errors import AccelError, ArtifactRejected, CompileFailed
 from ..model import specs
+from ..store.files import expanded
+from ..store.privacy import closed_to_others, require_private_root
+from ..store.private_folder import private_folder
 from ..store.store import ArtifactStore
 from .accuracy import check_unit, example_inputs
+from .aoti.isolated_python import isolating_variables
 from .jobs import CompiledUnits, Job
 from .target import Target
 from .toolchain import missing_tools
@@ -32,6 +42,87 @@ TRACING = threading.Lock()
 """Held while a unit is traced. torch keeps one tracing flag for the whole process: meanwhile, every
 other thread that traces, or calls a compiled function, gets a RuntimeError. So neither a session
 nor a backend can own this lock; it holds no other state."""
+
+
+class _PrivateFiles:
+    """While it is entered, by however many threads, torch's compiler keeps its files private.
+
+    torch takes the places from the environment alone, which all threads share.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: dict[str, str | None] = {}
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                cache = cache_folder()
+                ours = {
+                    "TORCHINDUCTOR_CACHE_DIR": str(cache),
+                    "TRITON_CACHE_DIR": str(cache / "triton"),
+                    **isolating_variables(),
+                }
+                self._before = {name: os.environ.get(name) for name in ours}
+                os.environ.update(ours)
+                _forget_folder()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for name, value in self._before.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
+                _forget_folder()
+
+
+PRIVATE_FILES = _PrivateFiles()
+"""The one of this process, as there is one environment."""
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Return a private folder for the files of torch's compiler.
+
+    It is kept in the user's profile, so that compiling is fast after the next start. Where that is
+    impossible it ends with this process. Raises what `private_folder` does.
+    """
+    try:
+        folder = expanded(own_jit_folder())
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        require_private_root(folder)
+        folder.chmod(0o700)  # whatever the umask is, torch's files in it are private
+        # torch passes names to g++ without quotes
+        if closed_to_others(folder) and os.access(folder, os.W_OK) and " " not in str(folder):
+            return folder
+    except (OSError, AccelError):  # no home, or one that others can change
+        pass
+    return private_folder() / "jit"
+
+
+def _forget_folder() -> None:
+    """Let torch before 2.4 look again where its folder is."""
+    codecache = sys.modules.get("torch._inductor.codecache")
+    forget = getattr(getattr(codecache, "cache_dir", None), "cache_clear", None)
+    if forget:
+        forget()
+
+
+def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+    """Compile with Inductor. torch calls this, also later, when it meets another kind of size."""
+    with PRIVATE_FILES:
+        from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx
+
+        name = "cpp_cache_precompile_headers"  # torch 2.7 and later: not in the folder named above
+        return compile_fx(
+            graph, inputs, config_patches={name: False} if hasattr(config, name) else {}
+        )
+
 
 _Made = dict[tuple[specs.Spec, torch.dtype, torch.device], UnitFn]
 
@@ -129,15 +220,17 @@ class JitUnit:
         module = UnitModule(unit)
         activations, weights = example_inputs(unit, TRACED, dtype, device)
         self._count = count = len(activations)
-        # Traced to torch's own operators first: torch 2.1's compiler does not know modules whose
-        # weights are inputs.
-        with torch.no_grad():
+        with PRIVATE_FILES, torch.no_grad():  # already importing the compiler makes its folder
+            # Traced to torch's own operators first: torch 2.1's compiler does not know modules
+            # whose weights are inputs.
             self._graph = make_fx(
                 lambda *t: module(list(t[:count]), list(t[count:])), tracing_mode="symbolic"
             )(*activations, *weights)
-        self._compiled = torch.compile(self._graph, dynamic=True, fullgraph=True)
-        # Called with TRACED first: had torch met a square, it would compile again for the rest.
-        self.compute([*activations, *weights])
+            self._compiled = torch.compile(
+                self._graph, backend=_inductor, dynamic=True, fullgraph=True
+            )
+            # Called with TRACED first: had torch met a square, it would compile again for the rest.
+            self.compute([*activations, *weights])
 
     def compute(self, inputs: list[Tensor]) -> Tensor:
         """Run the compiled code. Raises RuntimeError while another thread traces."""
