@@ -22,7 +22,11 @@ that it needs (in .venv, once, some minutes); then COMMAND --help tells more. Be
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     help_wanted = not arguments or bool({"-h", "--help", "--version"} & set(arguments))
-    if help_wanted and setup_environment.missing() and setup_environment.Environment().due():
+    if (
+        help_wanted
+        and setup_environment.missing()
+        and not (setup_environment.ROOT / setup_environment.MARK).exists()
+    ):
         print(HELP_BEFORE_SET_UP)
         sys.exit(0 if arguments else 2)
     setup_environment.ensure("lib_accel", arguments)

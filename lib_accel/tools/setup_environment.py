@@ -1,14 +1,11 @@
 """Prepare the Python environment of the command line and the tests, with venv and pip.
 
 Standard library only. Where the running Python has the packages already, as the WebUI's own has,
-nothing is made. Otherwise `.venv` is made beside the project, and the same command runs there.
+nothing is made. Otherwise the command runs in `.venv` beside the project: the Python outside makes
+that folder, and the one inside installs what it lacks.
 """
 
-from __future__ import annotations
-
-import contextlib
-import importlib.util
-import json
+import importlib.metadata
 import os
 import platform
 import re
@@ -17,10 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ("requirements.txt",)
@@ -28,7 +24,9 @@ TEST = (*RUN, "tests/requirements.txt")
 TORCH = "torch==2.13.0"  # the version that the tests run with
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
-IMPORT_NAMES = {"pillow": "PIL", "pytest-xdist": "xdist"}
+MARK = ".venv/made-by-accel"
+"""A file: `.venv` was made here. Its time is that of the last installation, 0 in the middle."""
+
 ADVICE = """The message above names the cause. The usual ones:
 - No network: behind a proxy set HTTPS_PROXY, for an own certificate PIP_CERT; without any network
   put the wheels into a folder and set PIP_FIND_LINKS to it.
@@ -46,32 +44,48 @@ def ensure(
     lists: requirement files below `root`. The command is `python -m module arguments`.
     Raises SystemExit with the status of the command, 1 if the set-up fails, 130 if interrupted.
     """
-    environment = Environment(root, lists)
-    inside = Path(sys.prefix).resolve() == environment.folder.resolve()
-    absent = missing(lists, root)
-    if not absent and not (inside and environment.stamp.exists() and environment.due()):
+    inside, mark = Path(sys.prefix).resolve() == (root / ".venv").resolve(), root / MARK
+    newest = max((root / name).stat().st_mtime for name in lists)
+    stale = inside and mark.exists() and mark.stat().st_mtime < newest
+    if not stale and not missing(lists, root):
         return
     try:
-        if inside or environment.due():
-            say(f"{sys.executable} lacks {', '.join(absent) or 'a part of the set-up'}.")
-            environment.prepare(again=[*absent, *lists] if inside else [])
+        python = _create(root)
+        if inside:
+            _install(lists, root)
+            return
     except KeyboardInterrupt:
         say("Interrupted. Run the same command again to continue.")
         raise SystemExit(130) from None
     except (OSError, subprocess.CalledProcessError) as error:
         say(f"Set-up failed: {error}\n{ADVICE}")
         raise SystemExit(1) from None
-    if inside:
-        importlib.invalidate_caches()
-    else:
-        environment.run(["-m", module, *arguments])
+    command = [str(python), "-m", module, *arguments]
+    if os.name != "nt":
+        os.execv(command[0], command)
+    # Windows gives the console back as soon as a process calls execv, so wait here instead.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command itself
+    raise SystemExit(subprocess.call(command))
 
 
 def missing(lists: Sequence[str] = RUN, root: Path = ROOT) -> list[str]:
-    """Return the packages in `lists` that the running Python cannot import."""
+    """Return the packages in `lists` that the running Python lacks, in whatever version."""
     text = "\n".join((root / name).read_text(encoding="utf-8") for name in lists)
     names: list[str] = re.findall(r"^[A-Za-z0-9._-]+", text, re.MULTILINE)
-    return [n for n in names if importlib.util.find_spec(IMPORT_NAMES.get(n, n)) is None]
+    return [name for name in names if not any(importlib.metadata.distributions(name=name))]
+
+
+def torch_arguments(system: str, nvidia: bool, configured: bool, override: str) -> list[str]:
+    """Return what to pass to `pip install` for a torch that suits this machine.
+
+    system: platform.system(). nvidia: whether there is an NVIDIA driver. configured: whether pip
+    was told where to look. override: the arguments that the user set in ACCEL_TORCH, or "".
+    """
+    if override:
+        return shlex.split(override, posix=system != "Windows")
+    if configured or system == "Darwin" or (nvidia and system != "Windows"):
+        return [TORCH]
+    return [TORCH, "--extra-index-url", CUDA_INDEX if nvidia else CPU_INDEX]
 
 
 def say(message: str) -> None:
@@ -79,142 +93,48 @@ def say(message: str) -> None:
     print(f"[set-up] {message}", file=sys.stderr, flush=True)
 
 
-class Environment:
-    """The folder `.venv` of a project. A stamp in it records each finished step and its value."""
+def _create(root: Path) -> Path:
+    """Make `.venv` where there is none that works; return its Python."""
+    folder = root / ".venv"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if folder.exists() and any(folder.iterdir()) and not (root / MARK).exists():
+        say(f"{folder} was not made by this set-up. Rename or delete it, or install into it.")
+        raise SystemExit(1)
+    probe = [str(python), "-I", "-c", "import pip"]
+    if not python.exists() or subprocess.run(probe, capture_output=True).returncode:
+        say(f"Creating {folder}: once, some minutes. Nothing outside this folder is changed.")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        (root / MARK).touch()
+        _python("venv", str(folder))
+    return python
 
-    def __init__(self, root: Path = ROOT, lists: Sequence[str] = RUN) -> None:
-        self.root, self.folder = root, root / ".venv"
-        self.python = self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-        self.stamp = self.folder / "accel-setup.json"
-        self.lists = {name: (root / name).read_text(encoding="utf-8") for name in lists}
 
-    def due(self, again: Sequence[str] = ()) -> dict[str, str]:
-        """Return the steps in `again` and those that are not recorded with today's value."""
-        done = self._done()
-        torch = os.environ.get("ACCEL_TORCH", "").strip() or done.get("ACCEL_TORCH") or TORCH
-        steps = {"create": "", "torch": torch, **self.lists}
-        return {s: value for s, value in steps.items() if s in again or done.get(s) != value}
-
-    def prepare(self, again: Sequence[str] = ()) -> None:
-        """Do the steps that are due.
-
-        Raises CalledProcessError if venv or pip fails, OSError if a file cannot be written.
-        """
-        with _locked(self.root / ".venv.lock"):
-            if self.folder.exists() and any(self.folder.iterdir()) and not self.stamp.exists():
-                say(f"{self.folder} was not made by this set-up. Rename or delete it, or use it:")
-                say(f"install into it with pip install -r {' -r '.join(self.lists)}")
-                raise SystemExit(1)
-            due = self.due(again)
-            done = {step: value for step, value in self._done().items() if step not in due}
-            if "create" in due:
-                self._create()
-            for step, value in due.items():
-                self._record(done)  # without the step: it stays due if it is interrupted
-                if step == "torch":
-                    done["ACCEL_TORCH"] = "" if value == TORCH else value
-                    self._install_torch(done["ACCEL_TORCH"])
-                elif step != "create":
-                    self._pip_install("-r", str(self.root / step))
-                done[step] = value
-            self._record(done)
-        say("Ready. The next run starts at once.")
-
-    def run(self, arguments: Sequence[str]) -> NoReturn:
-        """Run the environment's Python with `arguments` in place of this process."""
-        command = [str(self.python), *arguments]
-        if os.name != "nt":
-            os.execv(command[0], command)
-        # Windows gives the console back as soon as a process calls execv, so wait here instead.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command itself
-        raise SystemExit(subprocess.call(command))
-
-    def _create(self) -> None:
-        say(f"Creating {self.folder}: once, some minutes. Nothing outside this folder is changed.")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(exist_ok=True)
-        self._record({})
-        command = [sys.executable, "-m", "venv", str(self.folder)]
-        subprocess.run(command, stdout=sys.stderr, check=True)
-
-    def _install_torch(self, override: str) -> None:
-        command = [self.python, "-m", "pip", "config", "list"]
-        source = pip_source(subprocess.run(command, capture_output=True, text=True).stdout)
+def _install(lists: Sequence[str], root: Path) -> None:
+    """Install into the running Python what it lacks."""
+    os.utime(root / MARK, (0, 0))
+    for package in Path(sysconfig.get_path("purelib")).glob("*.dist-info"):
+        if not (package / "INSTALLER").exists():  # written last: an interrupted pip left the rest
+            shutil.rmtree(package)
+    if "torch" in missing(lists, root):
+        command = [sys.executable, "-I", "-m", "pip", "config", "list"]
+        config = subprocess.run(command, capture_output=True, text=True)
+        configured = bool(re.search(r"(index-url|find-links|no-index)=", config.stdout))
         nvidia = bool(shutil.which("nvidia-smi")) or Path("/proc/driver/nvidia").exists()
-        if source and nvidia and os.name == "nt":
-            say(f"torch comes from pip's {source}. If that is not one with CUDA, set ACCEL_TORCH")
-            say(f"to: {TORCH} --index-url {CUDA_INDEX}")
-        *others, last = torch_attempts(platform.system(), nvidia, source, override)
-        for arguments in others:
-            with contextlib.suppress(subprocess.CalledProcessError):  # pip has printed the cause
-                return self._pip_install(*arguments)
-        return self._pip_install(*last)
-
-    def _pip_install(self, *arguments: str) -> None:
-        say(f"pip install {' '.join(arguments)}")
-        for pattern in ("lib/*/site-packages/*.dist-info", "Lib/site-packages/*.dist-info"):
-            for package in self.folder.glob(pattern):
-                # pip writes INSTALLER last: without it an interrupted pip left half a package.
-                if not (package / "INSTALLER").exists():
-                    shutil.rmtree(package)
-        # Compiling torch to byte code takes longer than installing it, and little of it is used.
-        options = ("--no-input", "--no-compile", "--disable-pip-version-check")
-        command = [str(self.python), "-m", "pip", "install", *options, *arguments]
-        environment = {**os.environ, "PIP_USER": "0"}
-        subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
-
-    def _done(self) -> dict[str, str]:
-        """Return what the stamp records; nothing where it or the environment does not work."""
-        try:
-            subprocess.run([self.python, "-c", "import pip"], capture_output=True, check=True)
-            return dict(json.loads(self.stamp.read_text(encoding="utf-8")))
-        except (OSError, ValueError, subprocess.CalledProcessError):
-            return {}
-
-    def _record(self, done: dict[str, str]) -> None:
-        draft = self.stamp.with_suffix(".new")
-        draft.write_text(json.dumps(done, indent=1), encoding="utf-8")
-        draft.replace(self.stamp)
+        override = os.environ.get("ACCEL_TORCH", "").strip()
+        _pip_install(*torch_arguments(platform.system(), nvidia, configured, override))
+    _pip_install(*(word for name in lists for word in ("-r", str(root / name))))
+    (root / MARK).touch()
+    importlib.invalidate_caches()
+    say("Ready. The next run starts at once.")
 
 
-def torch_attempts(system: str, nvidia: bool, source: str, override: str) -> list[list[str]]:
-    """Return what to pass to `pip install` for a torch that suits this machine, best first.
-
-    system: platform.system(). nvidia: whether there is an NVIDIA driver. source: where pip is
-    configured to look, or "". override: the arguments that the user set in ACCEL_TORCH, or "".
-    """
-    if override:
-        return [shlex.split(override, posix=system != "Windows")]
-    if source or system == "Darwin" or (nvidia and system != "Windows"):
-        return [[TORCH]]
-    return [[TORCH, "--index-url", CUDA_INDEX if nvidia else CPU_INDEX], [TORCH]]
+def _pip_install(*arguments: str) -> None:
+    say(f"pip install {' '.join(arguments)}")
+    # Compiling torch to byte code takes longer than installing it, and little of it is used.
+    _python("pip", "install", "--no-input", "--no-compile", "--no-user", *arguments)
 
 
-def pip_source(settings: str) -> str:
-    """Return the first line of `pip config list` that says where pip looks for packages, or ""."""
-    where = r"\S*\.(index-url|extra-index-url|find-links|no-index)='(?!'|0'|false')"
-    return next((line for line in settings.splitlines() if re.match(where, line)), "")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, which the system frees when the process ends."""
-    with path.open("a") as file:
-        waiting = False
-        while True:
-            try:
-                if sys.platform == "win32":
-                    import msvcrt
-
-                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-                else:
-                    import fcntl
-
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError):
-                if not waiting:
-                    say("Another process is setting up; waiting for it.")
-                waiting = True
-                time.sleep(0.3)
-        yield
+def _python(module: str, *arguments: str) -> None:
+    """Run `python -m module`, but not from the current folder or PYTHONPATH (`-I`)."""
+    subprocess.run([sys.executable, "-I", "-m", module, *arguments], stdout=sys.stderr, check=True)
