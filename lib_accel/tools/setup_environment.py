@@ -132,7 +132,8 @@ def _install(lists: Sequence[str], root: Path) -> None:
 def _pip_install(*arguments: str) -> None:
     say(f"pip install {' '.join(arguments)}")
     # Compiling torch to byte code takes longer than installing it, and little of it is used.
-    _python("pip", "install", "--no-input", "--no-compile", "--no-user", *arguments)
+    options = ("--no-input", "--no-compile", "--no-user", "--disable-pip-version-check")
+    _python("pip", "install", *options, *arguments)
 
 
 def _python(module: str, *arguments: str) -> None:

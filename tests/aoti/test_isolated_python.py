@@ -17,8 +17,10 @@ from lib_accel.compile.aoti.isolated_python import (
     python_environment,
     trusted_path,
 )
+from lib_accel.errors import ArtifactRejected
+from lib_accel.store import ArtifactStore
 
-from .kit import plant, posix
+from .kit import plant, posix, started
 from .processes import until
 
 WAYS = ("folder", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "TMPDIR", "sys.path")
@@ -147,3 +149,12 @@ def test_variables_that_name_places_of_modules_are_taken_away(monkeypatch: pytes
         "PYTHONSAFEPATH",
     }
     assert environment["TORCH_CUSTOM_PYTHONPATH"].split(os.pathsep) == trusted_path()
+
+
+@posix
+def test_nothing_is_compiled_where_others_can_replace_the_folder(temp: Path, store: ArtifactStore):
+    temp.chmod(0o777)
+    with pytest.raises(ArtifactRejected, match="writable by everyone"):
+        started(store).result()
+    assert list(temp.iterdir()) == []
+    temp.chmod(0o1777)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ...errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ...model import specs
 from ...store import ArtifactStore, LockBusy
+from ...store.privacy import require_private_root
 from ..accuracy import Verdict
 from ..jobs import CompiledUnits, Job
 from ..target import Target
@@ -122,6 +123,7 @@ class CompileJob(Job):
         count = min(self.workers, len(units))
         threads = max(1, (os.cpu_count() or 1) // count)
         try:
+            require_private_root(folder)  # code is made and tried there, before the store has it
             pool.extend(Worker(folder, results, threads, self.target.machine) for _ in range(count))
             self._drive(units, pool, results)
         except OSError as e:
