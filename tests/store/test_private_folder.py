@@ -12,7 +12,6 @@ import pytest
 
 from lib_accel.errors import ArtifactRejected
 from lib_accel.store import private_folder as module
-from lib_accel.store.private_folder import private_folder
 
 from .kit import REPO, posix, root_only
 
