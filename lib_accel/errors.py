@@ -4,6 +4,15 @@ Each message says what happened, what was expected and what to do; it is shown t
 """
 
 
+def printable(text: str) -> str:
+    """Return the text as one line that a terminal only shows, of at most 2000 characters.
+
+    Names come from file systems and from files, and may hold control characters.
+    """
+    shown = text if len(text) <= 2000 else f"{text[:2000]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
 class AccelError(Exception):
     """Base class. Any other exception that leaves the package is a bug."""
 

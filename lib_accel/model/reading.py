@@ -10,6 +10,7 @@ per head. The `heads` attributes of a live module take precedence.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, ...]
+
+_NUMBER = re.compile(r"(0|[1-9][0-9]{0,5})\.")
 
 # What else the parameters of a diffusion model may be, by how their names start.
 TRANSFORMERS = {
@@ -104,6 +107,7 @@ class Reader:
 
     def __init__(self, shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int]):
         self.shapes: dict[str, Shape] = {k: tuple(int(n) for n in s) for k, s in shapes.items()}
+        self._names = sorted(self.shapes)
         self.heads = heads
         self.left = set(self.shapes)
         self.emb_channels = 0  # to be set before the first residual block is read
@@ -111,10 +115,13 @@ class Reader:
 
     def count(self, group: str) -> int:
         """Return how many numbered members (`group.0`, `group.1`, ...) there are."""
-        found = {int(m[1]) for k in self.shapes if (m := re.match(rf"{group}\.(\d+)\.", k))}
+        # "/" is the character after "."; going through all names for each group would take too long
+        first, end = (bisect.bisect_left(self._names, group + mark) for mark in "./")
+        members = (name[len(group) + 1 :] for name in self._names[first:end])
+        found = {int(m[1]) for member in members if (m := _NUMBER.match(member))}
         if found != set(range(len(found))) or not found:
             raise UnsupportedArchitecture(
-                f"{group} has the numbers {sorted(found)}; expected 0, 1, 2, ... without gaps"
+                f"{group} has the numbers {sorted(found)[:50]}; expected 0, 1, 2, ... without gaps"
             )
         return len(found)
 

@@ -6,25 +6,28 @@ In the WebUI its own Lora extension reads the files, of every network type.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import AUTO
-from ..errors import BadCheckpoint
+from ..errors import BadCheckpoint, printable
 from ..model.architecture import Architecture
 from ..model.diffusers_names import layer_aliases
 from ..model.specs import SpatialTransformer
 from ..model.unet import UNet
+from ..model.weight_files import bad_file, finite, reading, require_file
 from .base_placement import BasePlacement
 from .lora_merge import LowRank, merge
 
 _log = logging.getLogger(__name__)
+
+_A_LORA = "a LoRA for a UNet (keys such as lora_unet_..._to_q.lora_up.weight)"
 
 Deltas = Mapping[str, LowRank]
 """What a LoRA changes, by parameter name (`input_blocks.1.1.proj_in.weight`)."""
@@ -35,23 +38,18 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
 
     Reads the layout of kohya-ss/sd-scripts with the layer names of diffusers or of the checkpoint.
     Layers of text encoders are skipped. Raises BadCheckpoint when the file cannot be read, fits no
-    layer, or holds a kind of layer that is no plain LoRA.
+    layer, or holds a kind of layer that is no plain LoRA, or values that are not finite.
     """
-    try:
+    require_file(path, _A_LORA)
+    with reading(path, "safetensors file", _A_LORA):
         tensors = load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise BadCheckpoint(
-            f"{path} cannot be read as safetensors: {e}; expected a LoRA file"
-        ) from e
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         group, _, part = key.partition(".")
         if not group.startswith("lora_te"):
             groups.setdefault(group, {})[part] = tensor
     if not groups:
-        raise BadCheckpoint(
-            f"{path} holds no UNet layers; expected keys such as lora_unet_..._to_q.lora_up.weight"
-        )
+        raise bad_file(path, "holds no UNet layers", _A_LORA, "Choose another file")
     names = {
         "lora_unet_" + alias.replace(".", "_"): f"{layer}.weight"
         for layer, aliases in layer_aliases(architecture)
@@ -62,8 +60,10 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
     for group, parts in groups.items():
         if group not in names:
             raise BadCheckpoint(
-                f"{path}: the layer {group} is not in this UNet ({architecture.name}); "
-                "the LoRA is for another architecture"
+                printable(
+                    f"{path}: the layer {group} is not in this UNet ({architecture.name}); "
+                    "the LoRA is for another architecture"
+                )
             )
         deltas[names[group]] = _low_rank(f"{path}: {group}", parts, shapes[names[group]])
     return deltas
@@ -71,18 +71,37 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
 
 def _low_rank(where: str, parts: Mapping[str, Tensor], shape: torch.Size) -> LowRank:
     """Return the delta of one layer, whose weight has this shape. Raises BadCheckpoint."""
+
+    def refused(text: str) -> BadCheckpoint:
+        return BadCheckpoint(printable(f"{where} {text}"))
+
     if parts.keys() - {"alpha"} != {"lora_up.weight", "lora_down.weight"}:
-        raise BadCheckpoint(
-            f"{where} holds {', '.join(sorted(parts))}; "
+        raise refused(
+            f"holds {', '.join(sorted(parts))}; "
             "expected lora_up.weight, lora_down.weight and alpha alone"
         )
     up, down, alpha = parts["lora_up.weight"], parts["lora_down.weight"], parts.get("alpha")
+    if min(up.ndim, down.ndim) < 2 or min(up.numel(), down.numel()) == 0:
+        raise refused(
+            f"has factors of {list(up.shape)} and {list(down.shape)}; "
+            "expected matrices of rank 1 or more. Choose another file"
+        )
     made_for = [up.shape[0], down[0].numel()]
     if made_for != [shape[0], shape[1:].numel()] or up[0].numel() != down.shape[0]:
-        raise BadCheckpoint(
-            f"{where} is for a weight of {made_for}, here it is {list(shape)}; "
+        raise refused(
+            f"is for a weight of {made_for}, here it is {list(shape)}; "
             "the LoRA is for another architecture"
         )
+    if alpha is not None and alpha.numel() != 1:
+        raise refused(f"has {alpha.numel()} values of alpha; expected one. Choose another file")
+    for part, tensor in parts.items():
+        if tensor.is_complex() or (part != "alpha" and not tensor.is_floating_point()):
+            raise refused(f"stores {part} as {tensor.dtype}; expected floating-point numbers")
+        if not finite(tensor):
+            raise refused(
+                f"holds NaN or infinite values in {part}, which would spoil every picture; "
+                "expected finite ones. Download the file again, or choose another one"
+            )
     return LowRank(up, down, 1.0 if alpha is None else float(alpha) / down.shape[0])
 
 
@@ -124,10 +143,11 @@ def parse_tag(text: str) -> tuple[Path, float]:
 
     The colon in a Windows path separates nothing.
     """
-    match = re.fullmatch(r"(.+?)(?::([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?))?", text)
-    if not match:
+    match = re.fullmatch(r"(.+?)(?::([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?))?", text, re.DOTALL)
+    strength = float(match[2] or 1) if match else math.nan
+    if not match or not math.isfinite(strength):
         raise ValueError(f"{text!r} is no LoRA; expected FILE or FILE:STRENGTH")
-    return Path(match[1]), float(match[2]) if match[2] else 1.0
+    return Path(match[1]), strength
 
 
 def random_deltas(

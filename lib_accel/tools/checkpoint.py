@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -18,20 +19,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import BadWeights, UnsupportedArchitecture
+from ..errors import BadWeights, UnsupportedArchitecture, printable
 from ..model.architecture import Architecture
 from ..model.random_weights import random_weights
 from ..model.reading import TRANSFORMERS, Shape, kind_of
+from ..model.weight_files import DOWNLOAD_AGAIN, Stored, bad_file, finite
 from ..runtime.weights import COMPUTE_DTYPES
-from .checkpoint_formats import (
-    A_CHECKPOINT,
-    CHOOSE_ANOTHER,
-    DOWNLOAD_AGAIN,
-    LDM_PREFIX,
-    Stored,
-    bad_checkpoint,
-    file_format,
-)
+from .checkpoint_formats import A_CHECKPOINT, CHOOSE_ANOTHER, LDM_PREFIX, file_format
 
 PREFIXES = (LDM_PREFIX, "diffusion_model.", "")
 
@@ -74,9 +68,8 @@ class Checkpoint:
             return Architecture.from_shapes(self.shapes())
         except UnsupportedArchitecture as e:
             where = self.unet_prefix or "no prefix"
-            raise UnsupportedArchitecture(
-                f"{self.path}: {e} (names are those after {where})"
-            ) from e
+            text = f"{self.path}: {e} (names are those after {where})"
+            raise UnsupportedArchitecture(printable(text)) from e
 
     def load_unet(
         self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
@@ -93,17 +86,25 @@ class Checkpoint:
         bad: list[str] = []
         _, tensors = file_format(self.path)
         for full, tensor in tensors(self.path, [self.unet_prefix + name for name in self.stored]):
-            loaded = tensor.to(device, dtype)
-            if not _finite(loaded):
+            try:
+                loaded = tensor.to(device, dtype)
+            except (MemoryError, RuntimeError) as e:
+                raise BadWeights(
+                    f"{self.path}: there is no room for its weights on {device} "
+                    f"({printable(str(e).splitlines()[0])}). Expected free memory. End other "
+                    "programs, or choose a smaller model"
+                ) from e
+            if not finite(loaded):
                 bad.append(f"{full} has {_not_finite(tensor, loaded)}")
             out[full[len(self.unet_prefix) :]] = nn.Parameter(loaded, requires_grad=False)
         if bad:
             more = f", and {len(bad) - 3} more tensors" if len(bad) > 3 else ""
-            raise BadWeights(
+            text = (
                 f"{self.path} holds values that are NaN or infinite: {'; '.join(bad[:3])}{more}. "
                 f"Expected finite weights. {DOWNLOAD_AGAIN}; if they appear in a conversion, "
                 "load it as bfloat16 or float32"
             )
+            raise BadWeights(printable(text))
         return out
 
     def _check_dtypes(self) -> None:
@@ -114,11 +115,12 @@ class Checkpoint:
         for dtype, count in found.items():
             example = next(name for name, s in self.stored.items() if s.dtype == dtype)
             parts.append(f"{_name(dtype)} ({count} tensors, such as {self.unet_prefix}{example})")
-        raise BadWeights(
+        text = (
             f"{self.path} stores its UNet as {' and '.join(parts)}. Expected one of "
             f"{', '.join(map(_name, COMPUTE_DTYPES))} throughout. "
             "Say which dtype to convert the weights to"
         )
+        raise BadWeights(printable(text))
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -129,15 +131,23 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     for prefix in PREFIXES:
         if any(name.startswith(prefix or _WITHOUT_PREFIX) for name in stored):
             unet = {name[len(prefix) :]: s for name, s in stored.items() if name.startswith(prefix)}
-            for name, s in unet.items():
-                if not s.dtype.is_floating_point:
-                    what = f"is quantised: {prefix}{name} is stored as {_name(s.dtype)}"
-                    raise bad_checkpoint(path, what, "floating-point weights", CHOOSE_ANOTHER)
+            _check_numbers(path, prefix, unet)
             return Checkpoint(path, prefix, unet)
     kind = kind_of(stored, _OTHER_FILES) or "of a kind not known here"
     some = f"{len(stored)} tensors: {', '.join(sorted(stored)[:3]) or 'none'}"
     what = f"holds no UNet; it looks like {kind} ({some})"
-    raise bad_checkpoint(path, what, A_CHECKPOINT, CHOOSE_ANOTHER)
+    raise bad_file(path, what, A_CHECKPOINT, CHOOSE_ANOTHER)
+
+
+def _check_numbers(path: Path, prefix: str, unet: Mapping[str, Stored]) -> None:
+    for name, s in unet.items():
+        if not s.dtype.is_floating_point:
+            what = f"is quantised: {prefix}{name} is stored as {_name(s.dtype)}"
+            raise bad_file(path, what, "floating-point weights", CHOOSE_ANOTHER)
+    needed = sum(math.prod(s.shape) * s.dtype.itemsize for s in unet.values())
+    if needed > path.stat().st_size:  # several tensors are the same part of a pickle's file
+        what = f"stores {path.stat().st_size} bytes for weights of {needed} bytes"
+        raise bad_file(path, what, "a number for each weight", CHOOSE_ANOTHER)
 
 
 def save_random_checkpoint(
@@ -149,7 +159,7 @@ def save_random_checkpoint(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise bad_checkpoint(path, "does not end in .safetensors", "a name that does", "Rename it")
+        raise bad_file(path, "does not end in .safetensors", "a name that does", "Rename it")
     weights: dict[str, Tensor] = {
         LDM_PREFIX + name: p.data for name, p in random_weights(architecture, dtype, seed).items()
     }
@@ -165,23 +175,12 @@ def save_random_checkpoint(
             with contextlib.suppress(OSError):
                 part.unlink()
         expected = "a folder you can write to with room for the file"
-        raise bad_checkpoint(path, f"cannot be written ({e})", expected, "Choose another") from e
-
-
-def _finite(t: Tensor) -> bool:
-    """Whether all values are finite, without a copy: NaN spreads to both ends of the range."""
-    if t.numel() == 0:
-        return True
-    try:
-        ends = torch.aminmax(t)
-    except RuntimeError:  # of float16, on the CPU of torch 2.1
-        ends = torch.aminmax(t.float())
-    return all(bool(torch.isfinite(end)) for end in ends)
+        raise bad_file(path, f"cannot be written ({e})", expected, "Choose another") from e
 
 
 def _not_finite(stored: Tensor, loaded: Tensor) -> str:
     count = f"{int((~torch.isfinite(loaded)).sum())} of {loaded.numel()}"
-    if not _finite(stored.float()):
+    if not finite(stored.float()):
         return count
     return f"{count} once converted from {_name(stored.dtype)} to {_name(loaded.dtype)}"
 

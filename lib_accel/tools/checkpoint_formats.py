@@ -1,43 +1,29 @@
 """The file formats of checkpoints: safetensors, and the pickles of `torch.save`.
 
-A pickle is read with `weights_only`, so that nothing in it runs. Whatever is wrong with a file is a
-BadCheckpoint that says what was found, what was expected and what to do.
+Whatever is wrong with a file is a BadCheckpoint that says what was found, what was expected and
+what to do.
 """
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import AccelError, BadCheckpoint
-from ..model.reading import Shape
+from ..model.weight_files import Stored, bad_file, reading, require_file
+from .checkpoint_pickles import pickle_headers, pickle_tensors
 
 LDM_PREFIX = "model.diffusion_model."
 
 A_CHECKPOINT = f"a Stable Diffusion checkpoint (its UNet's names start with {LDM_PREFIX})"
-DOWNLOAD_AGAIN = "Download the file again, or choose another one"
 CHOOSE_ANOTHER = "Choose another file"
 
-
-@dataclass(frozen=True)
-class Stored:
-    """What the header of a file says about a tensor."""
-
-    shape: Shape
-    dtype: torch.dtype
-
-
-def bad_checkpoint(path: Path, what: str, expected: str, advice: str) -> BadCheckpoint:
-    """Return the error that says what the file is, what was expected and what to do."""
-    return BadCheckpoint(f"{path} {what}. Expected {expected}. {advice}")
+MOST_HEADER_BYTES = 2**25
+"""A checkpoint has less than 1 MB of names, and what trainers note besides."""
 
 
 Headers = Callable[[Path], dict[str, Stored]]
@@ -49,43 +35,13 @@ Tensors = Callable[[Path, Iterable[str]], Iterator[tuple[str, Tensor]]]
 
 def file_format(path: Path) -> tuple[Headers, Tensors]:
     """Return how to read the headers and the tensors of a file. Raises BadCheckpoint."""
-    with _reading(path, "file"):
-        if path.is_dir():
-            raise bad_checkpoint(path, "is a folder", "one checkpoint file", "Choose a file in it")
-        if not path.exists():
-            raise bad_checkpoint(path, "does not exist", "a checkpoint file", "Check the name")
-        if path.stat().st_size == 0:
-            raise bad_checkpoint(path, "is empty", A_CHECKPOINT, DOWNLOAD_AGAIN)
-        path.open("rb").close()  # safetensors says "no such file" where permission is missing
-    if path.suffix.lower() not in _FORMATS:
-        raise bad_checkpoint(path, f"ends in '{path.suffix}'", ", ".join(_FORMATS), CHOOSE_ANOTHER)
-    return _FORMATS[path.suffix.lower()]
+    require_file(path, A_CHECKPOINT)
+    if path.suffix.lower() not in FORMATS:
+        raise bad_file(path, f"ends in '{path.suffix}'", ", ".join(FORMATS), CHOOSE_ANOTHER)
+    return FORMATS[path.suffix.lower()]
 
 
-@contextlib.contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn every error of a library that parses the file into a BadCheckpoint."""
-    try:
-        yield
-    except AccelError:
-        raise
-    except OSError as e:
-        advice = "Check its permissions and the disk"
-        raise bad_checkpoint(path, f"cannot be read: {e}", "a readable file", advice) from e
-    except Exception as e:  # parsers of untrusted bytes raise errors of any type
-        text = str(e)
-        if forbidden := re.search(r"(?:GLOBAL|class|global:?)\s+([\w.]+\.\w+)", text):
-            what = f"is a pickle that wants to run or build {forbidden[1]}; nothing of it was run"
-            advice = "If you trust the file, convert it to .safetensors; otherwise delete it"
-            raise bad_checkpoint(path, what, "tensors only", advice) from e
-        # torch's message advises to switch the protection off
-        known = text and "weights_only" not in text
-        reason = text.splitlines()[0][:200] if known else type(e).__name__
-        what = f"is damaged or is no {kind} ({reason})"
-        raise bad_checkpoint(path, what, A_CHECKPOINT, DOWNLOAD_AGAIN) from e
-
-
-_SAFETENSORS_DTYPES = {
+_DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -103,55 +59,38 @@ _SAFETENSORS_DTYPES = {
 
 def _safetensors_headers(path: Path) -> dict[str, Stored]:
     out: dict[str, Stored] = {}
-    with _reading(path, "safetensors file"), safe_open(str(path), framework="pt") as f:
-        for name in f.keys():  # noqa: SIM118 (safe_open is no mapping)
-            part = f.get_slice(name)
-            code = part.get_dtype()
-            dtype = getattr(torch, _SAFETENSORS_DTYPES.get(code, ""), None)
+    with reading(path, "safetensors file", A_CHECKPOINT):
+        with path.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            if MOST_HEADER_BYTES < size <= path.stat().st_size:
+                what = f"has {size >> 20} MiB of names"
+                expected = f"at most {MOST_HEADER_BYTES >> 20} MiB"
+                raise bad_file(path, what, expected, CHOOSE_ANOTHER)
+            with safe_open(str(path), framework="pt"):  # checks sizes and places
+                header = json.loads(stream.read(size))
+        # not by `get_slice`, which goes through all names in older safetensors
+        for name, part in header.items():
+            if name == "__metadata__":
+                continue
+            dtype = getattr(torch, _DTYPES.get(part["dtype"], ""), None)
             if dtype is None:
-                what = f"stores {name} as {code}, which this torch does not know"
-                raise bad_checkpoint(path, what, ", ".join(_SAFETENSORS_DTYPES), CHOOSE_ANOTHER)
-            out[name] = Stored(tuple(part.get_shape()), dtype)
+                what = f"stores {name} as {part['dtype']}, which this torch does not know"
+                raise bad_file(path, what, ", ".join(_DTYPES), CHOOSE_ANOTHER)
+            out[name] = Stored(tuple(part["shape"]), dtype)
     return out
 
 
 def _safetensors_tensors(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    with _reading(path, "safetensors file"):
+    with reading(path, "safetensors file", A_CHECKPOINT):
         file = safe_open(str(path), framework="pt")
     with file as f:
         for name in names:
-            with _reading(path, "safetensors file"):
+            with reading(path, "safetensors file", A_CHECKPOINT):
                 tensor = f.get_tensor(name)
             yield name, tensor
 
 
-def _pickle(path: Path, device: str) -> dict[str, Tensor]:
-    """Return the tensors of a `torch.save` file, those under `state_dict` where it has one."""
-    with _reading(path, "PyTorch checkpoint"):
-        with path.open("rb") as f:
-            zipped = f.read(4) == b"PK\x03\x04"  # only this kind can be mapped
-        loaded: Any = torch.load(str(path), map_location=device, weights_only=True, mmap=zipped)
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping):
-        what = f"holds a {type(loaded).__name__}"
-        raise bad_checkpoint(path, what, "a dictionary of tensors", CHOOSE_ANOTHER)
-    return {str(name): t.detach() for name, t in loaded.items() if isinstance(t, Tensor)}
-
-
-def _pickle_headers(path: Path) -> dict[str, Stored]:
-    return {name: Stored(tuple(t.shape), t.dtype) for name, t in _pickle(path, "meta").items()}
-
-
-def _pickle_tensors(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    tensors = _pickle(path, "cpu")
-    for name in names:
-        if name not in tensors:
-            what = f"has lost {name} since it was opened"
-            raise bad_checkpoint(path, what, "the same file", "Open it again")
-        yield name, tensors[name]
-
-
 _SAFETENSORS: tuple[Headers, Tensors] = (_safetensors_headers, _safetensors_tensors)
-_PICKLE: tuple[Headers, Tensors] = (_pickle_headers, _pickle_tensors)
-_FORMATS = {".safetensors": _SAFETENSORS, ".ckpt": _PICKLE, ".pt": _PICKLE, ".pth": _PICKLE}
+_PICKLE: tuple[Headers, Tensors] = (pickle_headers, pickle_tensors)
+FORMATS = {".safetensors": _SAFETENSORS, ".ckpt": _PICKLE, ".pt": _PICKLE, ".pth": _PICKLE}
+"""How to read a file, by how its name ends."""

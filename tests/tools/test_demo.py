@@ -64,7 +64,8 @@ def test_files_that_cannot_be_used_are_refused(run: Run, tmp_path: Path) -> None
     assert "is a folder" in refused("--checkpoint", tmp_path)
     cut.write_bytes(b"cut")
     assert "is damaged or is no safetensors file" in refused("--checkpoint", cut)
-    assert "cannot be read as safetensors" in refused("--lora", absent)
+    assert "does not exist" in refused("--lora", absent)
+    assert "is damaged or is no safetensors file" in refused("--lora", cut)
     foreign = presets.sdxl(64, context_dim=64, adm_channels=32)
     lora = tmp_path / "xl.safetensors"
     save_lora(lora, foreign, random_deltas(foreign, rank=1, seed=0))
