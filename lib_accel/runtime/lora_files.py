@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -173,11 +174,18 @@ def random_deltas(
 
 
 def save_lora(path: Path, architecture: Architecture, deltas: Deltas) -> None:
-    """Write the layout of kohya-ss/sd-scripts, with diffusers' layer names."""
+    """Write the layout of kohya-ss/sd-scripts, with diffusers' layer names.
+
+    Raises BadCheckpoint where it cannot be written.
+    """
     out: dict[str, Tensor] = {}
     aliases = dict(layer_aliases(architecture))
     for name, delta in deltas.items():
         key = "lora_unet_" + aliases[name.removesuffix(".weight")][1].replace(".", "_")
         out[f"{key}.lora_up.weight"], out[f"{key}.lora_down.weight"] = delta.up, delta.down
         out[f"{key}.alpha"] = torch.tensor(delta.scale * delta.down.shape[0])
-    save_file(out, path)
+    try:
+        save_file(out, path)
+    except (OSError, SafetensorError) as e:
+        expected = "a folder you can write to with room for the file"
+        raise bad_file(path, f"cannot be written ({e})", expected, "Choose another") from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import torch
 
@@ -23,13 +24,16 @@ Standard output holds the result alone; words and progress go to standard error.
 Exit status: 0 done, 1 failed, 2 wrong arguments.
 """
 
+_NO_ROOM = re.compile("can't allocate|not enough memory|calculation overflowed")
+"""How torch says on a CPU that there is no room; it has no type of error for that."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line with these arguments, by default the program's; return exit status."""
     from . import bench, cost, demo, doctor, gpu, prebuild, store
-    from .common import say
+    from .common import Parser, say
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lib_accel",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -39,14 +43,21 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (demo, bench, gpu, cost, prebuild, store, doctor):
         module.add(commands)
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         return int(args.run(args))
     except OSError as e:
         say(f"error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}")
         return 1
-    except (AccelError, ValueError, torch.cuda.OutOfMemoryError) as e:
+    except (AccelError, ValueError) as e:
         say(f"error: {e}")
+        return 1
+    except (MemoryError, RuntimeError) as e:
+        if not (
+            isinstance(e, MemoryError | torch.cuda.OutOfMemoryError) or _NO_ROOM.search(str(e))
+        ):
+            raise
+        say(f"error: out of memory ({str(e) or type(e).__name__}). Expected less to compute")
         return 1
     except KeyboardInterrupt:
         say("interrupted")

@@ -26,6 +26,7 @@ from .common import (
     follow,
     image_size,
     make_config,
+    number_up_to,
     positive,
     say,
     show,
@@ -80,7 +81,7 @@ def add(commands: Commands) -> None:
     text = "add a table of the kernels of the last variant"
     p.add_argument("--profile", action="store_true", help=text)
     text = "CPU threads (default: torch's own choice)"
-    p.add_argument("--threads", type=positive, metavar="N", help=text)
+    p.add_argument("--threads", type=number_up_to(1024), metavar="N", help=text)
     add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)
@@ -99,7 +100,7 @@ def variants(text: str) -> list[str]:
 
 def counts(text: str) -> list[int]:
     """Parse `0,1,10`."""
-    if not all(n.isdecimal() for n in text.split(",")):
+    if not all(n.isdecimal() and len(n) < 5 for n in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers, such as 0,1,10")
     return [int(n) for n in text.split(",")]
 

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -15,11 +15,12 @@ from tqdm import tqdm
 from ...compile.jobs import Job
 from ...compile.session import BACKENDS
 from ...config import AUTO, MIB, Config, default_store, default_store_key
-from ...errors import AccelError
+from ...errors import AccelError, printable
 from ...model import presets
 from ...model.architecture import Architecture
 from ...store.store import ArtifactStore
 from ..checkpoint import open_checkpoint
+from ..checkpoint_formats import FORMATS
 
 Commands = Any  # argparse's sub-parser collection has no public type
 
@@ -33,6 +34,14 @@ class Help(argparse.RawDescriptionHelpFormatter):
         text = action.help or ""
         no_value = action.default in (None, False, argparse.SUPPRESS) or action.default == []
         return text if no_value or "default" in text else f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints what it refuses so that a terminal only shows it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and end with status 2."""
+        super().error(printable(message))
 
 
 def command(
@@ -95,20 +104,29 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", default=default, help=text)
 
 
-def positive(text: str) -> int:
-    """Parse a whole number of 1 or more."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
-    return int(text)
+def number_up_to(most: int) -> Callable[[str], int]:
+    """Return what parses a whole number from 1 to `most`."""
+
+    def parse(text: str) -> int:
+        number = int(text) if text.isdecimal() and len(text) < 20 else 0
+        if not 1 <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to {most}")
+        return number
+
+    return parse
+
+
+positive = number_up_to(10**6)
 
 
 def image_size(text: str) -> int:
     """Parse a width or height in pixels."""
-    if not text.isdecimal() or int(text) < 64 or int(text) % 8:
+    size = int(text) if text.isdecimal() and len(text) < 20 else 0
+    if not 64 <= size <= 16384 or size % 8:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected pixels, a multiple of 8 and at least 64"
+            f"{text!r}: expected pixels, a multiple of 8 from 64 to 16384"
         )
-    return int(text)
+    return size
 
 
 def default_device() -> str:
@@ -125,13 +143,19 @@ def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtyp
             f"--device {args.device}: torch knows no such kind of device; "
             "expected cpu, cuda, cuda:1 or mps"
         ) from e
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise AccelError(
-                f"--device {args.device}: this torch ({torch.__version__}) sees no CUDA device; "
-                "try `python -m lib_accel doctor`"
-            )
-        device = torch.device("cuda", device.index or 0)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise AccelError(
+            f"--device {args.device}: this torch ({torch.__version__}) sees no CUDA device; "
+            "try `python -m lib_accel doctor`"
+        )
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as e:
+        raise AccelError(
+            f"--device {args.device}: torch cannot compute there ({str(e).splitlines()[0]}); "
+            "expected cpu, or a GPU of this machine such as cuda or cuda:1"
+        ) from e
+    device = torch.device(device.type, device.index or 0) if device.type == "cuda" else device
     default = torch.float16 if device.type == "cuda" else torch.float32
     return device, DTYPES[args.dtype] if args.dtype else default
 
@@ -160,28 +184,40 @@ def family(text: str) -> Architecture:
             options = {"model_channels": positive(width)} if width else {}
             options |= {"in_channels": positive(channels)} if channels else {}
             return presets.PRESETS[name](**options)
-        if Path(text).exists():
+        if Path(text).suffix.lower() in FORMATS or Path(text).exists():
             return open_checkpoint(Path(text)).architecture()
-    except AccelError as e:
+    except (AccelError, OSError) as e:  # OSError: the name is too long, or its folder is closed
         raise argparse.ArgumentTypeError(str(e)) from e
     raise argparse.ArgumentTypeError(
         f"{text!r} is neither a family ({', '.join(presets.PRESETS)}) nor a checkpoint file"
     )
 
 
-def printable(text: str) -> str:
-    """Return `text` with a question mark for what would steer the terminal or cannot be printed."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+def located(path: Path, follow: bool = True) -> Path:
+    """Return the absolute path, without `~` and, with `follow`, without links.
+
+    Raises AccelError where there is no such user, or links lead in a circle.
+    """
+    try:
+        path = path.expanduser()
+        return path.resolve() if follow else path.absolute()
+    except RuntimeError as e:
+        raise AccelError(f"{path}: {e}; expected a path that leads somewhere") from e
+
+
+def shown(text: str) -> str:
+    """Return the text so that a terminal only shows it; line breaks stay."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def say(text: str = "") -> None:
     """Print words for a person on standard error; standard output is for the result."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace, text: str) -> None:
     """Print the result on standard output: as JSON with --json, else as text."""
-    print(json.dumps(result, indent=1) if args.json else printable(text), flush=True)
+    print(json.dumps(result, indent=1) if args.json else shown(text), flush=True)
 
 
 def follow(job: Job, label: str) -> None:

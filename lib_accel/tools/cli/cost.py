@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import AccelError
 from ..bench.cost import Plan, as_text, measure
 from ..bench.webui import CPU_FLAGS, python_of
-from .common import Commands, add_store_arguments, command, positive, say, show
+from .common import Commands, add_store_arguments, command, expanded, positive, say, show
 
 _MORE = """Two WebUIs run at the same time, one of them with the extension, both with settings of
 their own in a temporary folder. They make the smallest pictures in turn. Printed are the time of
@@ -41,18 +41,18 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print the result."""
-    webui = args.webui.expanduser().resolve()
+    webui = expanded(args.webui).resolve()
     if not (webui / "launch.py").exists():
         raise AccelError(f"{webui} holds no launch.py; expected the folder of a WebUI")
-    python = args.python.expanduser().absolute() if args.python else python_of(webui)
+    python = expanded(args.python).absolute() if args.python else python_of(webui)
     if not python.exists():
         raise AccelError(f"{python} does not exist; expected the WebUI's interpreter")
     plan = Plan(
         webui,
         python,
-        _checkpoint(webui, args.checkpoint.expanduser()),
+        _checkpoint(webui, expanded(args.checkpoint)),
         Path(__file__).resolve().parents[3],
-        args.store.expanduser().resolve(),
+        expanded(args.store).resolve(),
         [*(CPU_FLAGS if args.cpu else ()), *args.flags],
         args.pictures,
     )

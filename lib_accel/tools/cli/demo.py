@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...errors import BadWeights
 from ...model import presets
 from ...model.architecture import Architecture
 from ...model.precision import relative_error
 from ...model.unet import UNet
+from ...model.weight_files import finite
 from ...runtime.engine import Engine
 from ...runtime.lora_files import Merger, parse_tag, random_deltas, read_lora, save_lora
 from ...runtime.lora_merge import LowRank
@@ -62,12 +64,19 @@ def add(commands: Commands) -> None:
     p.add_argument("--size", type=image_size, metavar="N", default=256, help=text)
     text = "guided steps; each is one UNet call at batch 2"
     p.add_argument("--steps", type=positive, metavar="N", default=6, help=text)
-    p.add_argument("--seed", type=int, metavar="N", default=1, help="seed of the noise")
+    p.add_argument("--seed", type=seed, metavar="N", default=1, help="seed of the noise")
     text = "width of the random checkpoint, a multiple of 32; 320 is the real width"
     p.add_argument("--channels", type=positive, metavar="N", default=64, help=text)
     text = "folder of the report"
     p.add_argument("--out", type=Path, metavar="DIR", default=Path("accel-report"), help=text)
     add_engine_arguments(p)
+
+
+def seed(text: str) -> int:
+    """Parse a seed as torch takes it."""
+    if not -(2**63) <= (number := int(text)) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of 64 bits")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
     merger, compiles = Merger(dict(unet.named_parameters())), engine.counters.compiles
     merge_s, _ = timed(lambda: merger.set(loras), device)
+    _check_merged(unet, args.lora)
     with_lora = {f"{label}, LoRA": denoiser for label, denoiser in both.items()}
     pictures += _pictures(with_lora, conditions, args.steps)
     merger.set([])
@@ -131,6 +141,16 @@ def _loras(
         save_lora(path, architecture, random_deltas(architecture, rank=16, seed=1))
         tags = [(path, 0.8)]
     return [(read_lora(path, architecture), strength) for path, strength in tags]
+
+
+def _check_merged(unet: UNet, loras: list[str]) -> None:
+    """Raise BadWeights where finite LoRAs made weights infinite."""
+    bad = next((name for name, p in unet.named_parameters() if not finite(p)), None)
+    if bad:
+        raise BadWeights(
+            f"with {', '.join(loras)} merged, {bad} is too large for its dtype. Expected finite "
+            "weights. Use smaller strengths or --dtype float32"
+        )
 
 
 def _make_ready(engine: Engine, conditions: Conditions, steps: int) -> float | None:
