@@ -133,7 +133,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             unet = {name[len(prefix) :]: s for name, s in stored.items() if name.startswith(prefix)}
             _check_numbers(path, prefix, unet)
             return Checkpoint(path, prefix, unet)
-    kind = kind_of(stored, _OTHER_FILES) or "of a kind not known here"
+    kind = kind_of(stored, _OTHER_FILES) or "a file of a kind not known here"
     some = f"{len(stored)} tensors: {', '.join(sorted(stored)[:3]) or 'none'}"
     what = f"holds no UNet; it looks like {kind} ({some})"
     raise bad_file(path, what, A_CHECKPOINT, CHOOSE_ANOTHER)
@@ -142,7 +142,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _check_numbers(path: Path, prefix: str, unet: Mapping[str, Stored]) -> None:
     for name, s in unet.items():
         if not s.dtype.is_floating_point:
-            what = f"is quantised: {prefix}{name} is stored as {_name(s.dtype)}"
+            what = f"is quantised or no UNet: {prefix}{name} is stored as {_name(s.dtype)}"
             raise bad_file(path, what, "floating-point weights", CHOOSE_ANOTHER)
     needed = sum(math.prod(s.shape) * s.dtype.itemsize for s in unet.values())
     if needed > path.stat().st_size:  # several tensors are the same part of a pickle's file

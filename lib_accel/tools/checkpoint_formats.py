@@ -22,7 +22,7 @@ LDM_PREFIX = "model.diffusion_model."
 A_CHECKPOINT = f"a Stable Diffusion checkpoint (its UNet's names start with {LDM_PREFIX})"
 CHOOSE_ANOTHER = "Choose another file"
 
-MOST_HEADER_BYTES = 2**25
+MOST_HEADER_BYTES = 2**24
 """A checkpoint has less than 1 MB of names, and what trainers note besides."""
 
 

@@ -117,6 +117,9 @@ def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, Places]:
             raise _too_long()
         pickled = Unpickler(io.BytesIO(archive.read(name)))
         root = pickled.load()
+        missing = [key for key in pickled.storages if folder + key not in ours]
+        if missing:
+            raise ValueError(f"its member {folder}{missing[0]} is missing")
         places = {key: _place(file, ours[folder + key]) for key in pickled.storages}
     return root, places
 

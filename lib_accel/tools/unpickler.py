@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, NoReturn
 
 import torch
 
@@ -54,6 +54,11 @@ _LEFT_OUT = {
     "torch.Size",
     "torch.device",
     "torch.serialization._get_layout",
+    "torch.per_tensor_affine",
+    "torch.per_tensor_symmetric",
+    "torch.per_channel_affine",
+    "torch.per_channel_symmetric",
+    "torch.per_channel_affine_float_qparams",
     "_codecs.encode",
     *(
         f"{module}.{kind}"
@@ -112,6 +117,13 @@ class Forbidden(Exception):
     """A function or class that no description of tensors needs."""
 
 
+class _Known(dict[int, Callable[[Any], None]]):
+    """What to do for an opcode."""
+
+    def __missing__(self, code: int) -> NoReturn:
+        raise ValueError(f"torch.save does not write the opcode {code}")
+
+
 class Unpickler(pickle._Unpickler):
     """Reads descriptions of tensors.
 
@@ -120,9 +132,9 @@ class Unpickler(pickle._Unpickler):
     take years.
     """
 
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        code: pickle._Unpickler.dispatch[code] for code in _OPCODES
-    }
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _Known(
+        (code, pickle._Unpickler.dispatch[code]) for code in _OPCODES
+    )
 
     stack: list[Any]  # of the base class, which declares neither
     pop_mark: Callable[[], list[Any]]
@@ -140,7 +152,7 @@ class Unpickler(pickle._Unpickler):
         if full in _LEFT_OUT:
             return lambda *_: None
         if full.startswith("torch._utils._rebuild_"):
-            kind = name.removeprefix("_rebuild_").replace("_", " ")
+            kind = name.removeprefix("_rebuild_").replace("_", " ").replace("qt", "quantised t")
             return lambda *_: Other(kind)
         raise Forbidden(full[:200])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import AccelError
 from ..bench.cost import Plan, as_text, measure
 from ..bench.webui import CPU_FLAGS, python_of
-from .common import Commands, add_store_arguments, command, expanded, positive, say, show
+from .common import Commands, add_store_arguments, command, located, positive, say, show
 
 _MORE = """Two WebUIs run at the same time, one of them with the extension, both with settings of
 their own in a temporary folder. They make the smallest pictures in turn. Printed are the time of
@@ -41,18 +41,18 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print the result."""
-    webui = expanded(args.webui).resolve()
+    webui = located(args.webui)
     if not (webui / "launch.py").exists():
         raise AccelError(f"{webui} holds no launch.py; expected the folder of a WebUI")
-    python = expanded(args.python).absolute() if args.python else python_of(webui)
+    python = located(args.python, follow=False) if args.python else python_of(webui)
     if not python.exists():
         raise AccelError(f"{python} does not exist; expected the WebUI's interpreter")
     plan = Plan(
         webui,
         python,
-        _checkpoint(webui, expanded(args.checkpoint)),
+        _checkpoint(webui, args.checkpoint),
         Path(__file__).resolve().parents[3],
-        expanded(args.store).resolve(),
+        located(args.store),
         [*(CPU_FLAGS if args.cpu else ()), *args.flags],
         args.pictures,
     )
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _checkpoint(webui: Path, wanted: Path) -> Path:
     folder = webui / "models" / "Stable-diffusion"
-    found = next((p for p in (wanted, folder / wanted) if p.is_file()), None)
+    found = next((p for p in map(located, (wanted, folder / wanted)) if p.is_file()), None)
     if found is None:
         raise AccelError(f"there is no checkpoint {wanted}, here or in {folder}")
-    return found.resolve()
+    return found

@@ -1,0 +1,64 @@
+"""All attacks, and the table of a full run. An attack is one entry of some module's `ATTACKS`."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import SkipTest
+
+Attack = Callable[[Path, int, int], int]
+"""Takes an empty folder, how often to try, and a seed; returns how often it tried.
+
+Raises an exception at what should not happen, and SkipTest where it cannot be tried here.
+"""
+
+Entry = tuple[Attack, int, int]
+"""The attack, how often the tests try it, and how often a full run does."""
+
+MODULES = (
+    "tests.attack.checkpoints",
+    "tests.attack.loras",
+    "tests.attack.commands",
+)
+MOST_SECONDS = 1800  # that one attack may take
+
+
+def entries(module: str) -> dict[str, Entry]:
+    """Return the attacks of a module, by name."""
+    return importlib.import_module(module).ATTACKS
+
+
+def main(names: list[str]) -> int:
+    """Run all attacks, or those whose names hold one of `names`; return 1 if one fails, else 0."""
+    print(f"{'attack':44} {'tried':>6} {'result':8} {'seconds':>8}", flush=True)
+    results = [_run(name, entry) for name, entry in _wanted(names)]
+    return 0 if results and all(results) else 1
+
+
+def _wanted(names: list[str]) -> Iterator[tuple[str, Entry]]:
+    for module in MODULES:
+        for name, entry in entries(module).items():
+            if not names or any(n in name for n in names):
+                yield name, entry
+
+
+def _run(name: str, entry: Entry) -> bool:
+    attack, _, count = entry
+    tried, result, why = 0, "held", ""
+    began = time.monotonic()
+    faulthandler.dump_traceback_later(MOST_SECONDS, exit=True)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tried = attack(Path(folder), count, 1)
+        except SkipTest as e:
+            result, why = "NOT RUN", f": {e}"
+        except Exception:  # noqa: BLE001  (whatever it is, the next attack is tried too)
+            result, why = "FAILED", f"\n{traceback.format_exc()}"
+    faulthandler.cancel_dump_traceback_later()
+    print(f"{name:44} {tried:6} {result:8} {time.monotonic() - began:8.1f}{why}", flush=True)
+    return result != "FAILED"
