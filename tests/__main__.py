@@ -1,6 +1,7 @@
 """`python -m tests`: prepare the environment, then run ruff, pyright and pytest.
 
-With arguments it runs pytest alone and passes them on.
+With arguments it runs pytest alone and passes them on. `python -m tests attack` makes every attack
+of tests/attack/ and tests/store/ as often as a full run does; words after it choose some by name.
 """
 
 import sys

@@ -22,8 +22,13 @@ SLOW = {"slow tests": (*PYTEST, "-m", "slow")}
 def main(arguments: list[str]) -> int:
     """Run all checks, the slow tests only if the others passed; with arguments pytest alone.
 
-    Returns the exit status for the process.
+    `attack` runs the attacks instead. Returns the exit status for the process.
     """
+    if arguments[:1] == ["attack"]:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are small here
+        from tests.attack import table
+
+        return table.main(arguments[1:])
     if arguments:
         return _run("pytest", ("pytest", *arguments))[1]
     results = [_run(name, command) for name, command in FAST.items()]

@@ -133,7 +133,7 @@ def mutated(folder: Path, count: int, seed: int) -> int:
 
 Attack = Callable[[Path, int, int], int]
 ATTACKS: dict[str, tuple[Attack, int, int]] = {
-    "LoRAs made by hand": (made_by_hand, 100, 100),
-    "checkpoints as LoRAs": (no_loras, 5, 100),
+    "LoRAs made by hand": (made_by_hand, len(FILES | GOOD), len(FILES | GOOD)),
+    "checkpoints as LoRAs": (no_loras, 5, len(SAFETENSORS)),
     "mutated LoRAs": (mutated, 40, 1000),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import sys
 import tempfile
 import time
 import traceback
@@ -18,12 +19,13 @@ Raises an exception at what should not happen, and SkipTest where it cannot be t
 """
 
 Entry = tuple[Attack, int, int]
-"""The attack, how often the tests try it, and how often a full run does."""
+"""The attack, how often the tests try it (0: not at all), and how often a full run does."""
 
 MODULES = (
     "tests.attack.checkpoints",
     "tests.attack.loras",
     "tests.attack.commands",
+    "tests.attack.routes",
 )
 MOST_SECONDS = 1800  # that one attack may take
 
@@ -36,7 +38,12 @@ def entries(module: str) -> dict[str, Entry]:
 def main(names: list[str]) -> int:
     """Run all attacks, or those whose names hold one of `names`; return 1 if one fails, else 0."""
     print(f"{'attack':44} {'tried':>6} {'result':8} {'seconds':>8}", flush=True)
-    results = [_run(name, entry) for name, entry in _wanted(names)]
+    results = []
+    for name, entry in _wanted(names):
+        if sys.__stderr__:
+            faulthandler.dump_traceback_later(MOST_SECONDS, exit=True, file=sys.__stderr__)
+        results.append(_run(name, entry))
+    faulthandler.cancel_dump_traceback_later()
     return 0 if results and all(results) else 1
 
 
@@ -51,7 +58,6 @@ def _run(name: str, entry: Entry) -> bool:
     attack, _, count = entry
     tried, result, why = 0, "held", ""
     began = time.monotonic()
-    faulthandler.dump_traceback_later(MOST_SECONDS, exit=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
             tried = attack(Path(folder), count, 1)
@@ -59,6 +65,5 @@ def _run(name: str, entry: Entry) -> bool:
             result, why = "NOT RUN", f": {e}"
         except Exception:  # noqa: BLE001  (whatever it is, the next attack is tried too)
             result, why = "FAILED", f"\n{traceback.format_exc()}"
-    faulthandler.cancel_dump_traceback_later()
     print(f"{name:44} {tried:6} {result:8} {time.monotonic() - began:8.1f}{why}", flush=True)
     return result != "FAILED"

@@ -14,6 +14,7 @@ HERE = {
     for module in MODULES
     if module.startswith(__package__ or "")
     for name, entry in entries(module).items()
+    if entry[1]
 }
 
 
@@ -40,6 +41,6 @@ def test_a_full_run_shows_what_failed(
     _, good, bad, *trace = capsys.readouterr().out.splitlines()
     assert good.split()[:3] == ["good", "7", "held"]
     assert bad.split()[:3] == ["broken", "0", "FAILED"]
-    assert trace[-1] == "AssertionError: it gave way"
+    assert "AssertionError: it gave way" in trace
     assert main(["good"]) == 0
     assert main(["none of that name"]) == 1

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,22 @@ def test_architectures_are_imported_without_torch(root: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-S", "-W", "error", "-c", code], cwd=root, check=True)
+
+
+@pytest.mark.parametrize("number", ["03", "\u0663", "9" * 5000, "-1", "+1", "1_0"])
+def test_an_odd_number_of_a_block_has_no_place(small: dict[str, Shape], number: str) -> None:
+    small[f"input_blocks.{number}.0.weight"] = (1, 1, 3, 3)
+    with pytest.raises(UnsupportedArchitecture, match="has no place in this family"):
+        Architecture.from_shapes(small)
+
+
+def test_many_blocks_are_read_in_time_of_their_number() -> None:
+    """Each block once looked through the names of all: 20000 took minutes."""
+    names = {f"input_blocks.{n}.0.{part}" for n in range(20_000) for part in ("weight", "bias")}
+    many = {name: (1, 1, 3, 3) if name.endswith("weight") else (1,) for name in names}
+    for n in (0, 2):
+        many |= {f"time_embed.{n}.weight": (1, 1), f"time_embed.{n}.bias": (1,)}
+    began = time.process_time()
+    with pytest.raises(UnsupportedArchitecture, match="middle_block has the numbers"):
+        Architecture.from_shapes(many)
+    assert time.process_time() - began < 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,16 @@ def test_help_explains_each_command(run: Run, command: str) -> None:
             "'sd9' is neither a family (sd1, sd2, sdxl, sdxl-refiner) nor a checkpoint file",
         ),
         ("bench --family sd1:7", "7 model channels give 7 at one level"),
+        ("bench --family none.ckpt", "none.ckpt does not exist"),
+        (f"prebuild --family {'x' * 5000}", "name too long"),
+        (f"demo --steps {'9' * 500}", "expected a whole number from 1 to"),
+        ("demo --size 99999999", "a multiple of 8 from 64 to 16384"),
+        (f"demo --seed {2**64}", "expected a whole number of 64 bits"),
+        ("bench --threads 99999", "expected a whole number from 1 to 1024"),
+        ("bench --loras 99999", "expected whole numbers"),
+        ("fly\x1b[31m", r"invalid choice: 'fly\x1b[31m'"),
+        ("bench --family \x1b[31mx.ckpt", r"\x1b[31mx.ckpt does not exist"),
+        ("bench --family \udcff.ckpt", r"\udcff.ckpt has a name that is no Unicode"),
         ("bench --family sd1:x", "'x': expected a whole number"),
         (f"prebuild --family {__file__}", "ends in '.py'. Expected .safetensors"),
     ],
@@ -78,12 +89,30 @@ def test_a_missing_device_is_refused(
     assert "sees no CUDA device; try `python -m lib_accel doctor`" in message
     message = failure(run(*command.split(), "--device", "warp"))
     assert "--device warp: torch knows no such kind of device" in message
+    message = failure(run(*command.split(), "--device", "meta"))
+    assert "--device meta: torch cannot compute there (" in message
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert failure(run("demo", "--out", tmp_path / "file" / "x")).startswith("Not a directory: ")
     assert failure(run("bench", "--out", tmp_path / "file")).startswith("File exists: ")
+
+
+def test_more_than_fits_into_memory_is_refused(run: Run, tmp_path: Path) -> None:
+    folders = ("--out", tmp_path, "--store", tmp_path / "store")
+    message = failure(run("demo", "--size", 64, "--channels", 320000, "--device", "cpu", *folders))
+    assert message.startswith("out of memory (")
+
+
+def test_a_user_or_a_link_that_leads_nowhere_is_refused(run: Run, tmp_path: Path) -> None:
+    webuis = [Path("~nosuchuser/x")]
+    if os.name == "posix":  # elsewhere not everybody may make links
+        webuis.append(tmp_path / "loop")
+        webuis[1].symlink_to(webuis[1])
+    for webui in webuis:
+        message = failure(run("cost", "--webui", webui, "--checkpoint", "x"))
+        assert str(webui) in message
 
 
 def test_families_can_have_another_width_and_other_inputs() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib_accel.errors import BadWeights
 from lib_accel.model.architecture import Architecture
-from lib_accel.tools.checkpoint import open_checkpoint
+from lib_accel.tools.checkpoint import LDM_PREFIX, open_checkpoint
 
 from .checkpoint_files import refused, write
 
@@ -92,6 +92,54 @@ def test_quantised_weights_are_refused(
     )
     message = refused(path, act=lambda c: c.load_unet(dtype=torch.float16))
     assert "model.diffusion_model.out.2.weight is stored as int8" in message
+
+
+def shared(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All weights as parts of the largest."""
+    numbers = torch.ones(max(t.numel() for t in weights.values()))
+    return {name: numbers[: t.numel()].view(t.shape) for name, t in weights.items()}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_that_take_more_memory_than_the_file_are_refused(
+    tmp_path: Path, weights: dict[str, Tensor], legacy: bool
+) -> None:
+    path = tmp_path / "a.ckpt"
+    for name, value, words in (
+        ("out.2.weight", torch.zeros(1).expand(4, 2**36, 3, 3), "uses numbers more than once"),
+        ("out.2.weight", torch.zeros(4, 32, 3, 3).to_sparse(), "as a sparse tensor"),
+        ("out.2.weight", torch.zeros(2**36, device="meta"), "as a meta tensor no storage"),
+    ):
+        named = {LDM_PREFIX + n: t for n, t in {**weights, name: value}.items()}
+        torch.save(named, path, _use_new_zipfile_serialization=not legacy)
+        message = refused(path)
+        assert f"{LDM_PREFIX}{name}" in message
+        assert words in message
+    named = {LDM_PREFIX + n: t for n, t in shared(weights).items()}
+    torch.save(named, path, _use_new_zipfile_serialization=not legacy)
+    assert f"for weights of {sum(4 * t.numel() for t in weights.values())} bytes" in refused(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(4, 64, 3, 3)[:, :32],
+        torch.arange(1152.0).view(3, 3, 32, 4).permute(3, 2, 0, 1),
+        torch.ones(9, 4, 32, 3, 3)[5],
+        torch.nn.Parameter(torch.ones(4, 32, 3, 3)),
+        torch.ones(4, 32, 3, 3, dtype=torch.bfloat16),
+    ],
+)
+def test_parts_of_larger_tensors_are_read(
+    tmp_path: Path, weights: dict[str, Tensor], value: Tensor, legacy: bool
+) -> None:
+    path = tmp_path / "a.ckpt"
+    named = {LDM_PREFIX + n: t for n, t in {**weights, "out.2.weight": value}.items()}
+    torch.save({"state_dict": named}, path, _use_new_zipfile_serialization=not legacy)
+    loaded = open_checkpoint(path).load_unet(dtype=torch.float32)
+    assert torch.equal(loaded["out.2.weight"], value.detach().float())
+    assert all(torch.equal(loaded[n], t) for n, t in weights.items() if n != "out.2.weight")
 
 
 def test_a_dtype_that_torch_does_not_know_is_named(tmp_path: Path) -> None:

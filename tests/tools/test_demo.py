@@ -74,6 +74,15 @@ def test_files_that_cannot_be_used_are_refused(run: Run, tmp_path: Path) -> None
     assert "expected a multiple of 32" in failure(run(*base[:-1], "33"))
 
 
+def test_loras_that_make_weights_infinite_are_refused(run: Run, tmp_path: Path) -> None:
+    lora, architecture = tmp_path / "style.safetensors", presets.sd1(32)
+    save_lora(lora, architecture, random_deltas(architecture, rank=1, seed=0))
+    base = ("demo", *TINY, "--backend", "eager", "--out", tmp_path / "out", "--channels", "32")
+    message = failure(run(*base, "--steps", 1, "--lora", f"{lora}:1e300"))
+    assert f"with {lora}:1e300 merged, input_blocks." in message
+    assert "Use smaller strengths or --dtype float32" in message
+
+
 @pytest.mark.usefixtures("packaging")
 def test_a_store_that_cannot_be_used_is_named_and_pictures_are_made(
     run: Run, tmp_path: Path
