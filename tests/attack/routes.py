@@ -174,9 +174,13 @@ def _events(port: int) -> list[int]:
     config = json.loads(_send(port, "GET", "/config", {})[1])
     ids = {c["props"].get("elem_id"): c["id"] for c in config["components"]}
     ours = {id_ for name, id_ in ids.items() if name and name.startswith("accel_")}
-    found = [n for n, d in enumerate(config["dependencies"]) if ours & {*d["targets"]}]
-    assert len(found) >= 4, found
-    return found[:4]
+    found = [
+        n
+        for n, event in enumerate(config["dependencies"])
+        if ours & {*event["targets"]} or event.get("api_name") == "accel_status"
+    ]
+    assert len(found) == 4, found
+    return found
 
 
 def _post(port: int, route: str, event: int, headers: Mapping[str, str]) -> int:
