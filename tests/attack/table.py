@@ -26,6 +26,7 @@ MODULES = (
     "tests.attack.loras",
     "tests.attack.commands",
     "tests.attack.routes",
+    "tests.store.attacks",
 )
 MOST_SECONDS = 1800  # that one attack may take
 
