@@ -266,6 +266,7 @@ class ArtifactStore:
     def _publish(self, draft: Path, key: str) -> Artifact:
         """Make `draft` visible. A good artifact that is there wins, a damaged one is replaced."""
         final = self._path(key)
+        manifest = read_manifest(draft / MANIFEST, key)  # before others may remove it
         files.flush_folders(draft)
         for _ in range(10):
             try:
@@ -275,7 +276,7 @@ class ArtifactStore:
                     raise
             else:
                 files.flush_folder(self.root)
-                return Artifact(key, final, read_manifest(final / MANIFEST, key))
+                return Artifact(key, final, manifest)
             try:
                 if (theirs := self.get(key)) is not None:
                     return theirs

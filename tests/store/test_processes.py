@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.store import ArtifactStore, LockBusy
+from lib_accel.store import ArtifactStore, LockBusy, files
 from tests.store.kit import REPO, child, finish, hidden, key_of, posix, recipe
 
 ROUNDS = 25
@@ -149,3 +150,15 @@ with store.lock(sys.argv[2], 5):
 def test_importing_the_store_imports_no_torch():
     code = "import sys, lib_accel.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
+
+
+def test_put_answers_though_another_process_discards_at_once(store, units, monkeypatch):
+    rename = files.rename
+
+    def rename_and_lose(source: Path, target: Path) -> None:
+        rename(source, target)
+        shutil.rmtree(target)
+
+    monkeypatch.setattr(files, "rename", rename_and_lose)
+    assert store.put(recipe("a"), units, {"n": 1}).verdict == {"n": 1}
+    assert store.get(key_of("a")) is None
