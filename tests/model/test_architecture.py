@@ -184,11 +184,11 @@ def test_an_odd_number_of_a_block_has_no_place(small: dict[str, Shape], number: 
 
 def test_many_blocks_are_read_in_time_of_their_number() -> None:
     """Each block once looked through the names of all: 20000 took minutes."""
-    names = {f"input_blocks.{n}.0.{part}" for n in range(20_000) for part in ("weight", "bias")}
+    names = {f"input_blocks.{n}.0.{part}" for n in range(6000) for part in ("weight", "bias")}
     many = {name: (1, 1, 3, 3) if name.endswith("weight") else (1,) for name in names}
     for n in (0, 2):
         many |= {f"time_embed.{n}.weight": (1, 1), f"time_embed.{n}.bias": (1,)}
     began = time.process_time()
     with pytest.raises(UnsupportedArchitecture, match="middle_block has the numbers"):
         Architecture.from_shapes(many)
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 3

@@ -65,6 +65,7 @@ def test_help_explains_each_command(run: Run, command: str) -> None:
         (f"demo --seed {2**64}", "expected a whole number of 64 bits"),
         ("bench --threads 99999", "expected a whole number from 1 to 1024"),
         ("bench --loras 99999", "expected whole numbers"),
+        ("doctor \x1b[31m", r"unrecognized arguments: \x1b[31m"),
         ("fly\x1b[31m", r"invalid choice: 'fly\x1b[31m'"),
         ("bench --family \x1b[31mx.ckpt", r"\x1b[31mx.ckpt does not exist"),
         ("bench --family \udcff.ckpt", r"\udcff.ckpt has a name that is no Unicode"),
