@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lib_accel.errors import BadWeights, UnsupportedArchitecture
-from lib_accel.host.unet.inspection import control_networks_behind
+from lib_accel.host.unet.control_networks import control_networks_behind
 from lib_accel.model.reading import layers_in
 from lib_accel.runtime.control_network import ControlNetwork
 from lib_accel.tools.bench.control import Control, driven

@@ -21,7 +21,8 @@ from ...runtime.binding import CompiledLayer
 from ...runtime.status import Counters
 from .. import webui
 from .accelerated_control import AcceleratedControl
-from .inspection import Inspector, control_networks_behind, own_forward, summary
+from .control_networks import control_networks_behind
+from .inspection import Inspector, own_forward, summary
 from .layer_forwards import HostLayer, LayerForwards
 from .lora import Loras
 
@@ -58,7 +59,7 @@ class Attachment(Accelerated):
     def __init__(self, unet: nn.Module, config: Config, session: Session):
         super().__init__(unet, config, session, webui.device())
         specs = dict(self.engine.architecture.layers())
-        self.inspector = Inspector(unet, specs)
+        self.inspector = Inspector(unet, specs, self.engine.architecture)
         self._host_layers: dict[str, LayerFn] = {
             name: HostLayer(unet.get_submodule(name)) for name in specs
         }

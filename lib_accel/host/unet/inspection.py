@@ -1,50 +1,61 @@
 """Finds what others have changed in a live network, by looking at the network itself.
 
-It knows no extension by name. It only knows the packages whose code is the original (HOME), and
-takes every forward from elsewhere for a change.
+`blueprint.py` says what each module must be, and `class_code.py` which code is the original. All
+that differs is foreign, whenever it came, and runs as the WebUI runs it.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-import sys
-import types
-from collections.abc import Iterable
-from typing import Any
+import operator
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-HOME = ("ldm", "sgm", "modules", "torch", "networks", "lib_accel")
-"""Packages whose forwards are original: model code, the WebUI, torch, the Lora extension, ours."""
+from ...model.architecture import Architecture
+from ...model.specs import Spec
+from .blueprint import Blueprint, of_layer, of_unet
+from .class_code import ClassCode
 
-_METHODS = ("forward", "_forward", "_conv_forward")
-"""The methods that compute: of every module, of ldm's checkpointed blocks, of convolutions."""
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_TORCHS = vars(nn.modules.module)
 
-_STEPS, _MOST = 6, 20_000
-"""How far `control_networks_behind` goes: steps from the function, and objects in all.
 
-An extension's own state is near its function; behind that lies the whole WebUI. Looking at 20,000
-objects takes 0.1 s, once for each forward that is put on a UNet.
-"""
+class _Place(NamedTuple):
+    """A module where the blueprint has one. `layer` is None around the layers."""
+
+    module: nn.Module
+    blueprint: Blueprint
+    path: str
+    layer: str | None
 
 
 class Inspector:
-    """Finds layers of `network` whose code was patched, hooked or replaced.
+    """Finds layers of `network` that compute something else than our layers do.
 
-    `network` is an ldm or sgm UNetModel or a ControlNet; `names` are those of its layers. Signs of
-    a change: a forward on an instance, another class, hooks, a replaced part, a padding that is not
-    zero, a forward of a class that was defined outside HOME.
+    `network` is an ldm or sgm UNetModel or a ControlNet; `layers` are the specs of its layers by
+    name. With an `architecture`, what is around the layers is looked at too. `version` rises
+    whenever anything that is looked at has changed.
     """
 
-    def __init__(self, network: nn.Module, names: Iterable[str]):
-        self._layers = {name: _Watched(network.get_submodule(name).modules()) for name in names}
-        inside = {m for watched in self._layers.values() for m in watched.modules}
-        self._frame = _Watched(m for m in network.modules() if m not in inside and m is not network)
-        self._network, self._parts = network, tuple(network.children())
-        self._traces = _Traces(network)
-        self._seen: tuple[list[Any], ...] | None = None
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Mapping[str, Spec],
+        architecture: Architecture | None = None,
+    ):
+        # compiled code has the weights of these, whatever stands in their places later
+        self._first = dict(network.named_modules())
+        self._layers = layers
+        self._blueprints = {name: of_layer(spec) for name, spec in layers.items()}
+        if architecture is not None:
+            self._blueprints = {"": of_unet(architecture)}
+        self._code = ClassCode()
+        self._sight, self._seen = _Sight([]), None
         self._found: tuple[dict[str, str], str | None] = {}, None
+        self.version = 0
 
     def look(self) -> tuple[dict[str, str], str | None]:
         """Return (what was changed in which layer, what was changed around the layers or None).
@@ -53,97 +64,165 @@ class Inspector:
         Then the network's own forward has to run. Each call compares a cheap snapshot; only if
         it differs from the last one is every module examined, which is slow.
         """
-        now = self._traces.take()
-        if now != self._seen:
-            self._seen, self._found = now, (self._changed_layers(), self._changed_frame())
+        now, patched = self._sight.take(), self._code.changed()
+        if patched or not _equal(now, self._seen):
+            # attributes that change nothing, as the Lora extension's, are only counted
+            if patched or not _equal(now and now[1:], self._seen and self._seen[1:]):
+                self.version += 1
+            self._found = self._examine()
         return self._found
 
-    def _changed_layers(self) -> dict[str, str]:
-        foreign = {c for w in self._layers.values() for c in w.classes if not _is_original(c)}
-        found = {}
-        for name, watched in self._layers.items():
-            what = watched.changed(foreign)
-            if what:
-                found[name] = what
-        return found
+    def _examine(self) -> tuple[dict[str, str], str | None]:
+        """Look at every module."""
+        places: list[_Place] = []
+        for name, blueprint in self._blueprints.items():
+            self._visit(_Place(self._first[name], blueprint, name, name or None), places)
+        classes: dict[type, set[str]] = {}
+        for module, blueprint, _, _ in places:
+            classes.setdefault(type(module), set()).update(blueprint.attributes)
+        patched = self._code.look(classes)
+        self._sight = _Sight(places)
+        self._seen = self._sight.take()
+        found: dict[str | None, str] = {}
+        if any(_hooks_of_all_modules()):
+            found = dict.fromkeys([*self._layers, None], "hooks of all modules are set")
+        for place in places:
+            if place.layer not in found and (what := self._problem(place, patched)):
+                found[place.layer] = what
+        around = found.pop(None, None)
+        return {name: what for name, what in found.items() if name is not None}, around
 
-    def _changed_frame(self) -> str | None:
-        cls = type(self._network)
-        if not _from_home(self._traces.cat):
-            return "how the decoder joins its inputs was patched"
-        if not _is_original(cls):
-            return f"the class {cls.__name__} was patched"
-        if tuple(self._network.children()) != self._parts:
+    def _visit(self, place: _Place, places: list[_Place]) -> None:
+        places.append(place)
+        if not _is_kind(place.module, place.blueprint):
+            return
+        children, prefix = vars(place.module)["_modules"], place.path and f"{place.path}."
+        for name, part in place.blueprint.parts.items():
+            path, child = f"{prefix}{name}", children.get(name)
+            if child is not None and not self._is_other(child, part, path):
+                layer = path if path in self._layers else place.layer
+                self._visit(_Place(child, part, path, layer), places)
+
+    def _is_other(self, child: nn.Module | None, part: Blueprint, path: str) -> bool:
+        """Return whether a part is not the first one, nor one that computes the same."""
+        if child is self._first.get(path):
+            return False
+        return part.weights or path in self._layers or not _is_kind(child, part)
+
+    def _problem(self, place: _Place, patched: Mapping[type, str]) -> str | None:
+        """Return the first thing in a module that is not as the blueprint has it, in words."""
+        module, blueprint, path, _ = place
+        own, cls = vars(module), type(module)
+        if path and not self._code.methods(cls).isdisjoint(own):
+            names = self._code.methods(cls) & own.keys()
+            if not all(own_forward(module, name) for name in names):
+                return f"the forward of a {cls.__name__} was replaced"
+        if not _is_kind(module, blueprint):
+            return f"a {blueprint.kinds[0]} became a {cls.__name__}"
+        if path and (own["_forward_hooks"] or own["_forward_pre_hooks"]):
+            return f"a {cls.__name__} has hooks"
+        if self._has_other_parts(place):
             return f"a part of a {cls.__name__} was replaced"
-        return self._frame.changed({c for c in self._frame.classes if not _is_original(c)})
+        if setting := _wrong_setting(module, blueprint):
+            if setting == "padding_mode":
+                return "tiling changes the padding of convolutions"
+            return f"the {setting} of a {cls.__name__} was changed"
+        if path and own["_buffers"]:
+            return f"a {cls.__name__} has buffers"
+        return patched.get(cls)
 
-
-class _Traces:
-    """All that an Inspector looks at, as lists that are compared in one go.
-
-    They are made without a Python loop: 0.3 ms for a UNet of 1,000 modules.
-    """
-
-    def __init__(self, network: nn.Module):
-        self._modules = list(network.modules())
-        self._own = list(map(vars, self._modules))
-        self._children = [m._modules for m in self._modules]
-        self._classes = list({type(m) for m in self._modules})
-        slots = [(children, name) for children in self._children for name in children]
-        self._homes, self._names = [home for home, _ in slots], [name for _, name in slots]
-        self._file = sys.modules.get(type(network).__module__)
-
-    @property
-    def cat(self) -> Any:
-        """The `th.cat` with which the UNet's source file joins skip connections."""
-        return getattr(getattr(self._file, "th", torch), "cat", None)
-
-    def take(self) -> tuple[list[Any], ...]:
-        """Return the state of all modules now."""
-
-        def each(name: str) -> list[Any]:
-            return list(map(dict.get, self._own, itertools.repeat(name)))
-
-        return (
-            [self.cat],
-            list(map(type, self._modules)),
-            *map(each, _METHODS),
-            each("padding_mode"),
-            list(map(len, each("_forward_hooks"))),
-            list(map(len, each("_forward_pre_hooks"))),
-            list(map(len, self._children)),
-            list(map(dict.get, self._homes, self._names)),
-            *([getattr(c, name, None) for c in self._classes] for name in _METHODS),
+    def _has_other_parts(self, place: _Place) -> bool:
+        module, blueprint, path, _ = place
+        own, parts = vars(module), blueprint.parts
+        if blueprint.weights:  # an attribute of the name of a part or weight stands before it
+            return "weight" in own or "bias" in own
+        children, prefix = own["_modules"], path and f"{path}."
+        if blueprint.container and list(children) != list(parts):
+            return True
+        return any(
+            name in own or self._is_other(children.get(name), part, f"{prefix}{name}")
+            for name, part in parts.items()
         )
 
 
-class _Watched:
-    """Some modules of a network, and what each was at first."""
+class _Sight:
+    """Everything that an Inspector looks at in modules, as lists that are compared in one go.
 
-    def __init__(self, modules: Iterable[nn.Module]):
-        self.modules = list(modules)
-        self.classes = {type(m) for m in self.modules}
-        self._seen = [
-            (m, type(m), vars(m), m._modules, tuple(m._modules.values()), _padding(m))
-            for m in self.modules
-        ]
+    They are made without a Python loop: a UNet has 1,000 to 2,000 modules.
+    """
 
-    def changed(self, foreign: set[type]) -> str | None:
-        """Return the first change, in words, or None. `foreign`: classes that were patched."""
-        for module, cls, own, children, seen, padding in self._seen:
-            if any(name in own and not own_forward(module, name) for name in _METHODS):
-                return f"the forward of a {cls.__name__} was replaced"
-            if type(module) is not cls:
-                return f"a {cls.__name__} became a {type(module).__name__}"
-            if own["_forward_hooks"] or own["_forward_pre_hooks"]:
-                return f"a {cls.__name__} has hooks"
-            if tuple(children.values()) != seen:
-                return f"a part of a {cls.__name__} was replaced"
-            if padding is not None and own["padding_mode"] != "zeros":
-                return "tiling changes the padding of convolutions"
-            if cls in foreign:
-                return f"the class {cls.__name__} was patched"
-        return None
+    def __init__(self, places: Collection[_Place]):
+        self._modules = [place.module for place in places]
+        self._own = list(map(vars, self._modules))
+        self._parents = [vars(p.module) for p in places if p.blueprint.parts]
+        self._inner = [vars(p.module) for p in places if p.path]  # hooks of the network itself run
+        self._settings: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for place, own in zip(places, self._own, strict=True):
+            if names := tuple(filter(own.__contains__, place.blueprint.names)):
+                self._settings.setdefault(names, []).append(own)
+        self._methods = []
+        for name in ("forward", "_forward", "_conv_forward"):
+            having = {cls for cls in set(map(type, self._modules)) if hasattr(cls, name)}
+            self._methods.append((name, [vars(m) for m in self._modules if type(m) in having]))
+
+    def take(self) -> tuple[Any, ...] | None:
+        """Return the state of all modules now; None where an attribute has gone.
+
+        First comes the number of attributes of each module.
+        """
+        try:
+            return (
+                list(map(len, self._own)),
+                list(map(type, self._modules)),
+                [list(map(dict.get, own, itertools.repeat(name))) for name, own in self._methods],
+                list(_chain(map(dict.values, map(_PARTS, self._parents)))),
+                [_filled(map(names, self._inner)) for names in _CONTENTS],
+                [list(map(operator.itemgetter(*n), own)) for n, own in self._settings.items()],
+                _filled(_hooks_of_all_modules()),
+            )
+        except KeyError:
+            return None
+
+
+_chain = itertools.chain.from_iterable
+_PARTS = operator.itemgetter("_modules")
+_CONTENTS = [operator.itemgetter(name) for name in (*_HOOKS, "_buffers")]
+
+
+def _hooks_of_all_modules() -> list[dict[Any, Any]]:
+    return [_TORCHS[f"_global{name}"] for name in _HOOKS]
+
+
+def _filled(tables: Iterable[Mapping[Any, Any]]) -> list[tuple[Any, ...]]:
+    return [tuple(table.items()) for table in filter(None, tables)]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Compare; what cannot be compared, as tensors cannot, differs."""
+    try:
+        return bool(a == b)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _is_kind(module: nn.Module | None, blueprint: Blueprint) -> bool:
+    return not blueprint.kinds or type(module).__name__ in blueprint.kinds
+
+
+def _wrong_setting(module: nn.Module, blueprint: Blueprint) -> str | None:
+    """Return the name of the first setting that the blueprint has otherwise, or None."""
+    wrong: list[str] = []
+    for alternative in blueprint.settings:
+        names = [n for n, value in alternative.items() if not _has(module, n, value)]
+        if not names:
+            return None
+        wrong += names
+    return wrong[-1]
+
+
+def _has(module: nn.Module, name: str, value: object) -> bool:
+    there = getattr(module, name, value)
+    return _equal(there, value)
 
 
 def summary(found: dict[str, str]) -> str:
@@ -159,78 +238,9 @@ def own_forward(module: nn.Module, name: str) -> bool:
 
     Many extensions put the bound method of the class back when they leave.
     """
-    there = vars(module)[name]
-    if _package(type(there)) == "lib_accel":
+    there, own = vars(module)[name], getattr(type(module), name, None)
+    if type(there).__module__.partition(".")[0] == "lib_accel":
         return True
-    return getattr(there, "__self__", None) is module and there.__func__ is getattr(
-        type(module), name, None
-    )
-
-
-def control_networks_behind(function: object, but: nn.Module) -> list[nn.Module]:
-    """Return the networks with a UNet's `input_blocks` that a function reaches, except `but`.
-
-    These are the control networks that drive `but`: the function holds them in its closure, its
-    instance or their attributes.
-    """
-    found: list[nn.Module] = []
-    seen: set[int] = set()
-    level = [function]
-    for _ in range(_STEPS):
-        following: list[object] = []
-        for thing in level:
-            if id(thing) in seen or len(seen) > _MOST or _package(type(thing)) == "lib_accel":
-                continue
-            seen.add(id(thing))
-            if isinstance(thing, nn.Module):
-                found += filter(_has_input_blocks, thing.modules())
-            following += _held_by(thing)
-        level = following
-    return [m for m in dict.fromkeys(found) if m is not but]
-
-
-def _has_input_blocks(module: nn.Module) -> bool:
-    return isinstance(vars(module)["_modules"].get("input_blocks"), nn.ModuleList)
-
-
-def _held_by(thing: object) -> Iterable[object]:
-    if isinstance(thing, types.MethodType):
-        return (thing.__func__, thing.__self__)
-    if isinstance(thing, types.FunctionType):
-        return [c.cell_contents for c in thing.__closure__ or () if _is_filled(c)]
-    if isinstance(thing, (list, tuple, set)):
-        return thing
-    if isinstance(thing, dict):
-        return thing.values()
-    if isinstance(thing, (type, types.ModuleType, str, bytes, torch.Tensor)):
-        return ()
-    own = getattr(thing, "__dict__", {})
-    if isinstance(thing, nn.Module):  # `modules()` led to its parts; torch's tables are large
-        return [value for name, value in own.items() if not name.startswith("_")]
-    return own.values()
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018  reading an empty cell raises
-    except ValueError:
-        return False
-    return True
-
-
-def _padding(module: nn.Module) -> str | None:
-    return getattr(module, "padding_mode", None)
-
-
-def _is_original(cls: type) -> bool:
-    return all(_from_home(getattr(cls, name)) for name in _METHODS if hasattr(cls, name))
-
-
-def _from_home(function: Any) -> bool:
-    """Return whether both the name and the code are from HOME: functools.wraps copies names."""
-    file = getattr(function, "__globals__", {}).get("__name__")
-    return _package(function) in HOME and (file is None or file.partition(".")[0] in HOME)
-
-
-def _package(function: object) -> str:
-    return (getattr(function, "__module__", None) or "").partition(".")[0]
+    if isinstance(there, functools.partial):
+        return there.func is own and there.args == (module,) and not there.keywords
+    return getattr(there, "__self__", None) is module and there.__func__ is own

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 def unet() -> dict[str, Any]:
     """Classes, names of parts with parameters, and where the forwards come from."""
-    from lib_accel.host.unet.inspection import HOME
+    from lib_accel.host.unet.functions import HOME
 
     whole = sd_models.model_data.sd_model.model.diffusion_model
     block = whole.input_blocks[1]

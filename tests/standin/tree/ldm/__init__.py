@@ -1,1 +1,1 @@
-"""The model's code, in a package that `lib_accel.host.unet.inspection` knows as the UNet's own."""
+"""The model's code, in a package that `lib_accel.host.unet.functions` knows as the UNet's own."""
