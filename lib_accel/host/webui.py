@@ -22,6 +22,7 @@ from torch import nn
 from ..compile.jit import TRACING
 from ..config import MIB, Config, default_store, default_store_key
 from .options import OPTIONS, WAIT
+from .unet.functions import runs_original
 
 
 def option(name: str) -> Any:
@@ -222,4 +223,4 @@ def wanted_loras() -> tuple[tuple[object, ...], ...]:
 
 def merges_unpatched(extension: Any) -> bool:
     """Return whether the Lora extension merges by its own code; a patch of it has to be called."""
-    return extension.network_apply_weights.__module__ == "networks"
+    return runs_original(extension.network_apply_weights)

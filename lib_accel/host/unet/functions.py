@@ -18,7 +18,8 @@ from torch import nn
 HOME = ("ldm", "sgm", "modules", "torch", "networks", "lib_accel")
 """Packages whose code is original: model code, the WebUI, torch, the Lora extension, ours."""
 
-WEBUI = ("modules", "networks", "lora_patches")
+_LORA = ("networks", "network", "network_lora", "lyco_helpers", "lora_patches")
+WEBUI = ("modules", *_LORA)
 """Packages that put functions of their own, under any name, in the place of the model's code."""
 
 _LIBRARIES = ("einops", "xformers", "numpy")
@@ -44,6 +45,20 @@ def at_home(function: Any) -> bool:
     A `functools.partial` is not: its arguments change what is computed.
     """
     return _at_home(function, set())
+
+
+def runs_original(function: Any) -> bool:
+    """Return whether a function is at home, and so are the functions that its code names."""
+    if not at_home(function):
+        return False
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    places = [function.__globals__]
+    named = (function.__globals__.get(name) for name in code.co_names)
+    places += [vars(module) for module in named if isinstance(module, types.ModuleType)]
+    called = (place.get(name) for place in places for name in code.co_names)
+    return all(at_home(f) for f in called if isinstance(f, types.FunctionType))
 
 
 def _at_home(function: Any, seen: set[int]) -> bool:

@@ -67,9 +67,10 @@ class Inspector:
         now, patched = self._sight.take(), self._code.changed()
         if patched or not _equal(now, self._seen):
             # attributes that change nothing, as the Lora extension's, are only counted
-            if patched or not _equal(now and now[1:], self._seen and self._seen[1:]):
-                self.version += 1
-            self._found = self._examine()
+            other = patched or not _equal(now and now[1:], self._seen and self._seen[1:])
+            found = self._examine()
+            self.version += other or found != self._found
+            self._found = found
         return self._found
 
     def _examine(self) -> tuple[dict[str, str], str | None]:

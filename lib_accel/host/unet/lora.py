@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...runtime.base_placement import BasePlacement
 from ...runtime.lora_merge import LowRank, Term, merge
 from .. import webui
+from .functions import runs_original
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 _UNFINISHED = ("accel-unfinished",)
@@ -197,6 +198,7 @@ def _factors(part: Any, weight: Tensor) -> LowRank | None:
         kind.calc_updown.__module__ != "network_lora"
         or kind.finalize_updown.__module__ != "network"
         or "calc_updown" in vars(part)
+        or not (runs_original(kind.calc_updown) and runs_original(kind.finalize_updown))
     ):
         return None
     if part.mid_model is not None or part.dora_scale is not None or part.bias is not None:

@@ -1,4 +1,4 @@
-"""With which the WebUI patches functions, and others too: it is at home, what it calls may not be."""
+"""With which the WebUI patches functions, and others too: what it calls comes from anywhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class CondFunc:
-    """Puts `sub_func(original, ...)` in the place of a dotted name, for calls that `cond_func` picks.
+    """Puts `sub_func(original, ...)` in the place of a name, for calls that `cond_func` picks.
 
     The name ends in a module, a class and a method, or in a module and a function.
     """
