@@ -49,6 +49,10 @@ MOVES = {
     "another length": lambda m: setattr(m[0].bias, "data", m[0].bias.data[:3]),
     "a new bias": lambda m: setattr(linear(m), "bias", nn.Parameter(torch.zeros(4))),
     "a bias gone": lambda m: setattr(m[0], "bias", None),
+    "another table": lambda m: setattr(
+        linear(m), "_parameters", {"weight": nn.Parameter(torch.zeros(4, 4))}
+    ),
+    "one more": lambda m: setattr(linear(m), "weight_g", nn.Parameter(torch.zeros(4))),
     "unloaded": lambda m: m.to("meta"),
 }
 
@@ -94,6 +98,27 @@ def test_weights_nothing_computes_in_are_refused():
         BadWeights, match=r"1\.weight is stored as float8_e4m3fn, which nothing computes in; keep"
     ):
         Weights(m).accept()
+
+
+def test_weights_that_compute_in_their_own_way_are_refused():
+    class Quantised(nn.Parameter):
+        pass
+
+    m = small()
+    linear(m).weight = Quantised(linear(m).weight.data)
+    with pytest.raises(BadWeights, match=r"1\.weight is a Quantised, not a plain parameter"):
+        Weights(m).accept()
+
+
+def test_modules_put_between_them_later_have_no_part_in_it():
+    """The names stay those of the beginning."""
+    m = small()
+    w, first, second = Weights(m), m[0].weight, m[1].weight  # type: ignore[index]
+    m.insert(0, nn.Linear(2, 2))  # type: ignore[operator]
+    named = w.accept()
+    assert list(named) == ["0.weight", "0.bias", "1.weight"]
+    assert named["0.weight"] is first
+    assert named["1.weight"] is second
 
 
 def test_refused_weights_stay_moved():

@@ -62,6 +62,8 @@ class Weights:
         named = dict(self._named())
         name, first = next(iter(named.items()))
         for other, p in named.items():
+            if type(p) is not nn.Parameter:  # it computes in its own way
+                raise BadWeights(f"{other} is a {type(p).__name__}, not a plain parameter")
             if p.dtype not in COMPUTE_DTYPES:
                 stored = str(p.dtype).removeprefix("torch.")
                 raise BadWeights(

@@ -40,3 +40,13 @@ def host(start: Start) -> Host:
     status = host.status()
     assert (status["state"], status["backend"]) == ("ready", "aoti"), status["reason"]
     return host
+
+
+@pytest.fixture
+def eager_host(tmp_path: Path) -> Iterator[Host]:
+    """A stand-in with a loaded model that no compiled code serves: it starts in a moment."""
+    with in_place():
+        host = Host("--accel-store", str(tmp_path), "--accel-backend", "eager")
+        host.load()
+        yield host
+        host.close()

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
 
 from .driver import drive
-from .host import MIDDLE_QUERY, Host, factors, in_place
+from .host import MIDDLE_QUERY, Host, factors
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with in_place():
-        host = Host("--accel-store", str(tmp_path), "--accel-backend", "eager")
-        host.load()
-        yield host
-        host.close()
+def host(eager_host: Host) -> Host:
+    return eager_host
 
 
 def test_images_and_loras_without_compiled_code(host: Host) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
@@ -266,40 +265,6 @@ def test_a_bias_that_a_network_added_goes_when_another_checkpoint_is_loaded(host
     host.want()
     assert torch.allclose(host.call(), host.plain(seed=5), atol=1e-5)
     assert host.unet.get_submodule(QUERY).bias is None
-
-
-@pytest.mark.parametrize("name", ["network_apply_weights", "network_restore_weights_from_backup"])
-@pytest.mark.parametrize("wrapped", [False, True], ids=["", "wrapped"])
-def test_another_extensions_patch_of_merging_is_called(
-    host: Host, lora: Any, name: str, wrapped: bool
-) -> None:
-    called: list[object] = []
-    original = getattr(host.networks, name)
-
-    def theirs(layer: Any) -> None:
-        called.append(layer)
-        original(layer)
-
-    setattr(host.networks, name, functools.wraps(original)(theirs) if wrapped else theirs)
-    host.want(lora)
-    out = host.call()
-    assert called == [host.unet.get_submodule(name) for name in (QUERY, CONV, VALUE)]
-    setattr(host.networks, name, original)
-    assert torch.allclose(out, host.plain(), atol=1e-4)
-
-
-def test_another_extensions_patch_of_a_network_type_is_called(host: Host, lora: Any) -> None:
-    kind = host.module("network_lora").NetworkModuleLora
-    original = kind.calc_updown
-
-    @functools.wraps(original)
-    def theirs(self: Any, weight: Tensor) -> Any:
-        delta, bias = original(self, weight)
-        return delta * 2, bias
-
-    kind.calc_updown = theirs
-    host.want(lora)
-    assert torch.allclose(host.call(), host.plain(), atol=1e-4)
 
 
 def test_an_image_without_the_network_is_as_before(host: Host, lora: Any) -> None:

@@ -5,8 +5,6 @@ The layers that nobody has changed are ours. They are not compiled here: that ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tiny import inputs
-from .host import Host, in_place
+from .host import Host
 from .planted_code import CODE, EVERYWHERE, LAYERS, Plant, Undo
 from .planted_parts import PARTS, SETTINGS
 
@@ -23,12 +21,8 @@ PLANTS = [pytest.param(plant, id=name) for name, plant in {**CODE, **SETTINGS, *
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with in_place():
-        host = Host("--accel-store", str(tmp_path), "--accel-backend", "eager")
-        host.load()
-        yield host
-        host.close()
+def host(eager_host: Host) -> Host:
+    return eager_host
 
 
 def _expected(host: Host, plant: Plant) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import operator
 import types
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from .functions import (
     DATA,
@@ -75,7 +75,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.methods: dict[type, set[str]] = {}
-        self._places: dict[tuple[int, str], Mapping[str, Any]] = {}
+        self._places: dict[int, tuple[Mapping[str, Any], dict[str, None]]] = {}  # with names
         self._stand_ins: dict[tuple[int, str], Any] = {}  # objects that stand for modules
         self._cells: dict[int, types.CellType] = {}
         self._functions: dict[int, types.FunctionType] = {}
@@ -91,22 +91,26 @@ class _Walk:
             self._method(name)
         for base in cls.__mro__[:-1]:
             for name in own:  # a property would stand before the attribute
-                self._places[id(base), name] = vars(base)
+                self._watch(base, name)
                 if vars(base).get(name) is not None:
                     self._blame(f"the class {cls.__name__} was patched")
         return self._problem
 
     def take(self) -> list[Any]:
         """Return what stands now in all places that were found."""
-        functions = self._functions.values()
+        functions, places = self._functions.values(), self._places.values()
         return [
-            *[place.get(name) for (_, name), place in self._places.items()],
+            *itertools.chain.from_iterable(map(p.get, names) for p, names in places),
             *[_function_of(each, name) for (_, name), each in self._stand_ins.items()],
             *map(content, self._cells.values()),
             *map(operator.attrgetter("__code__"), functions),
             *map(operator.attrgetter("__defaults__"), functions),
             *map(operator.attrgetter("__kwdefaults__"), functions),
         ]
+
+    def _watch(self, owner: Any, name: str) -> None:
+        # the id is the owner's: a class has no table of attributes that stays
+        self._places.setdefault(id(owner), (vars(owner), {}))[1][name] = None
 
     def _blame(self, what: str) -> None:
         self._problem = self._problem or what
@@ -116,7 +120,7 @@ class _Walk:
             return
         self.methods[self._cls].add(name)
         for base in self._cls.__mro__[:-1]:
-            self._places[id(base), name] = vars(base)
+            self._watch(base, name)
             there = vars(base).get(name)
             there = there.__func__ if isinstance(there, (staticmethod, classmethod)) else there
             if there is not None and not is_own(base, name, there):
@@ -136,7 +140,7 @@ class _Walk:
                 self._read(function)
         elif package(type(function).__module__) in WEBUI:
             for name in vars(function):
-                self._places[id(function), name] = vars(function)
+                self._watch(function, name)
         else:
             return
         for each in behind(function):
@@ -177,21 +181,19 @@ class _Walk:
     def _check(self, place: Mapping[str, Any], name: str) -> Any:
         """Watch one name in one place, and return what stands there."""
         value = place.get(name)
-        self._places[id(place), name] = place
+        self._places.setdefault(id(place), (place, {}))[1][name] = None
         if callable(value) and not isinstance(value, types.ModuleType):
             if not (at_home(value) and answers_to(value, name)):
                 self._blame(_replaced(name))
-            if isinstance(value, type):
+            if isinstance(value, type) and issubclass(value, torch.autograd.Function):
                 self._class(value)
             self._follow(value)
         return value
 
     def _class(self, cls: type) -> None:
-        """Check the functions of a class of the model's code that is no module."""
-        if not _is_read(cls.__module__) or issubclass(cls, nn.Module):
-            return
+        """Check the functions of a class that differentiates, as ldm's CheckpointFunction."""
         for name, there in vars(cls).items():
-            self._places[id(cls), name] = vars(cls)
+            self._watch(cls, name)
             function = getattr(there, "__func__", there)
             if isinstance(function, types.FunctionType) and not at_home(function):
                 self._blame(f"the class {cls.__name__} was patched")
@@ -213,8 +215,8 @@ def _function_of(stand_in: Any, name: str) -> Any:
 
 
 def _is_read(module: str) -> bool:
-    """Return whether the code of a file is read for names; torch's layers are its outermost."""
-    if module.startswith("torch.nn.modules."):
+    """Return whether the code of a file is read for names; of torch's, only its layers' is."""
+    if module.startswith(("torch.nn.modules.", "torch.nn.functional")):
         return module != "torch.nn.modules.module"
     return package(module) in ("ldm", "sgm", *WEBUI)
 

@@ -137,6 +137,8 @@ def is_own(cls: type, name: str, function: Any) -> bool:
 
 def answers_to(function: Any, name: str) -> bool:
     """Return whether a function is the one of that name, and not another one of its package."""
+    if name.startswith("_"):  # torch's files rename what they import for themselves
+        return True
     if isinstance(function, types.FunctionType):
         if package(function.__globals__["__name__"]) in WEBUI:
             return True

@@ -12,12 +12,15 @@ import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+from torch.utils import _python_dispatch
 
 from ...model.architecture import Architecture
 from ...model.specs import Spec
 from .blueprint import Blueprint, of_layer, of_unet
 from .class_code import ClassCode
+from .functions import is_known
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TORCHS = vars(nn.modules.module)
@@ -87,6 +90,8 @@ class Inspector:
         found: dict[str | None, str] = {}
         if any(_hooks_of_all_modules()):
             found = dict.fromkeys([*self._layers, None], "hooks of all modules are set")
+        if not all(is_known(mode.__module__) for mode in _modes()):
+            found = dict.fromkeys([*self._layers, None], "a mode replaces torch's functions")
         for place in places:
             if place.layer not in found and (what := self._problem(place, patched)):
                 found[place.layer] = what
@@ -180,11 +185,14 @@ class _Sight:
                 [_filled(map(names, self._inner)) for names in _CONTENTS],
                 [list(map(operator.itemgetter(*n), own)) for n, own in self._settings.items()],
                 _filled(_hooks_of_all_modules()),
+                _modes(),
             )
         except KeyError:
             return None
 
 
+_function_modes: Any = getattr(torch.overrides, "_get_current_function_mode_stack", list)
+_dispatch_modes: Any = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)
 _chain = itertools.chain.from_iterable
 _PARTS = operator.itemgetter("_modules")
 _CONTENTS = [operator.itemgetter(name) for name in (*_HOOKS, "_buffers")]
@@ -192,6 +200,11 @@ _CONTENTS = [operator.itemgetter(name) for name in (*_HOOKS, "_buffers")]
 
 def _hooks_of_all_modules() -> list[dict[Any, Any]]:
     return [_TORCHS[f"_global{name}"] for name in _HOOKS]
+
+
+def _modes() -> list[type]:
+    """Return the classes of the modes that are on: each may replace any of torch's functions."""
+    return list(map(type, [*_function_modes(), *_dispatch_modes()]))
 
 
 def _filled(tables: Iterable[Mapping[Any, Any]]) -> list[tuple[Any, ...]]:
