@@ -52,24 +52,25 @@ class Word:
         raise ValueError(f"expected one of {', '.join(self.words)}")
 
 
-MOST_MIB = 2**40
+MOST = 2**40
 
 
 @dataclass(frozen=True)
-class Mebibytes:
-    """An option that is a size in MiB, `least` to MOST_MIB."""
+class Number:
+    """An option that is a whole number of some unit, `least` to MOST."""
 
     default: int
+    unit: str
     least: int
 
     def read(self, stored: object) -> int:
         """Return the whole number that `stored` means. Raises ValueError where it means none."""
         if isinstance(stored, (int, float, str)) and not isinstance(stored, bool):
             with contextlib.suppress(ValueError, OverflowError):  # of NaN, infinity and other text
-                size = math.trunc(float(stored))
-                if self.least <= size <= MOST_MIB:
-                    return size
-        raise ValueError(f"expected a number of MiB from {self.least} to {MOST_MIB}")
+                number = math.trunc(float(stored))
+                if self.least <= number <= MOST:
+                    return number
+        raise ValueError(f"expected a number of {self.unit} from {self.least} to {MOST}")
 
 
 OPTIONS: Mapping[str, Any] = {
@@ -80,8 +81,9 @@ OPTIONS: Mapping[str, Any] = {
         (CONTINUE, WAIT),
         {"make images without acceleration": CONTINUE, "wait for the compiler": WAIT},
     ),
-    "accel_store_mib": Mebibytes(2048, least=1),
-    "accel_graphs_mib": Mebibytes(1024, least=0),
+    "accel_store_mib": Number(2048, "MiB", least=1),
+    "accel_graphs_mib": Number(1024, "MiB", least=0),
+    "accel_witness_steps": Number(400, "steps", least=0),
     "accel_lora_base": Word(
         AUTO,
         LORA_BASES,

@@ -21,6 +21,7 @@ from ..store import ArtifactStore, Group, groups, named
 from . import webui
 from .clock import Clock
 from .unet.attachment import Attachment, AttachmentCounters
+from .unet.comparison import Tally, summed
 
 VAE_BYTES = 8 * 1024
 """Video memory that the VAE takes for a pixel: some float32 tensors of 256 channels, full size."""
@@ -41,6 +42,7 @@ class Service:
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
         self._options_changed = False  # and not yet applied
+        self._around: object = None  # what the WebUI has switched on for the last image
 
     def model_loaded(self, sd_model: Any) -> None:
         """Accelerate a model that the WebUI has loaded.
@@ -85,28 +87,27 @@ class Service:
                 if wanted:
                     self._attach(unet)
 
-    def before_images(self) -> None:
+    def before_images(self, p: Any = None) -> None:
         """Prepare the loaded model for images: apply options, serve what the compiler has finished.
 
-        Our forwards are put back where another extension had replaced them and has gone.
+        `p` is the job. Our forwards are put back where another extension had replaced them.
         """
         with self._lock:
             self._refresh()
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 return
-            if accelerated(unet) is None:
-                self._seen.add(unet)
-                if unet not in self._refused:
-                    self._attach(unet)
-            for other in self._seen:
-                unused = accelerated(other)
-                if unused is not None and other is not unet:
-                    unused.release_memory()
-            here = accelerated(unet)
-            if here is not None:
-                here.install()
-                here.take_up()
+            self._seen.add(unet)
+            if accelerated(unet) is None and unet not in self._refused:
+                self._attach(unet)
+            self._around = webui.switched_on(p)
+            for each in filter(None, map(accelerated, self._seen)):
+                each.begin_image(self._around)
+                if each.unet is not unet:
+                    each.release_memory()
+                else:
+                    each.install()
+                    each.take_up()
 
     def denoised(self, params: Any) -> None:
         """Follow a UNet call of the sampler. `params.x: [B, 4, H/8, W/8]`.
@@ -131,13 +132,15 @@ class Service:
                 self._detach(unet)
 
     def _attach(self, unet: nn.Module) -> None:
-        if accelerated(unet) is not None:
-            return  # the same object with other weights, which the engine follows by itself
+        here = accelerated(unet)
+        if here is not None:  # with other weights, which the engine follows by itself
+            here.witness.start_anew()
+            return
         self._refused.pop(unet, None)
-        here = None
         try:
             here = Attachment(unet, webui.config(), self._session)
             self._counts.append(here.counts)
+            here.begin_image(self._around)
             here.install()  # before a blocking `prepare`, whose progress the status shows
             here.engine.prepare()
         except AccelError as e:
@@ -212,10 +215,8 @@ class Service:
     # -- status
 
     def _sums(self) -> dict[str, int]:
-        each = [c.to_dict() for c in self._counts]
-        return {
-            name: sum(c[name] for c in each) for name in AttachmentCounters(Counters()).to_dict()
-        }
+        each = [c.to_dict() for c in (AttachmentCounters(Counters()), *self._counts)]
+        return {name: sum(c[name] for c in each) for name in each[0]}
 
     def served(self) -> tuple[int, str]:
         """Return how many UNet calls compiled code has computed, and the current backend."""
@@ -252,6 +253,7 @@ class Service:
             "artifact": None,
             "counters": self._sums(),
             "control_models": 0,
+            **summed([c.tally for c in self._counts], here.counts.tally if here else Tally()),
         }
         if not webui.enabled():
             return out

@@ -7,6 +7,7 @@ and api.py add our settings, pages and routes.
 from __future__ import annotations
 
 import contextlib
+import enum
 import math
 import re
 import reprlib
@@ -144,6 +145,52 @@ def trusts(origin: str) -> bool:
     named = (shared.cmd_opts.cors_allow_origins or "").split(",")
     pattern = shared.cmd_opts.cors_allow_origins_regex
     return origin in named or "*" in named or bool(pattern and re.fullmatch(pattern, origin))
+
+
+def switched_on(p: Any) -> object:
+    """Return what is switched on for a job of the WebUI, in a form that can be compared.
+
+    These are the WebUI's options, and the booleans and choices among the arguments of scripts: not
+    texts and numbers, which differ from image to image and switch nothing.
+    """
+    options = {
+        name: value if isinstance(value, (bool, str)) else bool(value)
+        for name, value in shared.opts.data.items()
+        if not name.startswith("accel_")
+    }
+    runner, given = getattr(p, "scripts", None), getattr(p, "script_args", None)
+    if runner is None or not isinstance(given, (list, tuple)):
+        return options, ()
+    active = list(runner.alwayson_scripts)
+    if given and isinstance(given[0], int) and given[0]:  # the number of the script that was chosen
+        active.append(runner.selectable_scripts[given[0] - 1])
+    return options, [(script.filename, _arguments(script, given)) for script in active]
+
+
+def _arguments(script: Any, given: Any) -> list[object]:
+    values = given[script.args_from : script.args_to]
+    controls = [*(script.controls or ()), *[None] * len(values)]
+    return [_choice(value, control) for value, control in zip(values, controls, strict=False)]
+
+
+def _choice(value: Any, control: Any) -> object:
+    """Return a value where it is a boolean or was chosen from several, else its type alone.
+
+    The API may give an object of many fields, e.g. a ControlNet unit; its short texts are names.
+    """
+    if isinstance(value, (bool, enum.Enum)):
+        return value
+    if getattr(control, "choices", None) and isinstance(value, (str, int, list)):
+        return str(value)
+    fields = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return type(value).__name__, [
+        (name, each if isinstance(each, bool) or _is_name(each) else type(each).__name__)
+        for name, each in fields.items()
+    ]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 64
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ DEFAULTS = {
     "accel_while_compiling": "continue",
     "accel_store_mib": 2048,
     "accel_graphs_mib": 1024,
+    "accel_witness_steps": 400,
     "accel_lora_base": "auto",
 }
 

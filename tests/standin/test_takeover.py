@@ -22,6 +22,11 @@ FIELDS = {
     "artifact",
     "counters",
     "control_models",
+    "witnessed",
+    "worst_error",
+    "witness_seconds",
+    "speedup",
+    "difference",
 }
 
 

@@ -25,7 +25,8 @@ FIELDS = {
     "artifact",
     "counters",
 }
-FIELDS |= {"control_models"}
+FIELDS |= {"control_models", "difference", "speedup"}
+FIELDS |= {"witnessed", "worst_error", "witness_seconds"}
 COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "host_calls"}
 
 

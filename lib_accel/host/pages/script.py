@@ -30,11 +30,11 @@ class AccelScript(scripts.Script):
 
     def before_process(self, p: Any, *args: Any) -> None:
         """Let the service follow the loaded model and finished compilations before a job."""
-        service.before_images()
+        service.before_images(p)
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Do the same before each batch, and note how many UNet calls were accelerated so far."""
-        service.before_images()
+        service.before_images(p)
         p._accel_calls = service.served()[0]
 
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:

@@ -53,6 +53,14 @@ def _options() -> dict[str, shared.OptionInfo]:
         "accel_graphs_mib": _size(
             "accel_graphs_mib", "Video memory for CUDA graphs, MiB", 0, 8192
         ).info("0 switches them off"),
+        "accel_witness_steps": _option(
+            "accel_witness_steps",
+            "Compare one step in so many with the WebUI's own code",
+            gr.Slider,
+            minimum=0,
+            maximum=4000,
+            step=100,
+        ).info("at random; 0 switches this off; the first step after a change is always compared"),
         "accel_lora_base": _choice(
             "accel_lora_base",
             "Weights without LoRA are kept in",

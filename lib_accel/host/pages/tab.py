@@ -33,12 +33,18 @@ def _details() -> str:
         "Units compiled since the start": counters["compiles"],
         "LoRA sets merged": counters["lora_merges"],
         "Control models accelerated": s["control_models"],
+        "Steps compared with the WebUI's": s["witnessed"],
+        "Largest difference": f"{s['worst_error']:.1e}",
+        "Seconds taken by comparing": f"{s['witness_seconds']:.1f}",
+        "Measured speed-up of a step": f"{s['speedup']:.2f}" if s["speedup"] else "-",
     }
     cells = "".join(f"<tr><th>{fixed(k)}</th><td>{plain(v)}</td></tr>" for k, v in rows.items())
     if s["progress"]:
         stage, seconds = varying(s["progress"]["stage"]), plain(f"{s['progress']['elapsed_s']:.0f}")
         cells += f"<tr><th>{fixed('Compiler')}</th><td>{stage}</td></tr>"
         cells += f"<tr><th>{fixed('Seconds so far')}</th><td>{seconds}</td></tr>"
+    if s["difference"]:
+        cells += f"<tr><th>{fixed('Difference')}</th><td>{varying(s['difference'])}</td></tr>"
     return f"<table class='accel-table'>{cells}</table>"
 
 

@@ -13,7 +13,8 @@ from ...runtime.control_network import ControlNetwork
 from ...runtime.engine import Engine
 from .. import webui
 from .inspection import Inspector
-from .layer_forwards import LayerForwards
+from .layer_forwards import Both, LayerForwards
+from .witness import Witness
 
 
 class AcceleratedControl:
@@ -22,11 +23,13 @@ class AcceleratedControl:
     Raises UnsupportedArchitecture where the network has none of a UNet's layers.
     """
 
-    def __init__(self, network: nn.Module, engine: Engine):
+    def __init__(self, network: nn.Module, engine: Engine, witness: Witness):
+        """`witness` is that of the UNet."""
         self.network, self.engine = network, engine
         self._control = ControlNetwork(network, engine)
         specs = self._control.specs
         self._inspector = Inspector(network, specs)
+        self.witness = witness.beside(network, self._inspector)
         self._layers = LayerForwards(network, list(specs), engine, self._begin_pass)
         self._problem = ""
 
@@ -41,15 +44,20 @@ class AcceleratedControl:
         set_owner(self.network, None)
         self._control.close()
 
-    def _begin_pass(self, h: Tensor) -> Mapping[str, CompiledLayer]:
-        if not webui.enabled() or webui.blocked_by(self.network):
-            return {}
+    def _begin_pass(
+        self, h: Tensor, side: Tensor | None
+    ) -> tuple[Mapping[str, CompiledLayer], Both | None]:
+        if not webui.enabled() or webui.blocked_by(self.network) or self.witness.why_not():
+            return {}, None
         try:
             compiled = self._control.compiled_layers()
         except BadWeights as error:  # mixed or unloaded: the network's own code computes it
             if str(error) != self._problem:
                 self._problem = str(error)
                 webui.say(f"a control model is not accelerated: {error}")
-            return {}
-        changed = self._inspector.look()[0]
-        return {name: layer for name, layer in compiled.items() if name not in changed}
+            return {}, None
+        changed, both = self._inspector.look()[0], None
+        if compiled and self.witness.is_due(None, h, side, self.engine.units):
+            both = self.witness.layer_by_layer()
+        own = {**changed, **self.witness.distrusted}
+        return {name: layer for name, layer in compiled.items() if name not in own}, both

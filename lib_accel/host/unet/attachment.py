@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -15,16 +15,19 @@ from ...compile.session import Session
 from ...config import Config
 from ...errors import AccelError, UnsupportedArchitecture
 from ...model.layers import LayerFn
+from ...model.precision import without_autocast
 from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner
 from ...runtime.base_placement import BasePlacement
 from ...runtime.binding import CompiledLayer
 from ...runtime.status import Counters
 from .. import webui
 from .accelerated_control import AcceleratedControl
+from .comparison import Tally
 from .control_networks import control_networks_behind
 from .inspection import Inspector, own_forward, summary
-from .layer_forwards import HostLayer, LayerForwards
+from .layer_forwards import Both, HostLayer, LayerForwards
 from .lora import Loras
+from .witness import IMAGE, Witness
 
 
 @dataclass
@@ -34,6 +37,7 @@ class AttachmentCounters:
     engine: Counters
     host_calls: int = 0
     lora_merges: int = 0
+    tally: Tally = field(default_factory=Tally)
 
     def to_dict(self) -> dict[str, int]:
         """Return the counters that the status shows."""
@@ -60,15 +64,14 @@ class Attachment(Accelerated):
         super().__init__(unet, config, session, webui.device())
         specs = dict(self.engine.architecture.layers())
         self.inspector = Inspector(unet, specs, self.engine.architecture)
-        self._host_layers: dict[str, LayerFn] = {
-            name: HostLayer(unet.get_submodule(name)) for name in specs
-        }
+        self._host_layers = {name: HostLayer(unet.get_submodule(name)) for name in specs}
         compiled = [name for name, spec in specs.items() if spec in self.engine.target.units]
         self._layers = LayerForwards(unet, compiled, self.engine, self._begin_pass)
         self.loras = Loras(unet, BasePlacement(config.lora_base, webui.say))
         self._driver: object = None  # somebody else's forward, where one stands on the UNet
         self._controls: WeakSet[nn.Module] = WeakSet()  # control networks that are accelerated too
         self.counts = AttachmentCounters(self.engine.counters)
+        self.witness = Witness(unet, self.inspector, self.counts.tally)
         self._explained: set[str] = set()
 
     # -- coming and going
@@ -111,6 +114,12 @@ class Attachment(Accelerated):
             self.remove(keep_compiling=True)
         return self.unet
 
+    def begin_image(self, around: object) -> None:
+        """Follow a new image. `around`: see `webui.switched_on`."""
+        self.witness.begin_image(around)
+        for control in filter(None, map(accelerated, self._controls)):
+            control.witness.begin_image(around)
+
     def take_up(self) -> None:
         """Serve what the compiler has finished. Called between images."""
         if self.engine.take_up():
@@ -129,24 +138,60 @@ class Attachment(Accelerated):
             return super().original(call)
         with self._layers.paused():
             self._merge_loras()
+            due = self._is_due(call.x, call.context)
+            replaced = {**self.witness.distrusted, **replaced}
             self._explain(summary(replaced) if replaced else None)
-            layers = {name: self._host_layers[name] for name in replaced}
-            given = (call.x, call.timesteps, call.context, call.y, layers)
-            try:
-                return self.engine.compute(*given)
-            except torch.cuda.OutOfMemoryError:
-                if not self.release_memory():
-                    raise
+            hosts = {name: self._host_layers[name] for name in replaced}
+            return self._witnessed(call, hosts) if due else self._ours(call, hosts)
+
+    def _ours(self, call: Call, layers: Mapping[str, LayerFn]) -> Tensor:
+        """Compute a call with compiled code, and `layers` by themselves."""
+        given = (call.x, call.timesteps, call.context, call.y, layers)
+        try:
             return self.engine.compute(*given)
+        except torch.cuda.OutOfMemoryError:
+            if not self.release_memory():
+                raise
+        return self.engine.compute(*given)
+
+    def _is_due(self, h: Tensor, side: Tensor | None) -> bool:
+        return self.witness.is_due(self.loras.kinds, h, side, self.engine.units)
+
+    def _witnessed(self, call: Call, hosts: Mapping[str, HostLayer]) -> Tensor:
+        """Compute a call by the UNet's own code too, and with compiled code if that agrees."""
+        self.witness.check_merges(self.loras)
+        before = self.engine.counters.accelerated_calls
+        out, ours = self.witness.step(call, super().original, self._ours, hosts)
+        if not ours:
+            self.engine.counters.accelerated_calls = before
+            self.counts.host_calls += 1
+        return out
 
     def fall_back(self, call: Call, reason: str) -> Tensor:
         """Compute a call with the UNet's own forward and layers, because of `reason`."""
         self._explain(reason)
         self.counts.host_calls += 1
-        with self._layers.paused():
+        examined = self._unchanged() if reason == IMAGE else {}
+        with self._layers.paused(), self.witness.examining(examined, self._layer):
             return self.original(call)
 
-    def _begin_pass(self, h: Tensor) -> Mapping[str, CompiledLayer]:
+    def _unchanged(self) -> dict[str, nn.Module]:
+        """Return the layers that are not known to compute something else than ours."""
+        known = {**self.witness.distrusted, **self.inspector.look()[0]}
+        return {n: host.module for n, host in self._host_layers.items() if n not in known}
+
+    def _layer(self, name: str, h: Tensor, side: Tensor | None) -> Tensor:
+        """Compute one layer with compiled code, or with the clean layer where there is none."""
+        compiled = self.engine.compiled_layers().get(name)
+        if compiled is not None:
+            return self.engine.compute_layer(compiled, h, side)
+        with torch.no_grad(), without_autocast(h.device):
+            x, s = (t.to(self.engine.dtype) for t in (h, h if side is None else side))
+            return self.engine.clean.layers[name](x, s, s).to(h.dtype)
+
+    def _begin_pass(
+        self, h: Tensor, side: Tensor | None
+    ) -> tuple[Mapping[str, CompiledLayer], Both | None]:
         """Return the layers to compute with compiled code in the pass that begins with `h`.
 
         Asked when layers are called one by one: by ControlNet, or by the UNet's own forward
@@ -162,16 +207,22 @@ class Attachment(Accelerated):
             except AccelError as error:
                 reason = str(error)
             else:
+                both = None
+                if compiled and self._is_due(h, side):
+                    self.witness.check_merges(self.loras)
+                    both = self.witness.layer_by_layer()
+                replaced = {**self.witness.distrusted, **replaced}
                 driven = around or "another extension drives the UNet"
                 if compiled:
                     parts = [f"{driven}: compiled layer by layer"]
                     self._explain("; ".join(parts + ([summary(replaced)] if replaced else [])))
                     self.engine.counters.accelerated_calls += 1
-                    return {name: layer for name, layer in compiled.items() if name not in replaced}
+                    compiled = {n: layer for n, layer in compiled.items() if n not in replaced}
+                    return compiled, both
                 reason = f"{driven}: without compiled code its layers run unaccelerated"
         self._explain(reason)
         self.counts.host_calls += 1
-        return {}
+        return {}, None
 
     def why_not_layers(self, x: Tensor) -> str | None:
         """Return why the WebUI or the weights keep compiled code from serving now, or None."""
@@ -189,7 +240,7 @@ class Attachment(Accelerated):
             return f"the weights are stored as {weight.dtype}"
         if self.engine.job is not None:
             return "compiling; images are made without acceleration until then"
-        return None
+        return self.witness.why_not()
 
     def _merge_loras(self) -> None:
         self.counts.lora_merges += self.loras.bring_up_to_date()
@@ -225,5 +276,5 @@ class Attachment(Accelerated):
             if there:
                 there.remove()
             with contextlib.suppress(UnsupportedArchitecture):  # it has none of a UNet's layers
-                AcceleratedControl(network, self.engine).install()
+                AcceleratedControl(network, self.engine, self.witness).install()
                 self._controls.add(network)

@@ -7,18 +7,26 @@ call layers in the end, and a layer is what is compiled: so it stays fast whoeve
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from ...model.layers import LayerFn
 from ...runtime.binding import CompiledLayer
 from ...runtime.engine import Engine
 from .. import webui
+from .comparison import difference
 from .inspection import own_forward
 
-BeginPass = Callable[[Tensor], Mapping[str, CompiledLayer]]
-"""Given the first input of a pass, returns the layers that compiled code computes in it."""
+Both = Callable[[str, Callable[[], Tensor], Callable[[], Tensor]], Tensor]
+"""Computes a layer the network's way and ours, given its name and both; returns what to use."""
+
+BeginPass = Callable[..., tuple[Mapping[str, CompiledLayer], Both | None]]
+"""Given the first inputs of a pass, returns the layers that compiled code computes in it.
+
+Where the pass is witnessed, it returns what computes these layers both ways."""
 
 
 class HostLayer:
@@ -26,14 +34,77 @@ class HostLayer:
 
     def __init__(self, module: nn.Module):
         names = {c.__name__ for c in type(module).__mro__}
-        self._module = module
+        self.module = module
         self._takes_emb = "TimestepBlock" in names
         self._takes_context = "SpatialTransformer" in names
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        side = [emb] if self._takes_emb else [context] if self._takes_context else []
         with webui.autocast():
-            return self._module(h, *side).to(h.dtype)
+            return self.module(h, *self.side(emb, context)).to(h.dtype)
+
+    def side(self, emb: Tensor, context: Tensor) -> list[Tensor]:
+        """Return what the layer takes beside `h`."""
+        return [emb] if self._takes_emb else [context] if self._takes_context else []
+
+
+class Recording:
+    """Layers that answer what those of `hosts` have answered to somebody else, inside the `with`.
+
+    `apart` is how far their inputs were from those of the others: what comes after such a layer
+    no longer shows it.
+    """
+
+    def __init__(self, hosts: Mapping[str, HostLayer]):
+        self.layers: dict[str, LayerFn] = {
+            name: functools.partial(self._answer, name) for name in hosts
+        }
+        self.apart = 0.0
+        self._hosts, self._heard = hosts, {}
+        self._listening: list[Any] = []
+
+    def __enter__(self) -> Recording:
+        for name, host in self._hosts.items():
+            self._listening += listen(host.module, functools.partial(self._record, name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._listening:
+            handle.remove()
+        self._heard.clear()
+
+    def _record(self, name: str, given: list[Tensor], out: Tensor) -> None:
+        self._heard[name] = given, out.clone()  # what comes after the layer may write into it
+
+    def _answer(self, name: str, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        host = self._hosts[name]
+        if name not in self._heard:  # the others have not come to this layer: it runs for once
+            return host(h, emb, context)
+        given, out = self._heard[name]
+        for ours, theirs in zip([h, *host.side(emb, context)], given, strict=False):
+            self.apart = max(self.apart, difference(ours, theirs))
+        return out.to(h.dtype)
+
+
+def listen(module: nn.Module, heard: Callable[[list[Tensor], Tensor], object]) -> list[Any]:
+    """Call `heard` with the inputs and the output of each call of a layer.
+
+    The inputs are copies, made before anybody else's hooks: the layer may write into them. Returns
+    handles, whose `remove` ends it.
+    """
+    given: list[Tensor] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        tensors = [t for t in (*args, *named.values()) if isinstance(t, Tensor)]
+        given[:] = [t.clone() for t in tensors[:2]]
+
+    def after(_: nn.Module, __: Any, out: Tensor) -> None:
+        heard(list(given), out)
+        given.clear()
+
+    return [
+        module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
+        module.register_forward_hook(after),
+    ]
 
 
 class LayerForwards:
@@ -47,6 +118,7 @@ class LayerForwards:
         ]
         self._position = len(names)  # of the layer that ran last
         self._compiled: Mapping[str, CompiledLayer] = {}
+        self._both: Both | None = None
         self._paused = False
 
     def install(self) -> None:
@@ -84,10 +156,15 @@ class LayerForwards:
         if self._paused:
             return None
         if forward.position <= self._position:
-            self._compiled = self._begin_pass(h)
+            self._compiled, self._both = self._begin_pass(h, side)
         self._position = forward.position
         layer = self._compiled.get(forward.name)
-        return None if layer is None else self._engine.compute_layer(layer, h, side)
+        if layer is None:
+            return None
+        if self._both is None:
+            return self._engine.compute_layer(layer, h, side)
+        ours = functools.partial(self._engine.compute_layer, layer, h.clone(), side)
+        return self._both(forward.name, lambda: forward.own(h, side), ours)
 
 
 class _LayerForward:
@@ -99,7 +176,9 @@ class _LayerForward:
 
     def __call__(self, h: Tensor, side: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
         out = None if rest or named else self._owner.run(self, h, side)
-        if out is None:
-            given = () if side is None else (side,)
-            out = type(self.module).forward(self.module, h, *given, *rest, **named)
-        return out
+        return self.own(h, side, *rest, **named) if out is None else out
+
+    def own(self, h: Tensor, side: Tensor | None, *rest: Any, **named: Any) -> Tensor:
+        """Compute the layer as its class does."""
+        given = () if side is None else (side,)
+        return type(self.module).forward(self.module, h, *given, *rest, **named)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...runtime.base_placement import BasePlacement
 from ...runtime.lora_merge import LowRank, Term, merge
 from .. import webui
+from .comparison import merged_otherwise
 from .functions import runs_original
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
@@ -38,6 +39,8 @@ class Loras:
         self._wanted: Any = None
         self._marks: list[object] = []
         self._told: set[str] = set()  # the networks of layers that our merge has failed on
+        self._by_extension = False  # whose code merges, because ours has differed
+        self.kinds: frozenset[str] = frozenset()  # the types of the networks that are wanted
 
     def bring_up_to_date(self) -> bool:
         """Merge what is not merged yet and return whether a layer was changed.
@@ -57,6 +60,11 @@ class Loras:
             for layer, mark in zip(self._layers, marks, strict=True)
         ]
         self._wanted, self._marks = wanted, self._read_marks()
+        self.kinds = frozenset(
+            type(part).__name__
+            for net in extension.loaded_networks
+            for part in net.modules.values()
+        )
         return any(changed)
 
     def leave_video_memory(self) -> bool:
@@ -67,6 +75,23 @@ class Loras:
         if there:
             torch.cuda.empty_cache()
         return bool(there)
+
+    def check(self) -> str | None:
+        """Compare a few merged layers with what the Lora extension's own code makes of copies.
+
+        Where they differ, return how. From then on that code merges, also what is merged now.
+        """
+        extension = webui.lora_extension()
+        if extension is None or self._by_extension or not webui.merges_unpatched(extension):
+            return None
+        what = merged_otherwise(self._layers, extension)
+        if what is not None:
+            self._by_extension = True
+            for layer in self._layers:
+                if getattr(layer, "network_current_names", ()):
+                    layer.network_current_names = _UNFINISHED
+                    self._apply_weights(extension, layer)
+        return what
 
     def forget(self) -> None:
         """Drop all base weights: the model is being discarded."""
@@ -85,7 +110,7 @@ class Loras:
         parts = [net.modules[name] for net in extension.loaded_networks if name in net.modules]
         if not parts and not mark:
             return False
-        if not webui.merges_unpatched(extension):
+        if self._by_extension or not webui.merges_unpatched(extension):
             extension.network_apply_weights(layer)
             return True
         base = self._base(layer)
@@ -112,6 +137,9 @@ class Loras:
                 f"LoRA {names}: {layer.network_layer_name} is left to the Lora extension's own "
                 f"code, and so is each layer like it ({error})"
             )
+        self._apply_weights(extension, layer)
+
+    def _apply_weights(self, extension: Any, layer: Any) -> None:
         if layer.network_bias_backup is None:
             layer.bias = None  # it takes one that a network has added for the layer's own
         with torch.no_grad():
