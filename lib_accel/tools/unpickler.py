@@ -26,6 +26,12 @@ _OPCODES = (
 # fmt: on
 """What torch.save uses of the pickle's language."""
 
+MOST_GIVEN = 2**22
+"""How many things a pickle may give to functions. A thing that it names again is counted again."""
+
+MOST_DIMENSIONS = 64
+"""Of a tensor, as in torch."""
+
 _STORAGES: dict[str, torch.dtype] = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -142,6 +148,7 @@ class Unpickler(pickle._Unpickler):
     def __init__(self, stream: BinaryIO):
         super().__init__(stream)
         self.storages: dict[str, Storage] = {}
+        self._given = 0
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for the function or class. Raises Forbidden."""
@@ -163,6 +170,15 @@ class Unpickler(pickle._Unpickler):
             raise TypeError("a storage without dtype or key")
         return self.storages.setdefault(key, Storage(dtype, key, _whole(elements)))
 
+    def load_reduce(self) -> None:
+        """Call a function, but with no long thing again and again: each call would copy it."""
+        arguments = self.stack[-1]
+        rows = (a for a in arguments if isinstance(a, (tuple, list, dict)))
+        self._given += len(arguments) + sum(map(len, rows))
+        if self._given > MOST_GIVEN:
+            raise ValueError(f"it gives more than {MOST_GIVEN} things to functions")
+        super().load_reduce()  # type: ignore[misc]
+
     def load_build(self) -> None:
         self.stack.pop()  # attributes of an object
 
@@ -178,6 +194,7 @@ class Unpickler(pickle._Unpickler):
         if isinstance(target, dict):
             target.update(_pairs(zip(items[::2], items[1::2], strict=True)))
 
+    dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
@@ -196,6 +213,8 @@ def _whole(n: Any) -> int:
 def _view(
     storage: Any, offset: Any, shape: Any, strides: Any, dtype: torch.dtype | None = None
 ) -> View:
+    if max(len(shape), len(strides)) > MOST_DIMENSIONS:
+        raise ValueError(f"a tensor has more than {MOST_DIMENSIONS} dimensions")
     sizes, steps = (tuple(map(_whole, numbers)) for numbers in (shape, strides))
     if not isinstance(storage, Storage) or len(sizes) != len(steps):
         raise TypeError("a tensor without storage or strides")

@@ -50,6 +50,18 @@ def view(offset: Any = 0, shape: Any = HUGE, strides: Any = (0, 0, 0, 0)) -> Mad
 _YEARS = b")" + b"q\0h\0\x86" * 64
 """Opcodes of tuples whose hash is the sum of 2^64 hashes."""
 
+
+def _again(count: int, long: bytes, other: bytes, value: bytes) -> Callable[[Path], None]:
+    """Make `long` (noted at 0) and `other` (at 1) once, and `value` of them many times."""
+    values = b"".join(b"X\x1b\0\0\0model.diffusion_model.%05d" % n + value for n in range(count))
+    return _pickled(long + b"q\0" + other + b"q\1}(" + values + b"u.")
+
+
+_STORED = b"(X\7\0\0\0storagectorch\nHalfStorage\nX\1\0\0\x000X\3\0\0\0cpuK\1tQ"
+_VIEW = b"ctorch._utils\n_rebuild_tensor_v2\n"
+_ONES = b"(" + b"K\1" * 300_000 + b"t"
+_PAIRS = b"](" + b"".join(b"J" + struct.pack("<i", n) + b"N\x86" for n in range(100_000)) + b"e"
+
 _NOTES = {
     "steps": collections.Counter({1: 2}),
     "set": {1, "a"},
@@ -196,6 +208,14 @@ FILES: dict[str, Callable[[Path], None]] = {
     "pairs that take years": _pickled(
         b"ccollections\nOrderedDict\n]" + _YEARS + b"K\x01\x86a\x85R."
     ),
+    "a long shape for many tensors": _again(100, _ONES, _VIEW, b"h\1(" + _STORED + b"K\0h\0h\0tR"),
+    "a long shape by many names": _again(
+        2000, _ONES, _VIEW + b"(" + _STORED + b"K\0h\0h\0tR", b"h\1"
+    ),
+    "many dictionaries of the same pairs": _again(
+        100, _PAIRS, b"ccollections\nOrderedDict\n", b"h\1h\0\x85R"
+    ),
+    "many calls with the same row": _again(50_000, _ONES, b"cbuiltins\nset\n", b"h\1h\0R"),
     "a note in the 2^31st place": _pickled(b"}r\xff\xff\xff\x7f."),
     "a word of 4 GB": _pickled(b"}X\xff\xff\xff\xffabc."),
     "a word of 2^64 bytes": _pickled(b"}\x8d" + b"\xff" * 8 + b"abc."),
