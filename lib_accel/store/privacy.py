@@ -23,6 +23,9 @@ from typing import NoReturn
 
 from ..errors import ArtifactRejected
 
+_UNMAPPED = 65534
+"""Whose files seem to be that a container without root sees of its host: root's, such as /tmp."""
+
 
 def require_private(path: Path, folder: bool) -> None:
     """Raise ArtifactRejected when someone else could have written `path`; follow no links."""
@@ -50,6 +53,16 @@ def require_private_root(root: Path) -> None:
             _refuse(parent, why, remedy="+t")
 
 
+def require_closed(place: Path) -> None:
+    """Raise ArtifactRejected when someone else could exchange what lies in the folder `place`."""
+    for folder in () if sys.platform == "win32" else (place, *place.parents):
+        info = folder.stat()
+        if _others_write(info) or info.st_uid not in (0, os.geteuid(), _UNMAPPED):
+            who = f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}"
+            why = f"lets others exchange what lies in the temporary folder {place} ({who})"
+            _refuse(folder, why, remedy="+t")
+
+
 def closed_to_others(root: Path) -> bool:
     """Return whether nobody else can exchange the store `root`, which is private, or a parent."""
     if sys.platform == "win32":
@@ -60,8 +73,13 @@ def closed_to_others(root: Path) -> bool:
 
 def _is_closed(parent: Path) -> bool:
     info = parent.stat()
-    writable = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return info.st_uid in (0, os.geteuid()) and (not writable or bool(info.st_mode & stat.S_ISVTX))
+    return info.st_uid in (0, os.geteuid()) and not _others_write(info)
+
+
+def _others_write(folder: os.stat_result) -> bool:
+    """Return whether others than its owner can rename what lies in a folder."""
+    writable = folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return bool(writable and not folder.st_mode & stat.S_ISVTX)
 
 
 def _refuse(path: Path, why: str, remedy: str = "go-w") -> NoReturn:

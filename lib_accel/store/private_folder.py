@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from .privacy import require_private_root
+from .privacy import require_closed, require_private
 
 _PREFIX, _LOCK = "accel-private-", "lock"
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")  # as mkdtemp makes them
@@ -36,16 +36,27 @@ def private_folder() -> Path:
     return _folder_of(os.getpid())
 
 
+def temporary_folder() -> Path:
+    """Return the folder for temporary files, without links.
+
+    Raises OSError where there is none, ArtifactRejected where other users could replace what lies
+    in it.
+    """
+    temporary = Path(os.path.realpath(tempfile.gettempdir()))
+    require_closed(temporary)
+    return temporary
+
+
 @functools.cache
 def _folder_of(pid: int) -> Path:
     """Make the folder of this process. `pid` is its id: a forked child gets a folder of its own."""
-    temporary = Path(os.path.realpath(tempfile.gettempdir()))
+    temporary = temporary_folder()
     _remove_leftovers(temporary)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=temporary))
     lock = (folder / _LOCK).open("wb")
     atexit.register(_remove, pid, folder, lock)
     _try_lock(lock)  # where that is impossible, nobody else finds it unlocked either
-    require_private_root(folder)
+    require_private(folder, folder=True)
     return folder
 
 

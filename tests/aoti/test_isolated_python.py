@@ -20,6 +20,7 @@ from lib_accel.compile.aoti.isolated_python import (
 from lib_accel.errors import ArtifactRejected
 from lib_accel.store import ArtifactStore
 
+from ..store.kit import OTHERS
 from .kit import plant, posix, started
 from .processes import until
 
@@ -152,9 +153,12 @@ def test_variables_that_name_places_of_modules_are_taken_away(monkeypatch: pytes
 
 
 @posix
-def test_nothing_is_compiled_where_others_can_replace_the_folder(temp: Path, store: ArtifactStore):
-    temp.chmod(0o777)
-    with pytest.raises(ArtifactRejected, match="writable by everyone"):
+@pytest.mark.parametrize("others", OTHERS)
+def test_nothing_is_compiled_where_others_can_replace_the_folder(
+    temp: Path, store: ArtifactStore, others: str
+):
+    OTHERS[others](temp)
+    with pytest.raises(ArtifactRejected, match="exchange"):
         started(store).result()
     assert list(temp.iterdir()) == []
     temp.chmod(0o1777)

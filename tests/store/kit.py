@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions, pipes 
 root_only = pytest.mark.skipif(
     os.name != "posix" or os.geteuid() != 0, reason="needs root: chown, seteuid or mount"
 )
+
+
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "everyone": lambda folder: folder.chmod(0o777),
+    "group": lambda folder: folder.chmod(0o775),
+}
+"""Ways to let other users replace what lies in a folder."""
+if os.name == "posix" and os.geteuid() == 0:
+    OTHERS["owner"] = lambda folder: os.chown(folder, 12345, 12345)
 
 
 def recipe(name: object) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from lib_accel.errors import ArtifactRejected
 from lib_accel.store import private_folder as module
 
-from .kit import REPO, posix, root_only
+from .kit import OTHERS, REPO, posix, root_only
 
 PRINT = "from lib_accel.store.private_folder import private_folder; print(private_folder())\n"
 WAIT = "import sys; sys.stdout.flush(); sys.stdin.read()\n"
@@ -146,10 +146,17 @@ def test_a_folder_of_another_user_stays(temp: Path):
 
 
 @posix
+@pytest.mark.parametrize("others", [*OTHERS, "by a link"])
 def test_a_temporary_folder_where_others_can_replace_it_is_refused(
-    temp: Path, monkeypatch: pytest.MonkeyPatch
+    temp: Path, monkeypatch: pytest.MonkeyPatch, others: str
 ):
-    temp.chmod(0o777)
+    if others == "by a link":
+        OTHERS["group"](temp)
+        (temp / "own").mkdir()
+        temp = temp.with_name("link")
+        temp.symlink_to("temp/own")
+    else:
+        OTHERS[others](temp)
     monkeypatch.setattr(tempfile, "tempdir", str(temp))
-    with pytest.raises(ArtifactRejected, match="writable by everyone"):
+    with pytest.raises(ArtifactRejected, match="exchange"):
         module._folder_of.__wrapped__(os.getpid())

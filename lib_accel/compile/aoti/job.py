@@ -14,7 +14,8 @@ from pathlib import Path
 from ...errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ...model import specs
 from ...store import ArtifactStore, LockBusy
-from ...store.privacy import require_private_root
+from ...store.privacy import require_private
+from ...store.private_folder import temporary_folder
 from ..accuracy import Verdict
 from ..jobs import CompiledUnits, Job
 from ..target import Target
@@ -112,7 +113,7 @@ class CompileJob(Job):
         if not units:
             return
         try:
-            folder = Path(tempfile.mkdtemp(prefix="accel-compile-"))
+            folder = Path(tempfile.mkdtemp(prefix="accel-compile-", dir=temporary_folder()))
         except OSError as e:
             raise NoRoom(
                 f"there is no folder for temporary files: {e}; "
@@ -123,7 +124,7 @@ class CompileJob(Job):
         count = min(self.workers, len(units))
         threads = max(1, (os.cpu_count() or 1) // count)
         try:
-            require_private_root(folder)  # code is made and tried there, before the store has it
+            require_private(folder, folder=True)  # code is tried there before it is stored
             pool.extend(Worker(folder, results, threads, self.target.machine) for _ in range(count))
             self._drive(units, pool, results)
         except OSError as e:
