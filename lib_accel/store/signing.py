@@ -46,10 +46,12 @@ def write_key(path: Path, key: bytes) -> None:
 def read_key(path: Path, links: bool = True) -> bytes:
     """Return the key in `path`: 64 hex digits. Without `links`, a symbolic link is refused.
 
-    On POSIX the file must be the user's (or root's) and closed to everyone else. On Windows its
-    access list is not checked: the standard library cannot read it. Raises StoreError.
+    On POSIX the file must be the user's (or root's) and closed to everyone else, and so must the
+    place where it lies. On Windows no access list is checked: the standard library cannot read it.
+    Raises StoreError.
     """
     with os_errors(f"read the key file {path}"), open_file(path, links) as stream:
+        _require_kept(path)
         info = os.fstat(stream.fileno())
         if sys.platform != "win32" and (
             info.st_mode & 0o077 or info.st_uid not in (0, os.geteuid())
@@ -66,6 +68,19 @@ def read_key(path: Path, links: bool = True) -> bytes:
             "Make one: python -m lib_accel store key FILE"
         )
     return bytes.fromhex(text.decode())
+
+
+def _require_kept(path: Path) -> None:
+    """Raise StoreError where everyone can put another file in the place of the key `path`."""
+    folders = () if sys.platform == "win32" else (*path.absolute().parents, *expanded(path).parents)
+    for folder in folders:
+        mode = folder.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise StoreError(
+                f"The key file {path} is one that everyone can replace (folder {folder}, mode "
+                f"{stat.S_IMODE(mode):04o}). Expected a folder that only you or root can write. "
+                f"Run: chmod o-w '{folder}', and make a new key."
+            )
 
 
 def sign(key: bytes, what: str, text: bytes) -> str:
@@ -89,7 +104,7 @@ def store_key(given: Path | None) -> bytes | None:
     None where the user has none yet. Raises StoreError where the file cannot be trusted.
     """
     if given is not None:
-        return read_key(expanded(given))
+        return read_key(Path(os.path.expanduser(given)))  # noqa: PTH111  (never raises)
     own = own_key_file()
     if own.is_absolute() and os.path.lexists(own):
         return read_key(own, links=False)

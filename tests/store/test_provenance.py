@@ -47,6 +47,26 @@ def planted(store: ArtifactStore, units: dict[str, Path], tmp_path: Path) -> Art
     return store
 
 
+@posix
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_key_that_everyone_can_replace_is_refused(tmp_path: Path, linked: bool):
+    """By a link, for example, to a file of the user's own whose text somebody else chose."""
+    known, shared = tmp_path / "upload", tmp_path / "shared"
+    signing.write_key(known, bytes(range(1, 33)))
+    shared.mkdir()
+    (shared / "store.key").symlink_to(known)
+    named = shared / "store.key"
+    if linked:
+        named = tmp_path / "link" / "store.key"
+        named.parent.symlink_to(shared)
+    assert signing.store_key(named) == bytes(range(1, 33))
+    shared.chmod(0o1777)
+    assert signing.store_key(named) == bytes(range(1, 33))
+    shared.chmod(0o777)
+    with pytest.raises(StoreError, match="everyone can replace"):
+        signing.store_key(named)
+
+
 def test_code_of_another_key_is_refused_everywhere(planted, units, tmp_path):
     key = key_of("a")
     with pytest.raises(
