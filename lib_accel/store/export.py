@@ -135,6 +135,8 @@ def unpack(
         try:
             with zipfile.ZipFile(stream) as archive:
                 infos = _checked_members(source, archive, max_bytes)
+                if sum(info.file_size for info in infos) > size:  # Python 3.10.6 would read them
+                    raise _rejected(source, "its members lie in one another")
                 digests = {
                     info.filename: _extract(archive, info, into)
                     for info in infos

@@ -7,6 +7,7 @@ import os
 import struct
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,30 @@ def test_an_archive_of_the_larger_format_is_taken(store, archive, other, tmp_pat
         (tmp_path / "bad.zip").write_bytes(bad)
         with pytest.raises(ArtifactRejected, match="not a whole zip"):
             other.import_(tmp_path / "bad.zip", SECRET)
+
+
+def nested(count: int) -> bytes:
+    """Return an archive whose members each hold all that follow: it grows when it is read."""
+    names = [b"a" * 64 + b"/%d.so" % n for n in range(count)]
+    body, entries = b"code", []
+    for name in reversed(names):
+        sizes = struct.pack("<3L2H", zlib.crc32(body), len(body), len(body), len(name), 0)
+        entries.append((name, sizes))
+        body = struct.pack("<4s3H2H", b"PK\3\4", 20, 0, 0, 0, 33) + sizes + name + body
+    directory, at = b"", 0
+    for name, sizes in reversed(entries):
+        directory += struct.pack("<4s6H", b"PK\1\2", 20, 20, 0, 0, 0, 33) + sizes
+        directory += struct.pack("<3H2L", 0, 0, 0, 0, at) + name
+        at += 30 + len(name)
+    return body + directory + end(count, len(directory), len(body))
+
+
+def test_members_in_one_another_are_not_read(other, tmp_path, monkeypatch):
+    """450 kB were written out as 209 MB before the signature was missed."""
+    (tmp_path / "nested.zip").write_bytes(nested(200))
+    monkeypatch.setattr(export, "_extract", lambda *_: pytest.fail("a member was read"))
+    with pytest.raises(ArtifactRejected, match="lie in one another"):
+        other.import_(tmp_path / "nested.zip", None, allow_unsigned=True)
 
 
 @pytest.mark.parametrize(
