@@ -174,6 +174,9 @@ def test_another_torch_can_be_chosen_and_the_choice_stays(project: Project):
     status, _, err = project.run("run.txt", ACCEL_TORCH="torch==9.9")
     assert status == 1
     assert "pip install torch==9.9" in err
+    status, _, err = project.run("run.txt", ACCEL_TORCH="'torch==2.12.0")
+    assert (status, "Traceback" in err) == (1, False)
+    assert "Set-up failed: No closing quotation" in err
     project.make_wheel("torch", "2.12.0")
     assert project.run("run.txt", ACCEL_TORCH="torch==2.12.0")[1] == "ran 2.12.0 []\n"
     assert project.run("run.txt") == (7, "ran 2.12.0 []\n", "")

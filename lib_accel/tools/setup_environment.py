@@ -57,7 +57,7 @@ def ensure(
     except KeyboardInterrupt:
         say("Interrupted. Run the same command again to continue.")
         raise SystemExit(130) from None
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:  # e.g. ACCEL_TORCH
         say(f"Set-up failed: {error}\n{ADVICE}")
         raise SystemExit(1) from None
     command = [str(python), "-m", module, *arguments]
