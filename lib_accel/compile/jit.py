@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ..config import Config, own_jit_folder
 from ..errors import AccelError, ArtifactRejected, CompileFailed
 from ..model import specs
-from ..store.files import expanded
+from ..store.files import expanded, make_folder
 from ..store.privacy import closed_to_others, require_private_root
 from ..store.private_folder import private_folder
 from ..store.store import ArtifactStore
@@ -93,7 +93,7 @@ def cache_folder() -> Path:
     """
     try:
         folder = expanded(own_jit_folder())
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         require_private_root(folder)
         folder.chmod(0o700)  # whatever the umask is, torch's files in it are private
         # torch passes names to g++ without quotes
@@ -115,13 +115,17 @@ def _forget_folder() -> None:
 def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
     """Compile with Inductor. torch calls this, also later, when it meets another kind of size."""
     with PRIVATE_FILES:
-        from torch._inductor import config
         from torch._inductor.compile_fx import compile_fx
 
-        name = "cpp_cache_precompile_headers"  # torch 2.7 and later: not in the folder named above
-        return compile_fx(
-            graph, inputs, config_patches={name: False} if hasattr(config, name) else {}
-        )
+        return compile_fx(graph, inputs, config_patches=private_options())
+
+
+def private_options() -> dict[str, Any]:
+    """Return Inductor's options for what it keeps in no folder that `PRIVATE_FILES` names."""
+    from torch._inductor import config
+
+    name = "cpp_cache_precompile_headers"  # torch 2.7 and later
+    return {name: False} if hasattr(config, name) else {}
 
 
 _Made = dict[tuple[specs.Spec, torch.dtype, torch.device], UnitFn]

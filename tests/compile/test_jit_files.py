@@ -75,6 +75,18 @@ def test_the_folder_is_private_and_kept_in_the_profile(home: Path):
     assert oct(folder.stat().st_mode) == "0o40700"
 
 
+def test_folders_above_it_are_closed_whatever_the_umask(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "new" / "cache"))
+    before = os.umask(0)
+    try:
+        assert jit.cache_folder() == home / "new" / "cache" / "sd-webui-accel-jit"
+    finally:
+        os.umask(before)
+    assert {oct((home / path).stat().st_mode) for path in ("new", "new/cache")} == {"0o40755"}
+
+
 @pytest.mark.parametrize("fault", ["others can write", "parent", "another user", "file", "space"])
 def test_where_the_profile_is_not_safe_the_folder_ends_with_the_process(
     fault: str, home: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import tempfile
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from lib_accel.compile import jit
 from lib_accel.model import presets
-from lib_accel.tools.bench import ladder
+from lib_accel.tools.bench import ladder, variants
 from lib_accel.tools.bench.ladder import make_inputs
 from lib_accel.tools.bench.measure import flops
 from lib_accel.tools.cli import gpu
@@ -94,3 +98,27 @@ def test_operations_of_sd1_are_the_published_ones(size: int, tera: float) -> Non
     a = presets.sd1()
     inputs = make_inputs(a, 2, size, 77, torch.device("cpu"), torch.float32)
     assert flops(a, inputs) / 1e12 == pytest.approx(tera, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_the_row_of_torch_compile_takes_no_code_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself torch compiles into a folder whose name is known, and loads what it finds there."""
+    folders = {name: tmp_path / name for name in ("temp", "cache")}
+    for folder in folders.values():
+        folder.mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(folders["temp"]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folders["cache"]))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jit, "cache_folder", jit.cache_folder.__wrapped__)
+    monkeypatch.setattr(variants, "Reference", lambda *_, **__: torch.nn.SiLU())
+    weights = types.SimpleNamespace(parameters={})
+    given = types.SimpleNamespace(architecture=None, weights=weights, device=torch.device("cpu"))
+    given.inputs = (torch.ones(3, 70),)
+    built = variants.VARIANTS["compile"].build(cast("variants.Setup", given))
+    assert torch.equal(built.call(), torch.nn.functional.silu(given.inputs[0]))
+    assert list(folders["temp"].iterdir()) == []
+    if sys.platform == "linux":
+        assert list(folders["cache"].rglob("*.so")) != []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ...compile.jit import PRIVATE_FILES, private_options
 from ...compile.jobs import Job
 from ...compile.session import Session
 from ...config import Config
@@ -65,8 +66,12 @@ def _torch_compile(setup: Setup, mode: str) -> Built:
     module = Reference(setup.architecture, setup.weights.parameters, sdpa=True)
     if setup.device.type == "cuda":
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    compiled = torch.compile(module, mode=mode)
-    compiled(*setup.inputs)
+    with PRIVATE_FILES:  # torch's own folder has a known name, where others can put code
+        from torch._inductor import list_mode_options
+
+        options = {**list_mode_options(mode), **private_options()}
+        compiled = torch.compile(module, options=options)
+        compiled(*setup.inputs)
     return Built(lambda: compiled(*setup.inputs).clone())
 
 
