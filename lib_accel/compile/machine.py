@@ -109,8 +109,11 @@ def _device_model(device: torch.device) -> tuple[str, str]:
 def _cpu_name() -> str:
     """Return the processor's model and a digest of its instruction set."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        # on Windows this would be a folder of the drive, which every user may make
+        lines = [] if sys.platform == "win32" else Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
+        lines = []
+    if not lines:
         return platform.processor() or platform.machine()
     fields = [[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]
     first = dict(reversed(fields))

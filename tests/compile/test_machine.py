@@ -34,6 +34,15 @@ def test_the_gpu_headers_are_those_of_the_toolkit_else_those_of_triton(
     assert find_gpu_headers() == ""
 
 
+def test_on_windows_nothing_is_read_from_a_folder_that_others_can_make(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """There, `/proc` is `C:\\proc`, which every user may make."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(Path, "read_text", lambda path: pytest.fail(f"{path} was read"))
+    assert machine._cpu_name()
+
+
 def test_no_compiler_is_found_on_an_empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

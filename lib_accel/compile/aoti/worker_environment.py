@@ -39,7 +39,7 @@ def _for_gpu(folder: Path, machine: Machine) -> dict[str, str]:
         found |= _extended(name, Path(__file__).with_name("include"))
     if machine.gpu_headers:
         found["CUDA_HOME"] = machine.gpu_headers
-    if driver := _driver(folder):
+    if sys.platform != "win32" and (driver := _driver(folder)):
         found |= _extended("LIBRARY_PATH", driver)
     return found
 
