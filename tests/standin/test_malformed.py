@@ -24,6 +24,8 @@ LAYERS = (
 )
 SMALL = inputs(batch=1, height=4, width=4, length=3)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:

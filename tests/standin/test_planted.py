@@ -19,6 +19,8 @@ from .planted_parts import PARTS, SETTINGS
 SMALL = inputs(batch=1, height=8, width=8, length=7)
 PLANTS = [pytest.param(plant, id=name) for name, plant in {**CODE, **SETTINGS, **PARTS}.items()]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def host(eager_host: Host) -> Host:
