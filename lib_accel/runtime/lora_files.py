@@ -23,8 +23,7 @@ from ..model.diffusers_names import layer_aliases
 from ..model.specs import SpatialTransformer
 from ..model.unet import UNet
 from ..model.weight_files import bad_file, finite, reading, require_file
-from .base_placement import BasePlacement
-from .lora_merge import LowRank, merge
+from .lora_merge import BasePlacement, LowRank, merge
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The arithmetic of LoRA merging: base weights and terms in, merged weights out.
+"""LoRA merging: where the base weights are kept, and base weights and terms in, merged weights out.
 
 The sum is computed in a wider dtype than the weights' (float64 for float32, else float32) and
 rounded once. It always begins at the base weights, so that errors do not add up.
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import AUTO
 from ..model.precision import exact_products, wider, without_autocast
 
 
@@ -114,3 +115,53 @@ def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.dev
 def _moved(t: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Move, then widen: torch would widen first, and move twice the bytes."""
     return t.to(device, non_blocking=True).to(dtype)
+
+
+# -- where base weights are kept
+
+FREE_BYTES = 8 * 2**30
+"""Video memory that `auto` leaves for images and the VAE."""
+
+
+class BasePlacement:
+    """Copies base weights to the memory that `Config.lora_base` names.
+
+    The faster that memory, the sooner LoRAs change: a merge reads the base of each layer it touches.
+    `say` prints a line when pinned memory has run out, once.
+    """
+
+    def __init__(self, where: str, say: Callable[[str], object]):
+        self._where, self._say = where, say
+        self._pinned_ran_out = False
+
+    def place(self, base: Tensor, device: torch.device) -> str:
+        """Return "host", "pinned" or "gpu": where a base of weights on `device` is kept."""
+        if device.type != "cuda":
+            return "host"
+        where = self._where
+        if where == AUTO:
+            fits = torch.cuda.mem_get_info(device)[0] - base.nbytes > FREE_BYTES
+            where = "gpu" if fits else "pinned"
+        return "host" if where == "pinned" and self._pinned_ran_out else where
+
+    def keep(self, base: Tensor, device: torch.device) -> Tensor:
+        """Copy `base` to its place, or to ordinary memory where no pinned memory is left."""
+        if self.place(base, device) == "gpu":
+            try:
+                return base.to(device, copy=True)
+            except torch.cuda.OutOfMemoryError:
+                return self.pin(base)
+        return self.pin(base) if self.place(base, device) == "pinned" else base.to("cpu", copy=True)
+
+    def pin(self, base: Tensor) -> Tensor:
+        """Copy `base` to pinned memory, or to ordinary memory where none is left."""
+        try:
+            return torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)
+        except RuntimeError as e:
+            if not self._pinned_ran_out:
+                self._say(
+                    f"no more pinned memory for the base weights of LoRAs ({e}); "
+                    "ordinary memory serves, and LoRAs change a little slower"
+                )
+            self._pinned_ran_out = True
+            return base.to("cpu", copy=True)

@@ -17,7 +17,7 @@ from ...errors import AccelError, UnsupportedArchitecture
 from ...model.layers import LayerFn
 from ...model.precision import without_autocast
 from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner
-from ...runtime.base_placement import BasePlacement
+from ...runtime.lora_merge import BasePlacement
 from ...runtime.binding import CompiledLayer
 from ...runtime.status import Counters
 from .. import webui

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...runtime.base_placement import BasePlacement
-from ...runtime.lora_merge import LowRank, Term, merge
+from ...runtime.lora_merge import BasePlacement, LowRank, Term, merge
 from .. import webui
 from .comparison import merged_otherwise
 from .functions import runs_original
