@@ -12,12 +12,11 @@ from torch import nn
 
 from lib_accel.errors import BadWeights
 from lib_accel.model import precision
-from lib_accel.runtime.engine import Engine
 from lib_accel.runtime.lora_files import Merger, random_deltas
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)
-from .tiny import TINY, addresses, ready, served
+from .tiny import TINY, Engine, addresses, ready, served
 
 
 def test_binding_copies_nothing(tiny_store: Path):

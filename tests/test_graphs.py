@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from lib_accel.config import Config
 from lib_accel.model.unet import UNet
-from lib_accel.runtime.engine import Engine
 from lib_accel.runtime.graphs import GraphCache
 
 from . import tiny
-from .tiny import MIB
+from .tiny import MIB, Engine
 
 gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),

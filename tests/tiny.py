@@ -21,7 +21,8 @@ from lib_accel.model.presets import Structure
 from lib_accel.model.random_weights import random_weights
 from lib_accel.model.specs import Spec
 from lib_accel.model.unet import UNet
-from lib_accel.runtime.engine import Engine, Status
+from lib_accel.runtime import engine as runtime_engine
+from lib_accel.runtime.engine import Status
 
 MIB = 1024**2
 CONTEXT = 16  # channels of the prompt
@@ -51,6 +52,14 @@ def donor(
 ) -> UNet:
     """Stands for the host's UNet: its own parameters under the checkpoint's names."""
     return UNet(architecture).adopt(random_weights(architecture, dtype, seed))
+
+
+class Engine(runtime_engine.Engine):
+    """One that keeps its network alive."""
+
+    def __init__(self, network: nn.Module, *given: Any, **named: Any):
+        super().__init__(network, *given, **named)
+        self.network = network
 
 
 def engine(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
+from .attributes import Forward, put, take_away
 from .engine import Engine
 from .lora_files import Merger, read_lora
 from .status import Status
@@ -70,8 +70,10 @@ class Accelerated:
     ):
         """Raises UnsupportedArchitecture or BadWeights where the UNet cannot be accelerated."""
         self.unet = unet
+        self._own = vars(unet)
         self.engine = Engine(unet, config, session, device)
         self.reason: str | None = None  # why the last call, or a part of it, was not accelerated
+        self._standing = Forward(unet, self._forward)
         self._forward_before: Any = None  # a forward that somebody else had put on the UNet
         self._loras: list[tuple[Any, float]] = []
         self._merger: Merger | None = None
@@ -81,9 +83,9 @@ class Accelerated:
     def install(self) -> None:
         """Put our forward on the UNet. Idempotent."""
         set_owner(self.unet, self)
-        if not self._installed:
-            self._forward_before = vars(self.unet).get("forward")
-            self.unet.forward = self._forward
+        if self._own.get("forward") is not self._standing:
+            self._forward_before = self._own.get("forward")
+            put(self.unet, "forward", self._standing)
 
     def remove(self, keep_compiling: bool = False) -> None:
         """Leave the UNet exactly as it was found: forward, weights and memory layout. Idempotent.
@@ -93,22 +95,9 @@ class Accelerated:
         if self._merger is not None:
             self._merger.set([])
             self._merger, self._loras = None, []
-        self._remove_forward()
-        if accelerated(self.unet) is self:
-            set_owner(self.unet, None)
+        take_away(self._own, "forward", self._standing)
+        take_owner(self._own, self)
         self.engine.close(keep_compiling)
-
-    @property
-    def _installed(self) -> bool:
-        return getattr(vars(self.unet).get("forward"), "__self__", None) is self
-
-    def _remove_forward(self) -> None:
-        if not self._installed:
-            return
-        if self._forward_before is None:
-            del self.unet.forward
-        else:
-            self.unet.forward = self._forward_before
 
     def __enter__(self) -> Accelerated:
         return self
@@ -191,7 +180,7 @@ class Accelerated:
 
     def original(self, call: Call) -> Tensor:
         """Compute a call with the UNet's own forward."""
-        forward = self._forward_before or functools.partial(type(self.unet).forward, self.unet)
+        forward = self._forward_before or self._standing.__wrapped__
         out: Tensor = forward(call.x, call.timesteps, call.context, *call.rest, **call.named)
         return out
 
@@ -201,14 +190,14 @@ class Accelerated:
         """Stand on the UNet as its `forward`, with its arguments and result."""
         call = Call(x, timesteps, context, rest, named)
         if accelerated(self.unet) is not self:  # somebody has kept our forward and put it back
-            self._remove_forward()
+            take_away(self._own, "forward", self._standing)
             return self.original(call)
         reason = self.why_not(call)
         if reason is None:
             try:
                 return self.compute(call)
-            except AccelError as error:
-                reason = str(error)
+            except (AccelError, RuntimeError) as error:
+                reason = why_failed(error)
         return self.fall_back(call, reason)
 
 
@@ -247,8 +236,20 @@ def accelerated(network: nn.Module | None) -> Any:
 
 
 def set_owner(network: nn.Module, owner: object) -> None:
-    """Record on `network` what accelerates it; None takes the mark away."""
-    if owner is None:
-        vars(network).pop(_KEY, None)
-    else:
-        setattr(network, _KEY, owner)
+    """Record on `network` what accelerates it."""
+    put(network, _KEY, owner)
+
+
+def take_owner(own: dict[str, Any], owner: object) -> None:
+    """Take that record away, from the `vars` of a network."""
+    take_away(own, _KEY, owner)
+
+
+def why_failed(error: Exception) -> str:
+    """Return in one line why a call was not computed by us, for the status."""
+    if isinstance(error, AccelError):
+        return str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "memory ran out in accelerated code; the model's own code computed the call"
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"accelerated code failed, and the model's own code computed the call: {first_line}"

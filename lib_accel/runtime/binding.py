@@ -52,6 +52,11 @@ class CompiledLayer:
         """Whether the layer's second input is the time embedding."""
         return self._side == "emb"
 
+    @property
+    def takes_side(self) -> bool:
+        """Whether the layer has a second input."""
+        return self._side is not None
+
     def fits(self, inputs: list[Tensor]) -> bool:
         """Whether the unit was made for tensors like `inputs`: `[h]`, or h and its second input."""
         h, weight = inputs[0], self._weights[0]

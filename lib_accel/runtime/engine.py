@@ -48,7 +48,7 @@ class Engine:
         device: torch.device | None = None,
         machine: Callable[[torch.device], Machine] = probe,
     ):
-        self.network, self.config, self._machine = network, config or Config(), machine
+        self.config, self._machine = config or Config(), machine
         self.device = device or next(network.parameters()).device
         self.architecture = Architecture.from_module(network)
         self.counters = Counters()

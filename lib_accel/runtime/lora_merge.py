@@ -126,7 +126,7 @@ FREE_BYTES = 8 * 2**30
 class BasePlacement:
     """Copies base weights to the memory that `Config.lora_base` names.
 
-    The faster that memory, the sooner LoRAs change: a merge reads the base of each layer it touches.
+    The faster that memory, the sooner LoRAs change: a merge reads the base of each layer.
     `say` prints a line when pinned memory has run out, once.
     """
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from ...errors import BadWeights
-from ...runtime.accelerated import set_owner
+from ...runtime.accelerated import set_owner, take_owner
+from ...runtime.attributes import Weakly
 from ...runtime.binding import CompiledLayer
 from ...runtime.control_network import ControlNetwork
 from ...runtime.engine import Engine
@@ -20,8 +22,11 @@ from .witness import Witness
 class AcceleratedControl:
     """A control network that runs on the compiled units of `engine`, from `install` to `remove`.
 
-    Raises UnsupportedArchitecture where the network has none of a UNet's layers.
+    It does not keep the network alive. Raises UnsupportedArchitecture where the network has none of
+    a UNet's layers.
     """
+
+    network = Weakly()
 
     def __init__(self, network: nn.Module, engine: Engine, witness: Witness):
         """`witness` is that of the UNet."""
@@ -30,8 +35,11 @@ class AcceleratedControl:
         specs = self._control.specs
         self._inspector = Inspector(network, specs)
         self.witness = witness.beside(network, self._inspector)
-        self._layers = LayerForwards(network, list(specs), engine, self._begin_pass)
-        self._problem = ""
+        self._layers = LayerForwards(network, list(specs), engine, self._begin_pass, self._explain)
+        self._own = vars(network)
+        self._at_the_end = weakref.finalize(network, self.remove)
+        self._at_the_end.atexit = False
+        self._explained: set[str] = set()
 
     def install(self) -> None:
         """Put our forwards on the network's layers. Idempotent."""
@@ -40,8 +48,9 @@ class AcceleratedControl:
 
     def remove(self) -> None:
         """Leave the network exactly as it was found."""
+        self._at_the_end.detach()
         self._layers.remove()
-        set_owner(self.network, None)
+        take_owner(self._own, self)
         self._control.close()
 
     def _begin_pass(
@@ -52,12 +61,16 @@ class AcceleratedControl:
         try:
             compiled = self._control.compiled_layers()
         except BadWeights as error:  # mixed or unloaded: the network's own code computes it
-            if str(error) != self._problem:
-                self._problem = str(error)
-                webui.say(f"a control model is not accelerated: {error}")
+            self._explain(str(error))
             return {}, None
         changed, both = self._inspector.look()[0], None
         if compiled and self.witness.is_due(None, h, side, self.engine.units):
             both = self.witness.layer_by_layer()
         own = {**changed, **self.witness.distrusted}
         return {name: layer for name, layer in compiled.items() if name not in own}, both
+
+    def _explain(self, reason: str) -> None:
+        """Print a reason the first time."""
+        if reason not in self._explained:
+            self._explained.add(reason)
+            webui.say(f"a control model is not accelerated: {reason}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from ...errors import AccelError, UnsupportedArchitecture
 from ...model.layers import LayerFn
 from ...model.precision import without_autocast
 from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner
-from ...runtime.lora_merge import BasePlacement
+from ...runtime.attributes import Weakly, put, take_away
 from ...runtime.binding import CompiledLayer
+from ...runtime.lora_merge import BasePlacement
 from ...runtime.status import Counters
 from .. import webui
 from .accelerated_control import AcceleratedControl
@@ -56,9 +57,11 @@ class Attachment(Accelerated):
 
     Beside the UNet's forward it stands on the forward of every compiled layer, so that extensions
     which call the layers themselves (ControlNet) run compiled code too. Before each call it merges
-    the wanted LoRAs and looks for what others have changed. Raises AccelError where the UNet cannot
-    be accelerated at all.
+    the wanted LoRAs and looks for what others have changed. It does not keep the UNet alive. Raises
+    AccelError where the UNet cannot be accelerated at all.
     """
+
+    unet = Weakly()
 
     def __init__(self, unet: nn.Module, config: Config, session: Session):
         super().__init__(unet, config, session, webui.device())
@@ -66,13 +69,18 @@ class Attachment(Accelerated):
         self.inspector = Inspector(unet, specs, self.engine.architecture)
         self._host_layers = {name: HostLayer(unet.get_submodule(name)) for name in specs}
         compiled = [name for name, spec in specs.items() if spec in self.engine.target.units]
-        self._layers = LayerForwards(unet, compiled, self.engine, self._begin_pass)
+        self._layers = LayerForwards(unet, compiled, self.engine, self._begin_pass, self._explain)
         self.loras = Loras(unet, BasePlacement(config.lora_base, webui.say))
-        self._driver: object = None  # somebody else's forward, where one stands on the UNet
-        self._controls: WeakSet[nn.Module] = WeakSet()  # control networks that are accelerated too
+        # somebody else's forward, where one stands on the UNet; it may hold the UNet
+        self._driver: Callable[[], object] = lambda: None
+        # control networks that are accelerated too
+        self._controls: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.counts = AttachmentCounters(self.engine.counters)
         self.witness = Witness(unet, self.inspector, self.counts.tally)
         self._explained: set[str] = set()
+        # what was put on its layers refers to us, and we to them
+        self._at_the_end = weakref.finalize(unet, self.remove, keep_compiling=True)
+        self._at_the_end.atexit = False
 
     # -- coming and going
 
@@ -83,17 +91,16 @@ class Attachment(Accelerated):
         through our layer forwards, or calls our forward.
         """
         set_owner(self.unet, self)
-        self.unet._apply = self._apply
-        there = vars(self.unet).get("forward")
-        ours = isinstance(getattr(there, "__self__", None), Attachment)
-        if there is None or ours or own_forward(self.unet, "forward"):
-            self.unet.forward = self._forward
+        put(self.unet, "_apply", self._apply)
+        if "forward" not in self._own or own_forward(self.unet, "forward"):
+            put(self.unet, "forward", self._standing)
         self._layers.install()
 
     def remove(self, keep_compiling: bool = False) -> None:
         """Leave the UNet and its control networks exactly as they were found. Idempotent."""
+        self._at_the_end.detach()
         self._layers.remove()
-        vars(self.unet).pop("_apply", None)
+        take_away(self._own, "_apply", self._apply)
         for network in list(self._controls):
             control = accelerated(network)
             if isinstance(control, AcceleratedControl):
@@ -266,9 +273,10 @@ class Attachment(Accelerated):
     def _accelerate_controls(self) -> None:
         """Accelerate the control networks behind the forward that drives this UNet."""
         driver = vars(self.unet).get("forward")
-        if driver is self._driver:
+        if driver is self._driver():
             return
-        self._driver = driver
+        with contextlib.suppress(TypeError):  # it has no weak references: looked at in each pass
+            self._driver = weakref.ref(driver)
         for network in control_networks_behind(driver, but=self.unet):
             there = accelerated(network)
             if isinstance(there, Attachment) or (there and there.engine is self.engine):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import weakref
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class Inspector:
 
     `network` is an ldm or sgm UNetModel or a ControlNet; `layers` are the specs of its layers by
     name. With an `architecture`, what is around the layers is looked at too. `version` rises
-    whenever anything that is looked at has changed.
+    whenever anything that is looked at has changed. It keeps the layers alive, not the network.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class Inspector:
         architecture: Architecture | None = None,
     ):
         # compiled code has the weights of these, whatever stands in their places later
-        self._first = dict(network.named_modules())
+        self._first = {name: m for name, m in network.named_modules() if name}
+        self._network = weakref.ref(network)
         self._layers = layers
         self._blueprints = {name: of_layer(spec) for name, spec in layers.items()}
         if architecture is not None:
@@ -80,7 +82,9 @@ class Inspector:
         """Look at every module."""
         places: list[_Place] = []
         for name, blueprint in self._blueprints.items():
-            self._visit(_Place(self._first[name], blueprint, name, name or None), places)
+            module = self._first[name] if name else self._network()
+            assert module is not None
+            self._visit(_Place(module, blueprint, name, name or None), places)
         classes: dict[type, set[str]] = {}
         for module, blueprint, _, _ in places:
             classes.setdefault(type(module), set()).update(blueprint.attributes)
@@ -158,8 +162,9 @@ class _Sight:
     """
 
     def __init__(self, places: Collection[_Place]):
-        self._modules = [place.module for place in places]
-        self._own = list(map(vars, self._modules))
+        self._modules = [p.module for p in places if p.path]
+        self._networks = [weakref.ref(p.module) for p in places if not p.path]
+        self._own = [vars(p.module) for p in places]
         self._parents = [vars(p.module) for p in places if p.blueprint.parts]
         self._inner = [vars(p.module) for p in places if p.path]  # hooks of the network itself run
         self._settings: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -180,6 +185,7 @@ class _Sight:
             return (
                 list(map(len, self._own)),
                 list(map(type, self._modules)),
+                [type(network()) for network in self._networks],
                 [list(map(dict.get, own, itertools.repeat(name))) for name, own in self._methods],
                 list(_chain(map(dict.values, map(_PARTS, self._parents)))),
                 [_filled(map(names, self._inner)) for names in _CONTENTS],

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...model.layers import LayerFn
+from ...runtime.accelerated import why_failed
+from ...runtime.attributes import Forward, put, take_away
 from ...runtime.binding import CompiledLayer
 from ...runtime.engine import Engine
 from .. import webui
@@ -108,10 +113,22 @@ def listen(module: nn.Module, heard: Callable[[list[Tensor], Tensor], object]) -
 
 
 class LayerForwards:
-    """Puts a forward of ours on layers of `network`, by name, and takes it away exactly."""
+    """Puts a forward of ours on layers of `network`, by name, and takes it away exactly.
 
-    def __init__(self, network: nn.Module, names: list[str], engine: Engine, begin_pass: BeginPass):
-        self._engine, self._begin_pass = engine, begin_pass
+    `begin_pass` and `explain`, which is told why a layer was not computed by us, are methods.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        names: list[str],
+        engine: Engine,
+        begin_pass: BeginPass,
+        explain: Callable[[str], object],
+    ):
+        self._engine = engine
+        self._begin_pass = weakref.WeakMethod(begin_pass)
+        self._explain = weakref.WeakMethod(explain)
         self._forwards = [
             _LayerForward(self, name, network.get_submodule(name), i)
             for i, name in enumerate(names)
@@ -119,25 +136,19 @@ class LayerForwards:
         self._position = len(names)  # of the layer that ran last
         self._compiled: Mapping[str, CompiledLayer] = {}
         self._both: Both | None = None
-        self._paused = False
+        self._paused = self._removed = False
 
     def install(self) -> None:
         """Put our forwards in place where nobody else's stand. Idempotent."""
         for forward in self._forwards:
-            there = vars(forward.module).get("forward")
-            if there is not forward and (there is None or own_forward(forward.module, "forward")):
-                forward.before, forward.module.forward = there, forward
+            if "forward" not in forward.own or own_forward(forward.__self__, "forward"):
+                put(forward.__self__, "forward", forward)
 
     def remove(self) -> None:
-        """Leave every layer as it was found."""
-        self._compiled = {}
+        """Leave every layer as it was found. A forward that somebody keeps computes no more."""
+        self._compiled, self._removed = {}, True
         for forward in self._forwards:
-            if vars(forward.module).get("forward") is not forward:
-                continue
-            if forward.before is None or isinstance(forward.before, _LayerForward):
-                del forward.module.forward
-            else:
-                forward.module.forward = forward.before
+            take_away(forward.own, "forward", forward)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -148,37 +159,58 @@ class LayerForwards:
         finally:
             self._paused = before
 
-    def run(self, forward: _LayerForward, h: Tensor, side: Tensor | None) -> Tensor | None:
+    def run(self, forward: _LayerForward, h: Tensor, side: Tensor | None = None) -> Tensor | None:
         """Compute a layer with compiled code; None where its module must.
 
         A layer that does not come after the last one that ran begins a new pass.
         """
-        if self._paused:
+        begin_pass, explain = self._begin_pass(), self._explain()
+        if self._paused or self._removed or not (begin_pass and explain):
             return None
         if forward.position <= self._position:
-            self._compiled, self._both = self._begin_pass(h, side)
+            self._compiled, self._both = begin_pass(h, side)
         self._position = forward.position
         layer = self._compiled.get(forward.name)
-        if layer is None:
+        if layer is None or layer.takes_side != (side is not None):
             return None
-        if self._both is None:
-            return self._engine.compute_layer(layer, h, side)
-        ours = functools.partial(self._engine.compute_layer, layer, h.clone(), side)
-        return self._both(forward.name, lambda: forward.own(h, side), ours)
+        try:
+            if self._both is None:
+                return self._engine.compute_layer(layer, h, side)
+            given = (h,) if side is None else (h, side)
+            ours = functools.partial(self._engine.compute_layer, layer, h.clone(), side)
+            return self._both(forward.name, lambda: forward.__wrapped__(*given), ours)
+        except RuntimeError as error:
+            reason = why_failed(error)
+        explain(reason)
+        return None
 
 
-class _LayerForward:
-    """Stands as `forward` on one layer: called with `(h)`, `(h, emb)` or `(h, context)`."""
+class _LayerForward(Forward):
+    """Stands as `forward` on one layer. What is no tensor is left to the layer's own code."""
 
     def __init__(self, owner: LayerForwards, name: str, module: nn.Module, position: int):
-        self._owner, self.name, self.module, self.position = owner, name, module, position
-        self.before: Any = None
+        super().__init__(module, owner.run)
+        self.own, self.name, self.position = vars(module), name, position
 
-    def __call__(self, h: Tensor, side: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
-        out = None if rest or named else self._owner.run(self, h, side)
-        return self.own(h, side, *rest, **named) if out is None else out
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
+        """Compute the layer from `(h)`, `(h, emb)` or `(h, context)`."""
+        run = self._compute()
+        if run is None:
+            return super().__call__(*given, **named)
+        inputs = self._positional(given, named)
+        out = run(self, *inputs) if inputs else None
+        return self.__wrapped__(*given, **named) if out is None else out
 
-    def own(self, h: Tensor, side: Tensor | None, *rest: Any, **named: Any) -> Tensor:
-        """Compute the layer as its class does."""
-        given = () if side is None else (side,)
-        return type(self.module).forward(self.module, h, *given, *rest, **named)
+    def _positional(self, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        """Return one or two tensors in their order; nothing where others are given."""
+        if named:
+            try:
+                arguments = inspect.signature(self.__wrapped__).bind(*given, **named)
+            except TypeError:  # the layer's own code raises that too
+                return ()
+            given = () if arguments.kwargs else arguments.args
+        if not all(isinstance(t, Tensor) for t in given) or len(given) > 2:
+            return ()
+        if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+            return ()
+        return given

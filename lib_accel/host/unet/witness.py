@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...model.layers import LayerFn
 from ...runtime.accelerated import Call
+from ...runtime.attributes import Weakly
 from .. import webui
 from .comparison import Outcome, Tally, both_ways, difference, noise
 from .inspection import Inspector
@@ -41,6 +42,8 @@ class Witness:
     `distrusted` are the layers that differed, with the reason. They run the WebUI's way until what
     the Inspector sees, the scripts, the options or the compiled code changes, or the weights do.
     """
+
+    _network = Weakly()
 
     def __init__(
         self, network: nn.Module, inspector: Inspector, tally: Tally, around: object = None

@@ -31,7 +31,7 @@ class Control(nn.Module):
 
     def __init__(self, engine: Engine):
         super().__init__()
-        a, like = engine.architecture, next(engine.network.parameters())
+        a, like = engine.architecture, next(engine.clean.parameters())
         parameters = {
             name: nn.Parameter(p.to(like.device), requires_grad=False)
             for name, p in random_weights(a, like.dtype, 1).items()
