@@ -29,10 +29,10 @@ from ..store.privacy import closed_to_others, require_private_root
 from ..store.private_folder import private_folder
 from ..store.store import ArtifactStore
 from .accuracy import check_unit, example_inputs
-from .aoti.isolated_python import isolating_variables
+from .aoti.isolated_python import isolating_variables, naming_variables
 from .jobs import CompiledUnits, Job
 from .target import Target
-from .toolchain import missing_tools
+from .toolchain import missing_tools, needs_quotes
 from .units import UnitFn, UnitModule, describe
 
 TRACED = (2, 12, 10, 77)
@@ -62,6 +62,7 @@ class _PrivateFiles:
                     "TORCHINDUCTOR_CACHE_DIR": str(cache),
                     "TRITON_CACHE_DIR": str(cache / "triton"),
                     **isolating_variables(),
+                    **naming_variables(),
                 }
                 self._before = {name: os.environ.get(name) for name in ours}
                 os.environ.update(ours)
@@ -96,8 +97,7 @@ def cache_folder() -> Path:
         make_folder(folder)
         require_private_root(folder)
         folder.chmod(0o700)  # whatever the umask is, torch's files in it are private
-        # torch passes names to g++ without quotes
-        if closed_to_others(folder) and os.access(folder, os.W_OK) and " " not in str(folder):
+        if closed_to_others(folder) and os.access(folder, os.W_OK) and not needs_quotes(folder):
             return folder
     except (OSError, AccelError):  # no home, or one that others can change
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -27,8 +28,8 @@ def missing_tools(machine: Machine, cpp: bool) -> list[Missing]:
     found = []
     if cpp and machine.cxx is None:
         found.append(Missing("no C++ compiler was found", _cxx_advice()))
-    if cpp and (folder := _folder_with_a_space()):
-        what = f"{folder} has a space in its name, and torch's compiler cannot handle that"
+    if cpp and (folder := _folder_that_needs_quotes()):
+        what = f"{folder} has a space or quote in its name, which torch's compiler cannot handle"
         found.append(Missing(what, "move it (TMPDIR)"))
     if machine.device_type == "cuda" and machine.triton is None:
         what = "Triton is not installed, which compiling for a GPU needs"
@@ -52,9 +53,18 @@ def _cxx_advice() -> str:
     return "install g++ (Debian, Ubuntu: apt install g++)"
 
 
-def _folder_with_a_space() -> Path | None:
-    """Return a folder that Inductor would pass to g++ without quotes, where its name needs some."""
+def needs_quotes(folder: Path) -> bool:
+    """Return whether the name of a folder would not reach g++, as torch gives it no quotes."""
     if sys.platform == "win32":
-        return None
+        return " " in str(folder)
+    try:
+        return shlex.split(str(folder)) != [str(folder)]
+    except ValueError:  # a quote that nothing closes
+        return True
+
+
+def _folder_that_needs_quotes() -> Path | None:
+    if sys.platform == "win32":
+        return None  # torch gives it quotes there
     folders = [Path(torch.__file__).parent, Path(tempfile.gettempdir())]
-    return next((folder for folder in folders if " " in str(folder)), None)
+    return next(filter(needs_quotes, folders), None)

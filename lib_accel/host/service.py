@@ -7,19 +7,16 @@ import threading
 import weakref
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..compile.doctor import Finding, examine
 from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
 from ..runtime.accelerated import accelerated
-from ..runtime.provider import store_of
 from ..runtime.status import Counters
-from ..store import ArtifactStore, Group, groups, named
-from . import webui
+from . import stored_code, webui
 from .clock import Clock
+from .refusals import Refusals
 from .unet.attachment import Attachment, AttachmentCounters
 from .unet.comparison import Tally, summed
 
@@ -38,11 +35,12 @@ class Service:
         self._session = Session()
         # every UNet that was loaded, accelerated or not
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._refused: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self._refused = Refusals()
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
         self._options_changed = False  # and not yet applied
         self._around: object = None  # what the WebUI has switched on for the last image
+        self._switched_on = True  # before a job's own settings replaced it
 
     def model_loaded(self, sd_model: Any) -> None:
         """Accelerate a model that the WebUI has loaded.
@@ -74,18 +72,39 @@ class Service:
             if not self._options_changed:
                 return
             self._options_changed = False
-            wanted = webui.config() if webui.enabled() else None
-            if wanted is None:
-                self._session.cancel()
-                self._session.forget_failures()
-            for unet in list(self._seen):
-                here = accelerated(unet)
-                before = here.engine.config if here else None
-                if before == wanted:
-                    continue  # "Apply settings" calls once for each option, changed or not
-                self._detach(unet, keep_compiling=_same_code(before, wanted))
-                if wanted:
-                    self._attach(unet)
+            self._apply(webui.config() if webui.enabled() else None)
+
+    def _apply(self, wanted: Config | None) -> None:
+        """Accelerate every model as `wanted`, or none."""
+        if wanted is None:
+            self._session.cancel()
+            self._session.forget_failures()
+        for unet in list(self._seen):
+            here = accelerated(unet)
+            before = here.engine.config if here else None
+            if before == wanted:
+                continue  # "Apply settings" calls once for each option, changed or not
+            self._detach(unet, keep_compiling=_same_code(before, wanted))
+            if wanted:
+                self._attach(unet)
+
+    def before_job(self, p: Any) -> None:
+        """Apply the options, before those of this job alone (`override_settings`) replace them.
+
+        `p` is the WebUI's job.
+        """
+        with self._lock:
+            self._switched_on = webui.enabled()
+            if not self._switched_on and any(map(accelerated, self._seen)):
+                self._options_changed = True  # switched on for a job alone, which has failed
+            self._refresh()
+            self.before_images(p)
+
+    def after_job(self) -> None:
+        """Switch off what was switched on for this job alone."""
+        with self._lock:
+            if not self._switched_on:
+                self._apply(None)
 
     def before_images(self, p: Any = None) -> None:
         """Prepare the loaded model for images: apply options, serve what the compiler has finished.
@@ -93,12 +112,13 @@ class Service:
         `p` is the job. Our forwards are put back where another extension had replaced them.
         """
         with self._lock:
-            self._refresh()
+            if not webui.has_own_options(p):
+                self._refresh()
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 return
             self._seen.add(unet)
-            if accelerated(unet) is None and unet not in self._refused:
+            if accelerated(unet) is None and not self._refused.stands(unet):
                 self._attach(unet)
             self._around = webui.switched_on(p)
             for each in filter(None, map(accelerated, self._seen)):
@@ -136,7 +156,7 @@ class Service:
         if here is not None:  # with other weights, which the engine follows by itself
             here.witness.start_anew()
             return
-        self._refused.pop(unet, None)
+        self._refused.forget(unet)
         try:
             here = Attachment(unet, webui.config(), self._session)
             self._counts.append(here.counts)
@@ -146,7 +166,7 @@ class Service:
         except AccelError as e:
             if here is not None:
                 here.remove()
-            self._refused[unet] = str(e)
+            self._refused.add(unet, str(e))
             webui.say(f"this model is not accelerated: {e}")
             return
         s = here.engine.status
@@ -181,36 +201,13 @@ class Service:
                 self._session.forget_failures()
                 self._detach(unet)
                 self._attach(unet)
-            if unet in self._refused:
-                raise AccelError(self._refused[unet])
-
-    def artifacts(self) -> list[Group]:
-        """Return the artifacts of the store, grouped by what they were made for."""
-        return groups(self._store().list())
+            if reason := self._refused.reason(unet):
+                raise AccelError(reason)
 
     def delete(self, key: str) -> bool:
-        """Remove an artifact, a group of them, or the code of a loaded model, by its key.
-
-        Return False when there is none. Code loaded from it keeps serving. Raises StoreError.
-        """
-        store = self._store()
-        keys = {key} if store.contains(key) else set()
-        keys |= {e.key for g in named(store.list(), key) if g.key == key for e in g.entries}
+        """Remove compiled code from the store, see `stored_code.delete`. Raises StoreError."""
         here = [each for each in map(accelerated, self._seen) if each is not None]
-        targets = [each.engine.target for each in here]
-        keys |= {k for t in targets if t.key == key for k in t.keys.values() if store.contains(k)}
-        for each in keys:
-            store.discard(each, "deleted by the user")
-        return bool(keys)
-
-    def findings(self) -> list[Finding]:
-        """Return what works on this machine, what does not, and what to do about it."""
-        device = webui.device()
-        dtype = torch.float32 if device.type == "cpu" else torch.float16
-        return examine(device, dtype, self._store())
-
-    def _store(self) -> ArtifactStore:
-        return store_of(webui.config())
+        return stored_code.delete(key, [each.engine.target for each in here])
 
     # -- status
 
@@ -260,7 +257,7 @@ class Service:
         if here is None:
             reason = "no model is loaded yet"
             if unet is not None:
-                reason = self._refused.get(unet, "the model is being loaded")
+                reason = self._refused.reason(unet) or "the model is being loaded"
             return {**out, "state": "fallback", "reason": reason}
         self._take_up_if_idle(here)
         s = here.status

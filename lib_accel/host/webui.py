@@ -67,6 +67,11 @@ def enabled() -> bool:
     return option("accel_enable") and not flag("accel_disable")
 
 
+def has_own_options(p: Any) -> bool:
+    """Return whether a job of the WebUI has options of ours for itself alone."""
+    return not OPTIONS.keys().isdisjoint(getattr(p, "override_settings", ()))
+
+
 def config() -> Config:
     """Return the options as a Config. Command-line flags override them.
 
@@ -254,8 +259,13 @@ def autocast() -> Iterator[None]:
 
 
 def lora_extension() -> Any:
-    """Return the module of the Lora extension, or None where that is disabled."""
-    return sys.modules.get("networks")
+    """Return the module of the Lora extension, or None where that is disabled.
+
+    Others have modules of this name too, for example kohya's sd-scripts.
+    """
+    module = sys.modules.get("networks")
+    parts = ("loaded_networks", "network_apply_weights")
+    return module if all(hasattr(module, name) for name in parts) else None
 
 
 def wanted_loras() -> tuple[tuple[object, ...], ...]:

@@ -108,12 +108,21 @@ def test_a_gpu_without_the_headers_of_cuda_falls_to_jit(tmp_path: Path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="paths are quoted there")
-def test_a_folder_with_a_space_falls_to_eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tempfile, "tempdir", "/tmp/my own")
+@pytest.mark.parametrize("folder", ["/tmp/my own", "/tmp/o'brien", '/tmp/a "b"', "/tmp/a\\b"])
+def test_a_folder_that_needs_quotes_falls_to_eager(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", folder)
     name, reason = choose(tmp_path)
     assert name == "eager"
-    assert "aoti: /tmp/my own has a space in its name" in reason
-    assert "jit: /tmp/my own has a space in its name" in reason
+    for backend in ("aoti", "jit"):
+        assert f"{backend}: {folder} has a space or quote in its name" in reason
+
+
+@pytest.mark.parametrize("folder", ["/tmp/快速", "/tmp/a(b)&c;$d"])
+def test_other_folders_serve(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    assert choose(tmp_path) == ("aoti", "")
 
 
 def test_a_backend_that_failed_is_passed_over(tmp_path: Path):

@@ -133,7 +133,7 @@ def test_a_bug_in_one_part_of_the_tab_is_shown_in_its_place(
     plain: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A page that raises would show an empty error, and no other part."""
-    plain.service.artifacts = _no_such_thing
+    plain.module("lib_accel.host.stored_code").artifacts = _no_such_thing
     _press(plain, "refresh")
     assert "this is a bug: TypeError: no such thing" in _shown(plain, "artifacts")
     assert "data-level=" in _shown(plain, "findings")
@@ -151,7 +151,7 @@ def test_a_bug_in_one_part_of_the_tab_is_shown_in_its_place(
 def test_an_artifact_of_an_odd_date_is_listed(plain: Host, used: float) -> None:
     artifacts: Any = plain.module("lib_accel.host.pages.artifacts")
     group = SimpleNamespace(key="0" * 64, bytes=1, last_used=used, made_for="4 units")
-    plain.service.artifacts = lambda: [group]
+    plain.module("lib_accel.host.stored_code").artifacts = lambda: [group]
     date = "1970-01-01" if used == 0 else "<span class='accel-plain'>?</span>"
     assert date in artifacts.artifacts()
 

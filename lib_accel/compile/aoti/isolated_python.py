@@ -7,6 +7,7 @@ library is imported here: a worker needs this in its last moment.
 
 from __future__ import annotations
 
+import getpass
 import importlib.util
 import json
 import os
@@ -37,13 +38,22 @@ def python_command(module: str, *arguments: object) -> list[str]:
 def python_environment() -> dict[str, str]:
     """Return the environment for `python_command`: this process's, without Python's places."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") or k in _KEPT}
-    return kept | isolating_variables()
+    return kept | isolating_variables() | naming_variables()
 
 
 def isolating_variables() -> dict[str, str]:
     """Return the variables that isolate the Python processes that torch starts by itself."""
     path = os.pathsep.join(trusted_path())
     return {"PYTHONSAFEPATH": "1", "TORCH_CUSTOM_PYTHONPATH": path}
+
+
+def naming_variables() -> dict[str, str]:
+    """Return a name for a user who has none, as in many containers: torch asks for one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):  # which of them depends on Python and the system
+        return {"LOGNAME": "nobody"}
+    return {}
 
 
 def trusted_path() -> list[str]:

@@ -9,13 +9,13 @@ import html
 import time
 
 from ...store import Group
-from ..service import service
+from .. import stored_code
 from .markup import fixed, heading, plain, varying
 
 
 def artifacts() -> str:
     """Return the table. Raises StoreError where the folder cannot be read."""
-    title, groups = heading("Compiled code"), service.artifacts()
+    title, groups = heading("Compiled code"), stored_code.artifacts()
     if not groups:
         none = fixed("None yet. It is made when a model is loaded, or with the button above.")
         return f"{title}<p>{none}</p>"

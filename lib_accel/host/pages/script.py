@@ -30,7 +30,7 @@ class AccelScript(scripts.Script):
 
     def before_process(self, p: Any, *args: Any) -> None:
         """Let the service follow the loaded model and finished compilations before a job."""
-        service.before_images(p)
+        service.before_job(p)
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Do the same before each batch, and note how many UNet calls were accelerated so far."""
@@ -44,3 +44,7 @@ class AccelScript(scripts.Script):
             p.extra_generation_params["Accel"] = backend
         else:
             p.extra_generation_params.pop("Accel", None)
+
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        """Let the service undo what was set for this job alone."""
+        service.after_job()

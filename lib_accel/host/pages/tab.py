@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
+from .. import stored_code
 from ..api import refusal
 from ..service import service
 from .artifacts import artifacts
@@ -56,7 +57,7 @@ def _findings() -> str:
     items = "".join(
         f"<li data-level='{f.level}'><b>{_MARKS[f.level]}</b>"
         f"<div>{varying(f.what)}{varying(f.advice, 'small') if f.advice else ''}</div></li>"
-        for f in service.findings()
+        for f in stored_code.findings()
     )
     return f"{heading('This machine')}<ul class='accel-findings'>{items}</ul>"
 

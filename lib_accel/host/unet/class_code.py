@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..patches import patched_by
 from .functions import (
     DATA,
     WEBUI,
@@ -124,7 +125,7 @@ class _Walk:
             there = vars(base).get(name)
             there = there.__func__ if isinstance(there, (staticmethod, classmethod)) else there
             if there is not None and not is_own(base, name, there):
-                self._blame(f"the class {self._cls.__name__} was patched")
+                self._blame(patched_by(self._cls, there))
             self._follow(there)
 
     def _follow(self, function: Any) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...runtime.lora_merge import BasePlacement, LowRank, Term, merge
 from .. import webui
 from .comparison import merged_otherwise
-from .functions import runs_original
+from .functions import at_home, runs_original
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 _UNFINISHED = ("accel-unfinished",)
@@ -36,6 +36,7 @@ class Loras:
         # Any: the Lora extension adds attributes to layers
         self._layers: list[Any] = [m for m in unet.modules() if isinstance(m, _TYPES)]
         self._wanted: Any = None
+        self._foreign: tuple[type, ...] = ()  # kinds of layers that are left to others
         self._marks: list[object] = []
         self._told: set[str] = set()  # the networks of layers that our merge has failed on
         self._by_extension = False  # whose code merges, because ours has differed
@@ -51,14 +52,17 @@ class Loras:
         extension = webui.lora_extension()
         if extension is None:
             return False
+        # their own forward merges, or does otherwise what an extension wants, at each step
+        foreign = tuple(cls for cls in _TYPES if not at_home(cls.forward))
         wanted, marks = webui.wanted_loras(), self._read_marks()
-        if wanted == self._wanted and all(map(operator.is_, marks, self._marks)):
+        same = wanted == self._wanted and foreign == self._foreign
+        if same and all(map(operator.is_, marks, self._marks)):
             return False
         changed = [
-            self._update(extension, layer, mark, wanted)
+            not isinstance(layer, foreign) and self._update(extension, layer, mark, wanted)
             for layer, mark in zip(self._layers, marks, strict=True)
         ]
-        self._wanted, self._marks = wanted, self._read_marks()
+        self._wanted, self._foreign, self._marks = wanted, foreign, self._read_marks()
         self.kinds = frozenset(
             type(part).__name__
             for net in extension.loaded_networks
@@ -83,7 +87,8 @@ class Loras:
         extension = webui.lora_extension()
         if extension is None or self._by_extension or not webui.merges_unpatched(extension):
             return None
-        what = merged_otherwise(self._layers, extension)
+        ours = [layer for layer in self._layers if not isinstance(layer, self._foreign)]
+        what = merged_otherwise(ours, extension)
         if what is not None:
             self._by_extension = True
             for layer in self._layers:

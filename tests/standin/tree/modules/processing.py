@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modules import script_callbacks, scripts, sd_models, sd_unet
 from modules.call_queue import queue_lock
+from modules.shared import opts
 
 
 @dataclass
@@ -23,15 +24,23 @@ class StableDiffusionProcessing:
     steps: int = 2
     n_iter: int = 1
     extra_generation_params: dict[str, object] = field(default_factory=dict)
+    override_settings: dict[str, Any] = field(default_factory=dict)  # for this job alone
 
 
 def process_images(p: StableDiffusionProcessing) -> list[Tensor]:
     """Return one tensor for each of the `n_iter` batches."""
     with queue_lock:
         scripts.call("before_process", p)
-        with torch.no_grad():
-            sd_unet.apply_unet()
-            return [_batch(p, n) for n in range(p.n_iter)]
+        before = {name: opts.data[name] for name in p.override_settings}
+        try:
+            opts.data.update(p.override_settings)  # no callbacks, neither here nor below
+            with torch.no_grad():
+                sd_unet.apply_unet()
+                made = [_batch(p, n) for n in range(p.n_iter)]
+            scripts.call("postprocess", p, made)
+        finally:
+            opts.data.update(before)
+    return made
 
 
 def _batch(p: StableDiffusionProcessing, number: int) -> Tensor:

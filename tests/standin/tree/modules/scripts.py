@@ -26,6 +26,8 @@ class Script:
 
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None: ...
 
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None: ...
+
 
 def load_file(path: Path) -> None:
     """Run a script file anew and keep an instance of each script class in it."""

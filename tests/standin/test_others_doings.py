@@ -1,0 +1,298 @@
+"""What other programs and settings do that must neither fail an image nor outlast it."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lib_accel.compile import session
+
+from .conftest import Start
+from .driver import drive
+from .host import MIDDLE_QUERY, Host, counted, factors, load_file
+
+# -- what was refused is tried again
+
+
+class Wrapper(nn.Module):
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        return self.block(x, *more) * 1.3
+
+
+def test_a_refused_unet_is_tried_again_when_it_has_changed(host: Host) -> None:
+    """A failed image has left a wrapper in it; the next image takes that out."""
+    plain = host.call()
+    host.opts.set("accel_enable", False)
+    block = host.unet.input_blocks[1]
+    host.unet.input_blocks[1] = Wrapper(block)
+    host.opts.set("accel_enable", True)
+    assert "input_blocks.1" in host.status()["reason"]
+    assert host.status()["state"] == "fallback"
+    host.image()
+    assert host.status()["state"] == "fallback"
+    host.unet.input_blocks[1] = block
+    host.image()
+    assert host.status()["state"] == "ready"
+    with counted(host, accelerated_calls=1, host_calls=0):
+        assert torch.equal(host.call(), plain)
+
+
+def test_what_has_not_changed_is_not_tried_again(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed: Any = host.new_unet()
+    mixed.out[2].half()
+    host.module("modules.sd_models").load_model(mixed)
+    with pytest.raises(RuntimeError):
+        host.image()
+    assert capsys.readouterr().out.count("this model is not accelerated") == 1
+    mixed.out[2].float()
+    host.image()
+    assert host.status()["state"] == "ready"
+
+
+# -- switched for one job alone
+
+
+def test_switched_on_for_one_job_alone(host: Host) -> None:
+    host.opts.set("accel_enable", False)
+    before = set(vars(host.unet))
+    p = host.image(override_settings={"accel_enable": True})
+    assert p.extra_generation_params["Accel"] == "aoti"
+    assert (host.status()["state"], set(vars(host.unet))) == ("off", before)
+    assert "Accel" not in host.image().extra_generation_params
+
+
+def test_switched_off_for_one_job_alone(host: Host) -> None:
+    with counted(host, accelerated_calls=0, binds=0):
+        p = host.image(override_settings={"accel_enable": False}, n_iter=2)
+    assert "Accel" not in p.extra_generation_params
+    assert torch.equal(p.made[0], host.image(override_settings={"accel_enable": False}).made[0])
+    with counted(host, binds=0):
+        assert host.image().extra_generation_params["Accel"] == "aoti"
+
+
+def test_a_failed_job_leaves_nothing_switched_on(host: Host) -> None:
+    host.opts.set("accel_enable", False)
+    host.model.apply_model = None
+    with pytest.raises(TypeError):
+        host.image(override_settings={"accel_enable": True})
+    del host.model.apply_model
+    host.image()
+    assert "forward" not in vars(host.unet)
+
+
+def test_a_change_of_the_settings_meanwhile_waits_for_the_next_job(host: Host) -> None:
+    """While a job has settings for itself alone, the user's own cannot be read."""
+    there = host.service.current()
+    host.module("modules.script_callbacks").on_cfg_denoised(
+        lambda _: host.opts.set("accel_graphs_mib", 64)
+    )
+    host.image(override_settings={"accel_enable": False}, n_iter=2)
+    assert host.service.current() is there
+    host.image()
+    assert host.service.current().engine.config.graph_bytes == 64 * 2**20
+
+
+# -- out of memory
+
+
+class _Full:
+    """A backend whose code runs out of memory."""
+
+    name = "full"
+    calls = 0
+
+    def why_not(self, *_: Any) -> None:
+        return None
+
+    def make(self, target: Any, store: Any) -> Any:
+        return dict.fromkeys(target.units, self._fail)
+
+    def kept_bytes(self, *_: Any) -> None:
+        return None
+
+    def cancel(self) -> None: ...
+
+    def _fail(self, given: list[Tensor]) -> Tensor:
+        type(self).calls += 1
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+@pytest.fixture
+def full(start: Start, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setattr(session, "BACKENDS", (_Full, *session.BACKENDS[1:]))
+    monkeypatch.setattr(_Full, "calls", 0)
+    host = start("--accel-backend", "full")
+    host.load()
+    return host
+
+
+MEMORY = "memory ran out in accelerated code; the model's own code computed the call"
+
+
+def test_out_of_memory_is_answered_by_the_webuis_own_code(full: Host) -> None:
+    """Its attention may need less; the next call is tried anew."""
+    lora = full.network("lora", {MIDDLE_QUERY: factors()})
+    for networks in ((), (lora,), ()):
+        full.want(*networks)
+        calls = _Full.calls
+        with counted(full, accelerated_calls=0, host_calls=1):
+            out = full.call()
+        assert _Full.calls == calls + 1
+        assert full.status()["reason"] == MEMORY
+        full.opts.data["accel_enable"] = False
+        assert torch.equal(full.call(), out)
+        full.opts.data["accel_enable"] = True
+
+
+def test_out_of_memory_in_a_layer_is_answered_by_the_layer(full: Host) -> None:
+    drive(full.unet)
+    out = full.call()
+    assert _Full.calls > 1
+    assert torch.equal(out, full.plain())
+    assert full.status()["reason"] == MEMORY
+
+
+def test_memory_that_the_webui_lacks_too_is_an_error(full: Host) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    full.unet.out.register_forward_pre_hook(fail)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        full.call()
+
+
+# -- the Lora extension, and extensions that stand in its place
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_another_module_called_networks(start: Start, wanted: bool) -> None:
+    """kohya's sd-scripts have one, and the Lora extension may be disabled."""
+    host = start()
+    host.load()
+    theirs = types.ModuleType("networks")
+    if wanted:
+        theirs.loaded_networks = []  # type: ignore[attr-defined]
+    ours, sys.modules["networks"] = sys.modules["networks"], theirs
+    try:
+        with counted(host, accelerated_calls=1, host_calls=0):
+            assert torch.allclose(host.call(), host.plain(), atol=1e-5)
+    finally:
+        sys.modules["networks"] = ours
+
+
+COMPOSABLE = """
+import networks, torch
+
+before = torch.nn.Linear.forward, torch.nn.Conv2d.forward
+
+def forward_of(original):
+    def forward(self, x):
+        networks.network_restore_weights_from_backup(self)
+        networks.network_reset_cached_weight(self)
+        y = original(self, x)
+        for net in networks.loaded_networks:
+            module = net.modules.get(getattr(self, "network_layer_name", ""))
+            y = y if module is None else module.forward(x, y)
+        return y
+    return forward
+
+def patch(originals):
+    torch.nn.Linear.forward, torch.nn.Conv2d.forward = map(forward_of, originals)
+
+def undo():
+    torch.nn.Linear.forward, torch.nn.Conv2d.forward = before
+"""
+
+
+@pytest.fixture
+def extension(tmp_path: Path, host: Host) -> Callable[[str, str], Any]:
+    """A function that loads a file of an extension of a name."""
+    host.module("lib_accel.host.patches").extensions_dir = str(tmp_path)
+
+    def load(name: str, text: str) -> Any:
+        file = tmp_path / name / "scripts" / "script.py"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+        return load_file(f"{name}_script", file)
+
+    return load
+
+
+def test_composable_lora_is_not_merged_for(
+    host: Host, extension: Callable[[str, str], Any]
+) -> None:
+    """It restores each layer at each step, so that each step would merge anew."""
+    lora = host.network("lora", {MIDDLE_QUERY: factors()})
+    merged = host.image(lora).made[0]
+    bare = host.image().made[0]
+    theirs = extension("composable-lora", COMPOSABLE)
+    theirs.patch(_torchs(host))
+    try:
+        with counted(host, lora_merges=0):
+            composed = host.image(lora, steps=2).made[0]
+        assert "by the extension composable-lora" in host.status()["reason"]
+        assert torch.allclose(composed, merged, atol=1e-4)
+        assert not torch.allclose(composed, bare, atol=1e-3)
+    finally:
+        theirs.undo()
+    with counted(host, accelerated_calls=4, host_calls=0):
+        assert torch.allclose(host.image(lora).made[0], merged, atol=1e-5)
+        assert torch.allclose(host.image().made[0], bare, atol=1e-5)
+
+
+def _torchs(host: Host) -> list[Any]:
+    """Return the forwards of Linear and Conv2d from before the Lora extension."""
+    originals = host.networks._originals
+    return [originals[cls, "forward"] for cls in (nn.Linear, nn.Conv2d)]
+
+
+ATTENTION = """
+import torch
+
+class Sage:
+    name, label = "sage", None
+
+    def title(self):
+        return "sage"
+
+def patch(cls, original):
+    def forward(self, x, context=None):
+        return original(self, x, context) * 1.5
+    cls.forward = forward
+"""
+
+
+def test_attention_by_another_extension_names_the_setting(
+    host: Host, extension: Callable[[str, str], Any]
+) -> None:
+    theirs = extension("sage-attention", ATTENTION)
+    cls: Any = host.module("ldm.unet").CrossAttention
+    original = cls.forward
+    theirs.patch(cls, original)
+    try:
+        host.call()
+        reason = "the class CrossAttention was patched by the extension sage-attention"
+        assert reason in host.status()["reason"]
+        cls.forward = original
+        host.call()
+        host.module("modules.sd_hijack").current_optimizer = theirs.Sage()
+        theirs.patch(cls, original)
+        host.call()
+        assert "sage computes attention (Settings, Optimizations)" in host.status()["reason"]
+    finally:
+        cls.forward = original
+    host.call()
+    assert host.status()["reason"] is None
