@@ -162,3 +162,22 @@ def test_nothing_is_compiled_where_others_can_replace_the_folder(
         started(store).result()
     assert list(temp.iterdir()) == []
     temp.chmod(0o1777)
+
+
+_WHO = """
+import getpass, os, pwd, sys
+from lib_accel.compile.aoti import isolated_python
+os.setuid(54321)
+os.environ.update(isolated_python.naming_variables())
+print(getpass.getuser())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize(("named", "user"), [({}, "nobody"), ({"USER": "me"}, "me")])
+def test_a_user_without_a_name_is_given_one(named: dict[str, str], user: str):
+    """As in many containers. torch 2.6 to 2.12 ask for the name as they import their compiler."""
+    environment = {"PYTHONPATH": str(PACKAGE_ROOT), "PYTHONDONTWRITEBYTECODE": "1", **named}
+    command = [sys.executable, "-c", _WHO]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (user, "")
