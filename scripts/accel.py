@@ -6,8 +6,10 @@ from lib_accel.host import api
 from lib_accel.host.pages import settings, tab
 from lib_accel.host.pages.script import AccelScript as Script  # noqa: F401  found by its class
 from lib_accel.host.service import service
+from lib_accel.host.taiyi.hooks import taiyi
 
 settings.register(service.options_changed)
+taiyi.register()
 script_callbacks.on_model_loaded(service.model_loaded)
 script_callbacks.on_ui_tabs(tab.tab)
 script_callbacks.on_app_started(lambda _, app: api.add_routes(app))
@@ -16,3 +18,4 @@ script_callbacks.on_app_started(lambda *_: service.options_changed())
 script_callbacks.on_cfg_denoiser(service.clock.start)
 script_callbacks.on_cfg_denoised(service.denoised)
 script_callbacks.on_script_unloaded(service.shutdown)
+script_callbacks.on_script_unloaded(taiyi.remove)

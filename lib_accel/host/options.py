@@ -94,5 +94,6 @@ OPTIONS: Mapping[str, Any] = {
             "video memory while 8 GiB of it are free, else pinned memory": AUTO,
         },
     ),
+    "accel_taiyi": Switch(True),
 }
 """Every option of this extension, by the name under which the WebUI stores it."""

@@ -8,6 +8,7 @@ import gradio as gr
 from modules import scripts
 
 from ..service import service
+from ..taiyi.hooks import taiyi
 from .status_line import status_line
 
 
@@ -30,6 +31,7 @@ class AccelScript(scripts.Script):
 
     def before_process(self, p: Any, *args: Any) -> None:
         """Let the service follow the loaded model and finished compilations before a job."""
+        taiyi.refused = None
         service.before_job(p)
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:

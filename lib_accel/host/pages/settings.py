@@ -74,6 +74,9 @@ def _options() -> dict[str, shared.OptionInfo]:
             "a copy of the layers that LoRAs have changed; the faster this memory, the sooner "
             "LoRAs change; applies to layers that are changed from now on"
         ),
+        "accel_taiyi": _option(
+            "accel_taiyi", "Load Taiyi, Stable Diffusion with a Chinese text encoder"
+        ).info("applies to checkpoints that are loaded from now on"),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import webui
 from ..service import service
+from ..taiyi.hooks import taiyi
 from .markup import fixed, plain, varying, what_failed
 
 _STATES = {
@@ -25,12 +26,12 @@ def status_line() -> str:
         what = varying(what_failed(e), "small")
         return _line("fallback", [fixed(_STATES["fallback"], "b"), what])
     state, parts = s["state"], [fixed(_STATES[s["state"]], "b")]
-    if state == "compiling":
+    if state == "compiling" and not taiyi.refused:
         return _line(state, [*parts, *_progress(s)])
     if state in ("ready", "eager"):
         names = [s["backend"] if s["backend"] != "eager" else "", s["architecture"], s["dtype"]]
         parts += [plain(name) for name in names if name]
-    reason = s["reason"] or ""
+    reason = taiyi.refused or s["reason"] or ""  # the WebUI shows a refusal in its console alone
     if not reason or reason.startswith("compiling;"):  # left by an image before the code was ready
         return _line(state, parts)
     return _line(state, [*parts, varying(reason, "small")], limited=state == "ready")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import jobs, lora, odd_networks, pages, settings, unet
+from . import jobs, lora, odd_networks, pages, settings, text, unet
 from .jobs import listen
 
 __all__ = ["find", "listen"]
@@ -26,6 +26,8 @@ _GROUPS = {
         jobs.script_class,
         unet.unet,
         unet.unet_calls,
+        text.text_encoders,
+        text.models_in_memory,
     ),
     "lora": (*lora.FACTS, odd_networks.malformed),
     "pages": pages.FACTS,

@@ -17,6 +17,8 @@ class NetworkWeights(NamedTuple):
 class Network:
     def __init__(self, name: str, network_on_disk: Any):
         self.name, self.network_on_disk = name, network_on_disk
+        self.mentioned_name = name
+        self.mtime: float = 0  # of its file, when that was read
         self.te_multiplier = self.unet_multiplier = 1.0
         self.dyn_dim: int | None = None
         self.modules: dict[str, NetworkModule] = {}

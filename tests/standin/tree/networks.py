@@ -5,7 +5,7 @@ Each layer merges the wanted networks into itself before it computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,10 +37,27 @@ module_types: list[Any] = [
 
 PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 loaded_networks: list[network.Network] = []
+networks_in_memory: dict[str, network.Network] = {}
 extra_network_lora = SimpleNamespace(errors={})
 _originals: dict[tuple[type, str], Any] = {}
 computed: set[int] | None = None
 """For tests: where this is a set, the ids of the modules whose own forward has run."""
+
+
+def load_networks(
+    names: Sequence[str],
+    te_multipliers: Sequence[float],
+    unet_multipliers: Sequence[float],
+    dyn_dims: Sequence[int | None],
+) -> None:
+    """Want networks of these names. The WebUI's reads those whose file is newer than `mtime`."""
+    known = {net.name: net for net in loaded_networks}
+    loaded_networks.clear()
+    for name, te, unet, rank in zip(names, te_multipliers, unet_multipliers, dyn_dims, strict=True):
+        net = known[name]
+        net.mtime = max(net.mtime, 1)
+        net.te_multiplier, net.unet_multiplier, net.dyn_dim = te, unet, rank
+        loaded_networks.append(net)
 
 
 def assign_network_names_to_compvis_modules(sd_model: Any) -> None:

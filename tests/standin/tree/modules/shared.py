@@ -24,6 +24,7 @@ options_templates |= options_section(
     {
         "sd_unet": OptionInfo("Automatic", "SD Unet"),
         "upcast_attn": OptionInfo(False, "Upcast cross attention layer to float32"),
+        "CLIP_stop_at_last_layers": OptionInfo(1, "Clip skip"),
     },
 )
 opts = options.Options(options_templates)
