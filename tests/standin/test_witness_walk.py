@@ -22,6 +22,8 @@ from .test_witness_driven import host
 
 __all__ = ["host", "seen"]
 
+pytestmark = pytest.mark.slow
+
 ACTIONS = int(os.environ.get("ACCEL_WALK", "40"))
 SEED = int(os.environ.get("ACCEL_WALK_SEED", "1"))
 RATE, CALLS = 2, 4  # one step of two is witnessed, so one of three in a row at the latest
