@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,11 +110,10 @@ def test_unloading_undoes_everything_and_reloading_does_it_once(host: Webui, ber
     for _ in range(2):
         host.reload_ui()
         assert host.touched == ["find"]
-    folder = Path(host.find(bert)).parent
+    host.find(bert)
     model = host.use(taiyi=True)
     host.module("modules.script_callbacks").script_unloaded_callback()
     assert host.touched == []
-    assert not folder.exists()
     host.reload_ui()
     assert host.touched == ["find", "set"], "the model in memory is followed"
     host.data.loaded_sd_models.remove(model)
@@ -182,6 +182,16 @@ def test_a_refused_checkpoint_leaves_the_loaded_models(
     host.module("modules.scripts").call("before_process", None)
     assert "not loaded" not in host.module("lib_accel.host.pages.status_line").status_line()
     assert host.touched == ["find"]
+
+
+def test_a_description_that_cannot_be_written_is_a_refusal(host: Webui, bert: Any) -> None:
+    model = host.use(taiyi=False)
+    _take(host, model)
+    host.config.config_default = str(host.folder)  # which is no file
+    with pytest.raises(OSError, match=re.escape(str(host.folder))):
+        host.find(bert)
+    assert host.data.sd_model is model
+    assert model.hijacked
 
 
 def test_a_refusal_while_no_model_is_loaded_is_raised(host: Webui, bert: Any) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 from modules import sd_hijack, sd_models, sd_models_config, shared
 
 from ...errors import AccelError
+from ...store.private_folder import private_folder
 from .. import webui
 from .bert import check_bert, has_bert
 from .text_model import TaiyiTextModel, is_taiyi
@@ -61,7 +61,6 @@ class Taiyi:
         self._finding: Replacement | None = None
         self._following: Replacement | None = None
         self._is_current = False  # whether the tables of the WebUI are those of a Taiyi model
-        self._folder: TemporaryDirectory[str] | None = None
 
     def register(self) -> None:
         """Follow the setting. A model that is in memory is followed in any case."""
@@ -89,16 +88,14 @@ class Taiyi:
             if replacement is not None:
                 replacement.undo()
         self._finding = self._following = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
 
     # -- a checkpoint is being loaded
 
     def _find(self, original: Callable[..., str], state_dict: Any, info: Any) -> str:
         """Return the file that describes a model to the WebUI; for Taiyi, one of ours.
 
-        Raises AccelError for a damaged or unknown BERT, and without a vocabulary.
+        Raises AccelError for a damaged or unknown BERT, and without a vocabulary; OSError where
+        the file cannot be written.
         """
         described = original(state_dict, info)
         if not has_bert(state_dict):
@@ -106,31 +103,13 @@ class Taiyi:
         checkpoint = Path(info.filename if info is not None else "checkpoint")
         try:
             check_bert(checkpoint.name, state_dict)
-            vocabulary = find_vocabulary(checkpoint)
-        except AccelError as e:
+            ours = _describe(described, find_vocabulary(checkpoint))
+        except (AccelError, OSError) as e:
             _restore_models()
             self.refused = str(e)
             raise
         self._follow(is_current=False)
-        return self._describe(described, vocabulary)
-
-    def _describe(self, described: str, vocabulary: Path) -> str:
-        """Return a copy of a description with our text encoder in it.
-
-        Equal ones have one name: the WebUI loads weights into the same model then.
-        """
-        config = yaml.safe_load(Path(described).read_text(encoding="utf-8"))
-        config["model"]["params"]["cond_stage_config"] = {
-            "target": f"{TaiyiTextModel.__module__}.{TaiyiTextModel.__name__}",
-            "params": {"vocabulary": str(vocabulary)},
-        }
-        text = yaml.safe_dump(config, allow_unicode=True).encode()
-        if self._folder is None or not Path(self._folder.name).is_dir():
-            # private: the file names a class that is imported
-            self._folder = TemporaryDirectory(prefix="accel-taiyi-")
-        file = Path(self._folder.name) / f"{hashlib.sha256(text).hexdigest()[:16]}.yaml"
-        file.write_bytes(text)
-        return str(file)
+        return ours
 
     # -- a model has become the current one
 
@@ -157,6 +136,25 @@ class Taiyi:
 
 
 taiyi = Taiyi()
+
+
+def _describe(described: str, vocabulary: Path) -> str:
+    """Return a copy of a description with our text encoder in it.
+
+    Equal ones have one name: the WebUI loads weights into the same model then. The folder is
+    private, as the file names a class that is imported.
+    """
+    config = yaml.safe_load(Path(described).read_text(encoding="utf-8"))
+    config["model"]["params"]["cond_stage_config"] = {
+        "target": f"{TaiyiTextModel.__module__}.{TaiyiTextModel.__name__}",
+        "params": {"vocabulary": str(vocabulary)},
+    }
+    text = yaml.safe_dump(config, allow_unicode=True).encode()
+    folder = private_folder() / "taiyi"
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.yaml"
+    file.write_bytes(text)
+    return str(file)
 
 
 def _in_memory() -> list[Any]:
