@@ -149,5 +149,5 @@ def test_kills_at_random_moments_cost_at_most_the_units_in_work(
     assert f'"compiled": {len(UNITS) - len(before)}, "units": 4' in last
     assert_nothing_left(temp)
     names = {path.name for path in store.root.iterdir()}
-    assert names == {".locks", *tiny.target().keys.values()}
+    assert names == {".accel-store", ".locks", *tiny.target().keys.values()}
     tiny.check(tiny.ready(store.root), tiny.inputs())
