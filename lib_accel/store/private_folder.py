@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from ..errors import ArtifactRejected
 from .privacy import require_closed, require_private
 
 _PREFIX, _LOCK = "accel-private-", "lock"
@@ -31,9 +32,17 @@ def private_folder() -> Path:
     """Return a folder (0700) of this process below the temporary folder, made at first use.
 
     It is removed at exit; those that dead processes of this user left are removed when it is made.
+    Another is made where the system has cleaned it away: its name is known by then, so whatever
+    bears it may be somebody else's.
     Raises OSError where it cannot be made, ArtifactRejected where other users could replace it.
     """
-    return _folder_of(os.getpid())
+    folder = _folder_of(os.getpid())
+    try:
+        require_private(folder, folder=True)
+    except (OSError, ArtifactRejected):
+        _folder_of.cache_clear()
+        return _folder_of(os.getpid())
+    return folder
 
 
 def temporary_folder() -> Path:

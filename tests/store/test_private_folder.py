@@ -160,3 +160,16 @@ def test_a_temporary_folder_where_others_can_replace_it_is_refused(
     monkeypatch.setattr(tempfile, "tempdir", str(temp))
     with pytest.raises(ArtifactRejected, match="exchange"):
         module._folder_of.__wrapped__(os.getpid())
+
+
+@posix
+@pytest.mark.parametrize("planted", ["nothing", "folder", "link"])
+def test_where_the_system_has_cleaned_it_away_another_is_made(temp: Path, planted: str):
+    code = "import shutil\nfolder = private_folder()\nshutil.rmtree(folder)\n"
+    code += {
+        "nothing": "",
+        "folder": "folder.mkdir()\nfolder.chmod(0o777)\n",
+        "link": "folder.symlink_to(folder.parent)\n",
+    }[planted]
+    code += "print(private_folder().is_dir(), private_folder() == folder)\n"
+    assert run(PRINT + code, temp)[1:] == ["True False"]
