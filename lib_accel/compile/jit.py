@@ -85,13 +85,17 @@ PRIVATE_FILES = _PrivateFiles()
 """The one of this process, as there is one environment."""
 
 
-@functools.cache
 def cache_folder() -> Path:
     """Return a private folder for the files of torch's compiler.
 
     It is kept in the user's profile, so that compiling is fast after the next start. Where that is
     impossible it ends with this process. Raises what `private_folder` does.
     """
+    return _lasting_folder() or private_folder() / "jit"
+
+
+@functools.cache
+def _lasting_folder() -> Path | None:
     try:
         folder = expanded(own_jit_folder())
         make_folder(folder)
@@ -101,7 +105,7 @@ def cache_folder() -> Path:
             return folder
     except (OSError, AccelError):  # no home, or one that others can change
         pass
-    return private_folder() / "jit"
+    return None
 
 
 def _forget_folder() -> None:

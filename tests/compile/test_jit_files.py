@@ -63,7 +63,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(mode=0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(jit, "cache_folder", jit.cache_folder.__wrapped__)
+    monkeypatch.setattr(jit, "_lasting_folder", jit._lasting_folder.__wrapped__)
     return folder
 
 
@@ -107,6 +107,15 @@ def test_where_the_profile_is_not_safe_the_folder_ends_with_the_process(
             pytest.skip("needs root: chown")
         os.chown(folder, 12345, 12345)
     assert jit.cache_folder() == private_folder() / "jit"
+
+
+def test_a_folder_that_the_system_has_cleaned_away_is_not_used_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (home / "sd-webui-accel-jit").touch()
+    first = jit.cache_folder()
+    monkeypatch.setattr(jit, "private_folder", lambda: home / "another")
+    assert jit.cache_folder() == home / "another" / "jit" != first
 
 
 def test_the_environment_is_as_before_when_the_last_thread_is_done(

@@ -112,7 +112,7 @@ def test_the_row_of_torch_compile_takes_no_code_of_others(
     monkeypatch.setattr(tempfile, "tempdir", str(folders["temp"]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folders["cache"]))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setattr(jit, "cache_folder", jit.cache_folder.__wrapped__)
+    monkeypatch.setattr(jit, "_lasting_folder", jit._lasting_folder.__wrapped__)
     monkeypatch.setattr(variants, "Reference", lambda *_, **__: torch.nn.SiLU())
     weights = types.SimpleNamespace(parameters={})
     given = types.SimpleNamespace(architecture=None, weights=weights, device=torch.device("cpu"))
