@@ -118,7 +118,9 @@ def test_offline_it_is_said_what_to_put_where(search: Search) -> None:
     [
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n", "has 4 lines; Taiyi's vocabulary has 21128"),
         (b"word\n" * 21128, "has 21128 lines; Taiyi's vocabulary has 21128, among them [CLS]"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n" + b"word\n" * 21124, "among them [CLS], [MASK]"),
         ("中文\n".encode("gbk"), "cannot be read"),
+        (b"a" * 2**21, "has 2097152 bytes"),
     ],
 )
 def test_another_file_of_that_name_is_refused(

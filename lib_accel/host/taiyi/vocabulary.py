@@ -18,7 +18,10 @@ REPOSITORIES = (
 )
 """Where the models were published; their vocabularies are the same."""
 _FOLDER, _NAME = "tokenizer", "vocab.txt"
-_SPECIAL = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"}
+_SPECIAL = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+"""A tokenizer adds those that are missing, with numbers for which the model has no row."""
+_MOST_BYTES = 2**20
+"""Ten times what it has."""
 
 
 def find_vocabulary(checkpoint: Path) -> Path:
@@ -69,6 +72,12 @@ def _from_hub(repository: str, local_files_only: bool) -> Path:
 
 def _checked(vocabulary: Path) -> Path:
     try:
+        if (size := vocabulary.stat().st_size) > _MOST_BYTES:
+            text = (
+                f"{vocabulary} has {size} bytes; Taiyi's vocabulary has about {_MOST_BYTES // 10}. "
+                "Replace that file or delete it"
+            )
+            raise AccelError(printable(text))
         # not splitlines: some entries are line separators of Unicode
         words = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as e:
