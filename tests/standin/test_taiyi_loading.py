@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,6 +193,35 @@ def test_a_description_that_cannot_be_written_is_a_refusal(host: Webui, bert: An
         host.find(bert)
     assert host.data.sd_model is model
     assert model.hijacked
+
+
+@pytest.mark.parametrize("odd", ["description", "tensor"])
+def test_whatever_goes_wrong_leaves_the_loaded_models(host: Webui, bert: Any, odd: str) -> None:
+    model = host.use(taiyi=False)
+    _take(host, model)
+    name = f"{PREFIX}text_model.encoder.layer.3.odd"
+    if odd == "description":
+        (host.folder / "ckpt" / "x.yaml").write_text("a: [")
+    with pytest.raises(Exception, match="expected|no attribute"):
+        host.find(bert | ({name: 3} if odd == "tensor" else {}))
+    assert host.data.sd_model is model
+    assert model.hijacked
+    line = host.module("lib_accel.host.pages.status_line").status_line()
+    assert "x.safetensors is not loaded" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("${oc.env:HOME}", r"\${oc.env:HOME}"), (r"a\\${b", r"a\\\\\${b"), ("$x{}", "$x{}")],
+)
+@pytest.mark.skipif(os.name != "posix", reason="names that Windows refuses")
+def test_a_name_that_omegaconf_would_fill_in_is_kept(
+    host: Webui, bert: Any, name: str, written: str
+) -> None:
+    write_vocabulary(host.folder / "ckpt" / f"{name}.vocab.txt")
+    made = yaml.safe_load(Path(host.find(bert, f"ckpt/{name}.ckpt")).read_text(encoding="utf-8"))
+    found = made["model"]["params"]["cond_stage_config"]["params"]["vocabulary"]
+    assert found == str(host.folder / "ckpt" / f"{written}.vocab.txt")
 
 
 def test_a_refusal_while_no_model_is_loaded_is_raised(host: Webui, bert: Any) -> None:

@@ -7,6 +7,7 @@ before a model is made for them. `set_sd_model` stands only while such a model i
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 from modules import sd_hijack, sd_models, sd_models_config, shared
 
-from ...errors import AccelError
+from ...errors import AccelError, printable
 from ...store.private_folder import private_folder
 from .. import webui
 from .bert import check_bert, has_bert
@@ -95,7 +96,7 @@ class Taiyi:
         """Return the file that describes a model to the WebUI; for Taiyi, one of ours.
 
         Raises AccelError for a damaged or unknown BERT, and without a vocabulary; OSError where
-        the file cannot be written.
+        the file cannot be written; and whatever a file of the wrong kind leads to.
         """
         described = original(state_dict, info)
         if not has_bert(state_dict):
@@ -104,9 +105,11 @@ class Taiyi:
         try:
             check_bert(checkpoint.name, state_dict)
             ours = _describe(described, find_vocabulary(checkpoint))
-        except (AccelError, OSError) as e:
+        except Exception as e:
             _restore_models()
-            self.refused = str(e)
+            known = isinstance(e, (AccelError, OSError))
+            what = f"{checkpoint.name} is not loaded: {type(e).__name__}: {e}"
+            self.refused = str(e) if known else printable(what)
             raise
         self._follow(is_current=False)
         return ours
@@ -147,7 +150,7 @@ def _describe(described: str, vocabulary: Path) -> str:
     config = yaml.safe_load(Path(described).read_text(encoding="utf-8"))
     config["model"]["params"]["cond_stage_config"] = {
         "target": f"{TaiyiTextModel.__module__}.{TaiyiTextModel.__name__}",
-        "params": {"vocabulary": str(vocabulary)},
+        "params": {"vocabulary": _literally(str(vocabulary))},
     }
     text = yaml.safe_dump(config, allow_unicode=True).encode()
     folder = private_folder() / "taiyi"
@@ -155,6 +158,14 @@ def _describe(described: str, vocabulary: Path) -> str:
     file = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.yaml"
     file.write_bytes(text)
     return str(file)
+
+
+def _literally(text: str) -> str:
+    r"""Return what OmegaConf, which reads the description, takes for this text.
+
+    In a name as `${oc.env:HOME}` it would put in the environment. `\` keeps it, and itself.
+    """
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def _in_memory() -> list[Any]:
