@@ -82,10 +82,13 @@ class _Ours:
     def __call__(self, protocol: Any) -> Any:
         """Stand in for `object.__reduce_ex__` of the module."""
         cls: Any = type(self.module)
-        make, given, *rest = cls.__reduce_ex__(self.module, protocol)
+        reduced = cls.__reduce_ex__(self.module, protocol)
+        if isinstance(reduced, str):  # the name of a global
+            return reduced
+        make, given, *rest = reduced
         if rest and isinstance(rest[0], dict):
             own = rest[0] = dict(rest[0])
-            del own[_COPIED_BY]
+            own.pop(_COPIED_BY, None)  # a class may choose what its state is
             for name, (value, before) in self.put.items():
                 if own.get(name) == value:
                     _restore(own, name, before)

@@ -202,7 +202,7 @@ def test_whatever_goes_wrong_leaves_the_loaded_models(host: Webui, bert: Any, od
     name = f"{PREFIX}text_model.encoder.layer.3.odd"
     if odd == "description":
         (host.folder / "ckpt" / "x.yaml").write_text("a: [")
-    with pytest.raises(Exception, match="expected|no attribute"):
+    with pytest.raises(Exception, match=r"expected|no attribute"):
         host.find(bert | ({name: 3} if odd == "tensor" else {}))
     assert host.data.sd_model is model
     assert model.hijacked
