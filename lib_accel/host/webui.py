@@ -22,6 +22,7 @@ from torch import nn
 
 from ..compile.jit import TRACING
 from ..config import MIB, Config, default_store, default_store_key
+from ..errors import printable
 from .options import OPTIONS, WAIT
 from .unet.functions import runs_original
 
@@ -212,10 +213,11 @@ def idle() -> Iterator[bool]:
 
 
 def say(text: str) -> None:
-    """Print a line in the console.
+    """Print in the console, which only shows it.
 
     A character that the console's encoding lacks becomes `?`: it must not make an image fail.
     """
+    text = "\n".join(map(printable, text.split("\n")))
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(f"Acceleration: {text}".encode(encoding, "replace").decode(encoding), flush=True)
 

@@ -193,3 +193,12 @@ def test_a_setting_out_of_range_is_taken_back(host: Host) -> None:
     assert host.image().extra_generation_params["Accel"] == "aoti"
     assert host.opts.set("accel_graphs_mib", 64)
     assert host.image().extra_generation_params["Accel"] == "aoti"
+
+
+def test_the_console_only_shows_what_is_said(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of networks come from their files."""
+    host.module("lib_accel.host.webui").say("LoRA \x1b[2J\r\u202e水墨: it failed\n  twice")
+    shown = "Acceleration: LoRA \\x1b[2J\\r\\u202e水墨: it failed\n  twice\n"
+    assert capsys.readouterr().out == shown
