@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from lib_accel.tools.bench.cost import CHANGES, PROBE
 from lib_accel.tools.checkpoint import save_random_checkpoint
 
 from ..standin.host import Host, in_place
+from ..store.kit import OTHERS, posix
 from .checkpoint_files import TINY
 from .commands import Run, failure
 
@@ -39,6 +41,18 @@ def webui(tmp_path: Path) -> Path:
 def cost(run: Run, webui: Path, *more: object) -> Any:
     base = ("--webui", webui, "--checkpoint", "tiny.safetensors", "--python", sys.executable)
     return run("cost", *base, "--pictures", 3, "--store", webui / "store", *more)
+
+
+@posix
+@pytest.mark.parametrize("others", OTHERS)
+def test_a_temporary_folder_where_others_can_replace_the_extensions_is_refused(
+    run: Run, webui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: str
+) -> None:
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    OTHERS[others](temp)
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
+    assert "exchange" in failure(cost(run, webui, "--flags=--fail"))
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.lora_files import random_deltas, save_lora
+from ...store.private_folder import temporary_folder
 from ..checkpoint import open_checkpoint
 from .webui import WebUI, running
 
@@ -94,9 +95,14 @@ class Plan:
 
 
 def measure(plan: Plan, say: Callable[[str], object] = lambda text: None) -> dict[str, Any]:
-    """Start both WebUIs and measure; return the result, ready for JSON. Raises WebUIFailed."""
+    """Start both WebUIs and measure; return the result, ready for JSON. Raises WebUIFailed.
+
+    They run extensions from the temporary folder. Raises ArtifactRejected where others could
+    exchange those.
+    """
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="accel-cost-")))
+        made = tempfile.TemporaryDirectory(prefix="accel-cost-", dir=temporary_folder())
+        folder = Path(stack.enter_context(made))
         _write_loras(plan.checkpoint, folder / "lora")
         probe = folder / "probe"
         (probe / "scripts").mkdir(parents=True)
