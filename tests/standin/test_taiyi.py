@@ -160,6 +160,21 @@ def test_a_lora_for_clip_is_named_once(
     assert "both: the text-encoder part of this LoRA is skipped" in lines[0]
 
 
+@pytest.mark.parametrize("content", [None, b"damaged"])
+def test_a_lora_whose_file_was_exchanged_since_does_not_end_the_image(
+    encoder: Any, modules: SimpleNamespace, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "gone.safetensors"
+    if content:
+        file.write_bytes(content)
+    disk = SimpleNamespace(filename=str(file))
+    net = SimpleNamespace(name="gone", network_on_disk=disk, te_multiplier=1.0)
+    modules.networks.loaded_networks[:] = [net]
+    with torch.no_grad():
+        encoder(["猫"])
+    modules.networks.loaded_networks.clear()
+
+
 # -- which checkpoints are taken
 
 

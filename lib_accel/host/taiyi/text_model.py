@@ -87,12 +87,20 @@ class TaiyiTextModel(sd_hijack_clip.TextConditionalModel):
         for net in extension.loaded_networks if extension else ():
             if net.te_multiplier and net.name not in self._told:
                 self._told.add(net.name)
-                names = sd_models.read_state_dict(net.network_on_disk.filename, map_location="cpu")
-                if any(name.startswith("lora_te") for name in names):
+                if _is_for_clip(net.network_on_disk.filename):
                     webui.say(
                         f"{net.name}: the text-encoder part of this LoRA is skipped, as it was "
                         "made for CLIP and this model has a BERT; the UNet part applies"
                     )
+
+
+def _is_for_clip(file: str) -> bool:
+    """Return whether a LoRA has a text-encoder part; False where its file was exchanged since."""
+    try:
+        names = sd_models.read_state_dict(file, map_location="cpu")
+    except Exception:  # noqa: BLE001  whatever reading raises: the network itself is in memory
+        return False
+    return any(name.startswith("lora_te") for name in names)
 
 
 def is_taiyi(sd_model: Any) -> bool:
