@@ -13,6 +13,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
+def printable_lines(text: str) -> str:
+    """Return the text so that a terminal only shows it; line breaks stay."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 class AccelError(Exception):
     """Base class. Any other exception that leaves the package is a bug."""
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..compile.jit import TRACING
 from ..config import MIB, Config, default_store, default_store_key
-from ..errors import printable
+from ..errors import printable_lines
 from .options import OPTIONS, WAIT
 from .unet.functions import runs_original
 
@@ -217,9 +217,11 @@ def say(text: str) -> None:
 
     A character that the console's encoding lacks becomes `?`: it must not make an image fail.
     """
-    text = "\n".join(map(printable, text.split("\n")))
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(f"Acceleration: {text}".encode(encoding, "replace").decode(encoding), flush=True)
+    print(
+        f"Acceleration: {printable_lines(text)}".encode(encoding, "replace").decode(encoding),
+        flush=True,
+    )
 
 
 def blocked_by(unet: nn.Module) -> str | None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...compile.jobs import Job
 from ...compile.session import BACKENDS
 from ...config import AUTO, MIB, Config, default_store, default_store_key
-from ...errors import AccelError, printable
+from ...errors import AccelError, printable, printable_lines
 from ...model import presets
 from ...model.architecture import Architecture
 from ...store.store import ArtifactStore
@@ -205,19 +205,14 @@ def located(path: Path, follow: bool = True) -> Path:
         raise AccelError(f"{path}: {e}; expected a path that leads somewhere") from e
 
 
-def shown(text: str) -> str:
-    """Return the text so that a terminal only shows it; line breaks stay."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
 def say(text: str = "") -> None:
     """Print words for a person on standard error; standard output is for the result."""
-    print(shown(text), file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace, text: str) -> None:
     """Print the result on standard output: as JSON with --json, else as text."""
-    print(json.dumps(result, indent=1) if args.json else shown(text), flush=True)
+    print(json.dumps(result, indent=1) if args.json else printable_lines(text), flush=True)
 
 
 def follow(job: Job, label: str) -> None:
