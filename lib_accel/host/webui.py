@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from modules import devices, sd_unet, shared
-from torch import nn
+from torch import Tensor, nn
 
 from ..compile.jit import TRACING
 from ..config import MIB, Config, default_store, default_store_key
@@ -270,6 +270,16 @@ def lora_extension() -> Any:
     module = sys.modules.get("networks")
     parts = ("loaded_networks", "network_apply_weights")
     return module if all(hasattr(module, name) for name in parts) else None
+
+
+def held_by(part: Any) -> list[tuple[str, Tensor | nn.Module]]:
+    """Return what a network module computes with, by attribute: all but the layer it changes."""
+    return [
+        (name, value)
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor)
+        or (isinstance(value, nn.Module) and value is not part.sd_module)
+    ]
 
 
 def wanted_loras() -> tuple[tuple[object, ...], ...]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...errors import AccelError
 from ...model.precision import wider
+from .. import webui
 
 _NOISE = {
     "step": {torch.float32: 512, torch.float16: 8, torch.bfloat16: 8},
@@ -212,11 +213,9 @@ def _copied(networks: Iterable[Any], name: str) -> Iterator[None]:
     try:
         for net, part in before:
             net.modules[name] = view = copy.copy(part)
-            for own, value in vars(part).items():
-                if isinstance(value, Tensor):
-                    setattr(view, own, value.clone())
-                elif isinstance(value, nn.Module) and value is not part.sd_module:
-                    setattr(view, own, copy.deepcopy(value))
+            for own, value in webui.held_by(part):
+                copied = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+                setattr(view, own, copied)
         yield
     finally:
         for net, part in before:
@@ -241,8 +240,8 @@ def _at_base(layer: Any) -> Any:
 def _tensors(parts: Iterable[Any]) -> Iterable[Tensor]:
     """Yield the tensors of network modules."""
     for part in parts:
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                yield value
-            elif isinstance(value, nn.Module) and value is not part.sd_module:
+        for _, value in webui.held_by(part):
+            if isinstance(value, nn.Module):
                 yield from value.parameters()
+            elif value.is_floating_point():
+                yield value

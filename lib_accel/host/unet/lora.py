@@ -262,9 +262,9 @@ def _in_float32(part: Any, device: torch.device) -> Any:
     The tensors are copies: some modules write into their own.
     """
     view = copy.copy(part)
-    for name, value in vars(part).items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            setattr(view, name, value.to(device, torch.float32, copy=True))
-        elif isinstance(value, nn.Module) and value is not part.sd_module:
+    for name, value in webui.held_by(part):
+        if isinstance(value, nn.Module):
             setattr(view, name, copy.deepcopy(value).to(device, torch.float32))
+        elif value.is_floating_point():
+            setattr(view, name, value.to(device, torch.float32, copy=True))
     return view
