@@ -47,10 +47,15 @@ def require_private_root(root: Path) -> None:
         return
     for parent in root.parents:
         mode = parent.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        if everyone_can_replace(mode):
             octal = f"{stat.S_IMODE(mode):04o}"
             why = f"is writable by everyone (mode {octal}) and holds the store {root}"
             _refuse(parent, why, remedy="+t")
+
+
+def everyone_can_replace(mode: int) -> bool:
+    """Return whether everyone can rename what lies in a folder with this `st_mode`."""
+    return bool(mode & stat.S_IWOTH and not mode & stat.S_ISVTX)
 
 
 def require_closed(place: Path) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from ..config import own_key_file
 from ..errors import StoreError
 from .files import create, expanded, flush, make_folder, open_file, os_errors
+from .privacy import everyone_can_replace
 
 KEY_BYTES = 32
 _log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def _require_kept(path: Path) -> None:
     folders = () if sys.platform == "win32" else (*path.absolute().parents, *expanded(path).parents)
     for folder in folders:
         mode = folder.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        if everyone_can_replace(mode):
             raise StoreError(
                 f"The key file {path} is one that everyone can replace (folder {folder}, mode "
                 f"{stat.S_IMODE(mode):04o}). Expected a folder that only you or root can write. "

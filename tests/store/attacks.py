@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,7 @@ def kills(folder: Path, count: int, seed: int) -> int:
             assert each.stdout is not None
             each.stdout.readline()
         random.Random(turn).shuffle(two)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(subprocess.TimeoutExpired):
             two[0].wait(dice.uniform(0.01, 0.3))
         for each in two:
             finish(each, kill=True)
