@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_accel.compile import session
+from lib_accel.compile.units import UnitFn
 
 from ..tiny import inputs
+from .backends import Stub, serve
 from .conftest import Start
 from .driver import ControlNet, Unit, drive
 from .host import Host, counted, left_behind, own_attributes, unit_layers
@@ -56,22 +57,13 @@ def test_without_compiled_code_the_layers_are_the_webuis_own(start: Start) -> No
     )
 
 
-class _Failing:
+class _Failing(Stub):
     """A backend whose code raises whenever it is called."""
 
     name = "failing"
-    calls = 0
 
-    def why_not(self, *_: Any) -> None:
-        return None
-
-    def make(self, target: Any, store: Any) -> Any:
-        return dict.fromkeys(target.units, self._fail)
-
-    def kept_bytes(self, *_: Any) -> None:
-        return None
-
-    def cancel(self) -> None: ...
+    def code(self, unit: Any) -> UnitFn:
+        return self._fail
 
     def _fail(self, given: list[Tensor]) -> Tensor:
         type(self).calls += 1
@@ -82,8 +74,7 @@ def test_each_layer_whose_compiled_code_fails_is_computed_by_the_webui(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reason is that of the first layer that failed; the next pass is not accelerated."""
-    monkeypatch.setattr(session, "BACKENDS", (_Failing, *session.BACKENDS[1:]))
-    monkeypatch.setattr(_Failing, "calls", 0)
+    serve(monkeypatch, _Failing)
     host = start("--accel-backend", "failing")
     host.load()
     drive(host.unet)

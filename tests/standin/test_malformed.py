@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tiny import inputs
-from .host import HERE, Host, in_place, load_file
+from .host import HERE, Host, load_file
 
 _facts = load_file("malformed", HERE / "facts" / "malformed.py")  # its package needs a WebUI
 networks_for = _facts.networks_for
@@ -28,13 +26,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
+def host(eager_host: Host) -> Host:
     """Without a compiler: LoRAs are merged as they are for compiled code."""
-    with in_place():
-        host = Host("--accel-store", str(tmp_path), "--accel-backend", "eager")
-        host.load()
-        yield host
-        host.close()
+    return eager_host
 
 
 def _unaccelerated(host: Host) -> nn.Module:

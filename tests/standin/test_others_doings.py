@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel.compile import session
+from lib_accel.compile.units import UnitFn
 
+from .backends import Stub, serve
 from .conftest import Start
 from .driver import drive
 from .host import MIDDLE_QUERY, Host, counted, factors
@@ -104,22 +105,13 @@ def test_a_change_of_the_settings_meanwhile_waits_for_the_next_job(host: Host) -
 # -- out of memory
 
 
-class _Full:
+class _Full(Stub):
     """A backend whose code runs out of memory."""
 
     name = "full"
-    calls = 0
 
-    def why_not(self, *_: Any) -> None:
-        return None
-
-    def make(self, target: Any, store: Any) -> Any:
-        return dict.fromkeys(target.units, self._fail)
-
-    def kept_bytes(self, *_: Any) -> None:
-        return None
-
-    def cancel(self) -> None: ...
+    def code(self, unit: Any) -> UnitFn:
+        return self._fail
 
     def _fail(self, given: list[Tensor]) -> Tensor:
         type(self).calls += 1
@@ -128,8 +120,7 @@ class _Full:
 
 @pytest.fixture
 def full(start: Start, monkeypatch: pytest.MonkeyPatch) -> Host:
-    monkeypatch.setattr(session, "BACKENDS", (_Full, *session.BACKENDS[1:]))
-    monkeypatch.setattr(_Full, "calls", 0)
+    serve(monkeypatch, _Full)
     host = start("--accel-backend", "full")
     host.load()
     return host

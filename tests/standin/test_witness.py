@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,20 +39,26 @@ def seen() -> set[str]:
     return set()
 
 
-@pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> Iterator[Host]:
-    """A stand-in whose clean UNet serves, whose inspector is blind and whose steps are witnessed.
-
-    No step is witnessed by chance.
-    """
+@contextlib.contextmanager
+def witnessing(
+    store: Path, backend: str, monkeypatch: pytest.MonkeyPatch, seen: set[str]
+) -> Iterator[Host]:
+    """Run a stand-in whose inspector is blind and whose steps are witnessed, none by chance."""
     with in_place():
-        host = Host("--accel-store", str(tmp_path), "--accel-backend", "eager")
+        host = Host("--accel-store", str(store), "--accel-backend", backend)
         blind(host, monkeypatch, seen)
         host.witness()
         host.opts.set("accel_witness_steps", 0)
         host.load()
         yield host
         host.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> Iterator[Host]:
+    """A stand-in whose clean UNet serves."""
+    with witnessing(tmp_path, "eager", monkeypatch, seen) as host:
+        yield host
 
 
 def change(host: Host, layer: str, by: float = 1.5) -> Callable[[], None]:

@@ -11,32 +11,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_accel.compile import session
-from lib_accel.compile.units import UnitModule
+from lib_accel.compile.units import UnitFn, UnitModule
 
 from ..tiny import inputs
+from .backends import Stub, serve
 from .driver import ControlNet, Unit, drive
-from .host import MIDDLE_QUERY, Host, counted, factors, in_place
-from .test_witness import blind, change, change_on, seen, witnessed
+from .host import MIDDLE_QUERY, Host, counted, factors
+from .test_witness import change, change_on, seen, witnessed, witnessing
 
 __all__ = ["seen"]
 
 
-class Uncompiled:
+class Uncompiled(Stub):
     """A backend whose units are torch's own kernels."""
 
     name = "uncompiled"
 
-    def why_not(self, *_: Any) -> None:
-        return None
-
-    def make(self, target: Any, store: Any) -> Any:
-        return {unit: functools.partial(_compute, UnitModule(unit)) for unit in target.units}
-
-    def kept_bytes(self, *_: Any) -> None:
-        return None
-
-    def cancel(self) -> None: ...
+    def code(self, unit: Any) -> UnitFn:
+        return functools.partial(_compute, UnitModule(unit))
 
 
 def _compute(module: UnitModule, given: list[Tensor]) -> Tensor:
@@ -47,15 +39,9 @@ def _compute(module: UnitModule, given: list[Tensor]) -> Tensor:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> Iterator[Host]:
     """A stand-in whose layers serve one by one, and whose inspector is blind."""
-    monkeypatch.setattr(session, "BACKENDS", (Uncompiled, *session.BACKENDS[1:]))
-    with in_place():
-        host = Host("--accel-store", str(tmp_path), "--accel-backend", "uncompiled")
-        blind(host, monkeypatch, seen)
-        host.witness()
-        host.opts.set("accel_witness_steps", 0)
-        host.load()
+    serve(monkeypatch, Uncompiled)
+    with witnessing(tmp_path, "uncompiled", monkeypatch, seen) as host:
         yield host
-        host.close()
 
 
 def test_a_driven_step_is_witnessed_and_changes_no_bit(host: Host) -> None:

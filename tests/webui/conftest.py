@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ..network_files import bad_files, with_text, write_all
-from .host import KINDS_OF_MODEL, Server
+from .host import KINDS_OF_MODEL, Comparison, Server
+from .pictures import MIN_DB
 
 HERE = Path(__file__).parent
 Launch = Callable[..., Server]
@@ -36,6 +38,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("inside the WebUI, off against on")
         for row in rows:
             terminalreporter.write_line(row)
+
+
+def served(server: Server, name: str, **payload: Any) -> Comparison:
+    """Compare a picture off and on: compiled code must have served all of the second."""
+    c = server.compare(**payload)
+    rows.append(f"{name:32} {c.line}")
+    assert c.decibels >= MIN_DB, rows[-1]
+    assert (c.calls > 0, c.host_calls, c.compiles, c.on.served) == (True, 0, 0, True), rows[-1]
+    return c
 
 
 @pytest.fixture(scope="session")

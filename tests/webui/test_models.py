@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import rows
-from .host import DEFAULTS, Comparison, Server
+from .conftest import rows, served
+from .host import DEFAULTS, Server
 from .pictures import MIN_DB, Pictures
 
 
@@ -25,21 +25,13 @@ def _defaults(server: Server, _fresh: None) -> None:
     server.use("tinyA")
 
 
-def _served(server: Server, name: str, **payload: Any) -> Comparison:
-    c = server.compare(**payload)
-    rows.append(f"{name:32} {c.line}")
-    assert c.decibels >= MIN_DB, rows[-1]
-    assert (c.calls > 0, c.host_calls, c.compiles, c.on.served) == (True, 0, 0, True), rows[-1]
-    return c
-
-
 @pytest.mark.parametrize("model", ["tinyB", "same.ckpt"])
 def test_switch_there_and_back(server: Server, model: str) -> None:
     """To other objects or, with one configuration file, to other weights in the same."""
     server.use("same.safetensors")
     first = server.make()
     server.use(model)
-    other = _served(server, f"switched to {model}").on
+    other = served(server, f"switched to {model}").on
     server.use("same.safetensors")
     assert server.make().same(first)
     assert not other.same(first)
@@ -52,7 +44,7 @@ def test_several_checkpoints_in_memory(server: Server) -> None:
     binds = []
     for model in ("tinyB", "tinyA", "tinyB", "tinyA"):
         server.use(model)
-        picture = _served(server, f"kept in memory: {model}").on
+        picture = served(server, f"kept in memory: {model}").on
         assert picture.same(first) == (model == "tinyA")
         binds.append(server.status()["counters"]["binds"])
     server.options(accel_enable=False)
@@ -76,9 +68,9 @@ def test_switch_with_a_lora_in_place(server: Server, model: str) -> None:
     prompt = "a photo of a cat <lora:loraA:1>"
     server.make(prompt=prompt)
     server.use(model)
-    _served(server, "B under the LoRA of A", prompt=prompt)
+    served(server, "B under the LoRA of A", prompt=prompt)
     server.use("same.safetensors")
-    _served(server, "A under the LoRA again", prompt=prompt)
+    served(server, "A under the LoRA again", prompt=prompt)
     assert server.make().same(first)
 
 
@@ -92,7 +84,7 @@ def test_unload_and_reload(server: Server, lora: bool) -> None:
     again = server.make(prompt=prompt)
     assert again.same(first)
     assert again.served
-    _served(server, "unloaded and reloaded", prompt=prompt)
+    served(server, "unloaded and reloaded", prompt=prompt)
 
 
 def test_an_image_right_after_unloading(server: Server) -> None:
@@ -104,9 +96,9 @@ def test_an_image_right_after_unloading(server: Server) -> None:
 def test_vae_there_and_back(server: Server) -> None:
     first = server.make()
     server.options(sd_vae="tinyVAE.safetensors")
-    assert not _served(server, "another VAE").on.same(first)
+    assert not served(server, "another VAE").on.same(first)
     server.options(sd_vae="None")
-    assert _served(server, "its own VAE").on.same(first)
+    assert served(server, "its own VAE").on.same(first)
 
 
 def test_loras_leave_nothing_behind(server: Server) -> None:
@@ -198,7 +190,7 @@ def test_an_interrupted_picture_leaves_nothing(server: Server) -> None:
     made = _disturbed(server, lambda: server.post("/sdapi/v1/interrupt"), steps=150, n_iter=3)
     assert len(made.pixels) < 3
     assert server.make().same(first)
-    _served(server, "after an interrupt")
+    served(server, "after an interrupt")
 
 
 def test_a_skipped_picture_leaves_nothing(server: Server) -> None:
@@ -207,7 +199,7 @@ def test_a_skipped_picture_leaves_nothing(server: Server) -> None:
     made = _disturbed(server, lambda: server.post("/sdapi/v1/skip"), **payload)
     assert made.pixels[-1].shape == whole.pixels[-1].shape
     assert (made.pixels[-1] == whole.pixels[-1]).all()
-    _served(server, "after a skip")
+    served(server, "after a skip")
 
 
 def test_an_interrupted_picture_with_loras_and_hires_leaves_nothing(server: Server) -> None:

@@ -20,7 +20,7 @@ from ..taiyi_files import (
     write_checkpoint,
     write_vocabulary,
 )
-from .conftest import HERE, Launch, rows
+from .conftest import HERE, Launch, served
 from .host import DEFAULTS, Comparison, Refused, Server
 from .pictures import MIN_DB, Pictures
 
@@ -65,11 +65,7 @@ def _ask(server: Server, what: str, text: str = "") -> Any:
 
 
 def _served(server: Server, name: str, **payload: Any) -> Comparison:
-    c = server.compare(**payload)
-    rows.append(f"Taiyi, {name:32} {c.line}")
-    assert c.decibels >= MIN_DB, rows[-1]
-    assert (c.calls > 0, c.host_calls, c.compiles, c.on.served) == (True, 0, 0, True), rows[-1]
-    return c
+    return served(server, f"Taiyi, {name}", **payload)
 
 
 def test_nothing_is_replaced_but_what_recognises_a_checkpoint(own: Server) -> None:
