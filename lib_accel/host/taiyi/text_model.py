@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from modules import sd_hijack, sd_hijack_clip, sd_models
 from modules.shared import opts
+from safetensors import safe_open
 from torch import Tensor
 
 from .. import webui
@@ -97,7 +98,11 @@ class TaiyiTextModel(sd_hijack_clip.TextConditionalModel):
 def _is_for_clip(file: str) -> bool:
     """Return whether a LoRA has a text-encoder part; False where its file was exchanged since."""
     try:
-        names = sd_models.read_state_dict(file, map_location="cpu")
+        if file.endswith(".safetensors"):  # its names can be had without its weights
+            with safe_open(file, framework="pt") as header:
+                names = list(header.keys())
+        else:
+            names = list(sd_models.read_state_dict(file, map_location="cpu"))
     except Exception:  # noqa: BLE001  whatever reading raises: the network itself is in memory
         return False
     return any(name.startswith("lora_te") for name in names)
