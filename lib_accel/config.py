@@ -46,6 +46,11 @@ def own_jit_folder() -> Path:
     return _own_folder(0).with_name("sd-webui-accel-jit")
 
 
+def own_times_file() -> Path:
+    """Return where it is kept how long compiling takes here: beside the default store."""
+    return _own_folder(0).with_name("sd-webui-accel-times.json")
+
+
 def _own_folder(kind: int) -> Path:
     """Return this extension's folder in the user's profile. It begins with `~` where none is."""
     variable, default = _FOLDERS.get(sys.platform, _OTHER_FOLDERS)[kind]

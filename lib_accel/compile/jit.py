@@ -13,6 +13,7 @@ import functools
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -30,7 +31,8 @@ from ..store.private_folder import private_folder
 from ..store.store import ArtifactStore
 from .accuracy import check_unit, example_inputs
 from .aoti.isolated_python import isolating_variables, naming_variables
-from .jobs import CompiledUnits, Job
+from .aoti.times import Times
+from .jobs import CompiledUnits, Job, Parts, stop
 from .target import Target
 from .toolchain import missing_tools, needs_quotes
 from .units import UnitFn, UnitModule, describe
@@ -147,6 +149,8 @@ class Jit:
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
         """Refuse where compiling is switched off, the device is unknown, or a tool is missing."""
         machine = target.machine
+        if len(_made_for(target, self._made)) == len(target.units):
+            return None
         if not config.compile:
             return "compiling is switched off"
         if not machine.compile:
@@ -171,10 +175,9 @@ class Jit:
         """Return None: nothing is stored."""
         return None
 
-    def cancel(self) -> None:
-        """Stop every job."""
-        for job in list(self._jobs):
-            job.cancel()
+    def cancel(self) -> list[Target]:
+        """Stop every job. Return what they were for."""
+        return stop(self._jobs)
 
 
 def _made_for(target: Target, made: _Made) -> CompiledUnits:
@@ -191,14 +194,22 @@ class JitJob(Job):
 
     def work(self) -> CompiledUnits:
         """Compile what is missing. Raises CompileFailed, ArtifactRejected for inaccurate code."""
-        target = self.target
-        for i, unit in enumerate(target.units):
-            self.report(f"compiling {describe(unit)}", i / len(target.units))
+        target, times = self.target, Times("jit", self.target.device.type)
+        made = _made_for(target, self._made)
+        parts = Parts({unit: times.expected(unit) for unit in target.units if unit not in made})
+        self.parts = parts
+        for unit in parts.longest_first:
+            self.report(f"compiling {describe(unit)}")
             with TRACING:
-                key = (unit, target.dtype, target.device)
+                key, first = (unit, target.dtype, target.device), not self._made
+                parts.begin(unit, times.start_s if first else 0.0)
+                began, seconds = time.monotonic(), None
                 if key not in self._made:  # another job may have compiled it in the meantime
                     self._made[key] = self._compile(unit)
                     self.compiled += 1
+                    seconds = time.monotonic() - began
+                    times.add(unit, seconds, first)
+                parts.finish(unit, seconds)
         return _made_for(target, self._made)
 
     def _compile(self, unit: specs.Spec) -> UnitFn:

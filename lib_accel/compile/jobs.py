@@ -6,8 +6,8 @@ import atexit
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from ..errors import AccelError, CompileFailed
 from ..model import specs
@@ -20,8 +20,11 @@ CompiledUnits = Mapping[specs.Spec, UnitFn]
 EXIT_WAIT_S = 30.0
 """How long the end of the process waits for a job."""
 
-ESTIMATE_AFTER_S = 2.0
-"""Before that, the pace says too little about the time that remains."""
+TRUSTED_S = 30.0
+"""The estimates count as much as the real times of units that took this long."""
+
+LATE = 0.1
+"""A unit that takes longer than expected needs this share of its time so far once more."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,66 @@ class Progress:
 
     stage: str  # as "compiling ResBlock 320 -> 640"; "done" or "failed" at the end
     elapsed_s: float
-    fraction: float | None  # 0 to 1; None while it is not known
-    remaining_s: float | None  # estimated from the pace so far
+    fraction: float | None = None  # 0 to 1, of the time; None while it is not known
+    part: int | None = None  # 1 to `parts`: how many units are done, and one
+    parts: int | None = None  # units to compile; None while it is not known
+    remaining_s: float | None = None  # estimated; None while it is not known
 
     def to_dict(self) -> dict[str, object]:
         """Return what the API shows of it."""
-        elapsed = round(self.elapsed_s, 1)
-        return {"stage": self.stage, "elapsed_s": elapsed, "fraction": self.fraction}
+        shown = {name: vars(self)[name] for name in ("stage", "part", "parts")}
+        for name, digits in (("elapsed_s", 1), ("fraction", 4), ("remaining_s", 1)):
+            value = vars(self)[name]
+            shown[name] = value if value is None else round(value, digits)
+        return shown
+
+
+class Parts:
+    """The units of a job and the seconds that each is expected to take, for its progress.
+
+    `workers` of them are compiled at a time. It can be asked from any thread.
+    """
+
+    def __init__(self, expected: Mapping[specs.Spec, float], workers: int = 1):
+        self.longest_first = sorted(expected, key=expected.__getitem__, reverse=True)
+        self._expected, self._workers = dict(expected), workers
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._began: dict[specs.Spec, float] = {}
+        self._took: dict[specs.Spec, float | None] = {}
+        self._fraction = 0.0
+
+    def begin(self, unit: specs.Spec, more_s: float = 0.0) -> None:
+        """Note that this unit is being compiled, which takes `more_s` seconds on top."""
+        with self._lock:
+            self._expected[unit] += more_s
+            self._began[unit] = time.monotonic()
+
+    def finish(self, unit: specs.Spec, seconds: float | None = None) -> None:
+        """Note that this unit is there; `seconds` where it was compiled just now."""
+        with self._lock:
+            self._took[unit] = seconds
+
+    def progress(self, stage: str, elapsed_s: float) -> Progress:
+        """Return how far the units are. The fraction never falls."""
+        with self._lock:
+            now, parts = time.monotonic(), len(self._expected)
+            remaining, spent = self._remaining_s(now), now - self._started
+            if remaining + spent > 0:
+                self._fraction = max(self._fraction, spent / (spent + remaining))
+            part = min(len(self._took) + 1, parts)
+            return Progress(stage, elapsed_s, self._fraction, part, parts, remaining)
+
+    def _remaining_s(self, now: float) -> float:
+        took = {unit: s for unit, s in self._took.items() if s is not None}
+        expected = TRUSTED_S + sum(self._expected[unit] for unit in took)
+        pace = (TRUSTED_S + sum(took.values())) / expected
+        left = []
+        for unit, seconds in self._expected.items():
+            if unit not in self._took:
+                so_far = now - self._began.get(unit, now)
+                left.append(max(seconds * pace - so_far, LATE * so_far))
+        return max(max(left, default=0.0), sum(left) / self._workers)
 
 
 class Job(ABC):
@@ -53,7 +109,7 @@ class Job(ABC):
         self._started = time.monotonic()
         self._ended: float | None = None
         self._stage = "starting"
-        self._fraction: float | None = None
+        self.parts: Parts | None = None  # while they are not known
         self._units: CompiledUnits | None = None
         self._error: AccelError | None = None
 
@@ -73,20 +129,17 @@ class Job(ABC):
     def work(self) -> CompiledUnits:
         """Make the units, calling `report` often. Raises AccelError where that fails."""
 
-    def report(self, stage: str, fraction: float | None) -> None:
-        """Set the stage and the fraction of `progress`. Raises CompileFailed after `cancel`."""
-        self._stage, self._fraction = stage, fraction
+    def report(self, stage: str) -> None:
+        """Set the stage of `progress`. Raises CompileFailed after `cancel`."""
+        self._stage = stage
         if self.cancelled:
             raise CompileFailed("cancelled")
 
     def progress(self) -> Progress:
         """Return how far the job is. It can be asked from any thread."""
-        elapsed = (self._ended or time.monotonic()) - self._started
-        fraction = self._fraction
-        remaining = None
-        if fraction and elapsed > ESTIMATE_AFTER_S:
-            remaining = elapsed / fraction - elapsed
-        return Progress(self._stage, elapsed, fraction, remaining)
+        elapsed, parts = (self._ended or time.monotonic()) - self._started, self.parts
+        now = parts.progress(self._stage, elapsed) if parts else Progress(self._stage, elapsed)
+        return replace(now, fraction=1.0, remaining_s=0.0) if self._stage == "done" else now
 
     @property
     def done(self) -> bool:
@@ -123,7 +176,7 @@ class Job(ABC):
     def _run(self) -> None:
         try:
             self._units = self.work()
-            self._stage, self._fraction = "done", 1.0
+            self._stage = "done"
         except AccelError as error:
             self._stage, self._error = "failed", error
         except Exception as error:  # noqa: BLE001  nobody is above a thread: `result` raises it
@@ -133,3 +186,11 @@ class Job(ABC):
         finally:
             self._ended = time.monotonic()
             atexit.unregister(self._at_exit)
+
+
+def stop(jobs: Iterable[Job]) -> list[Target]:
+    """Cancel the jobs that run. Return what they are for."""
+    running = [job for job in list(jobs) if not (job.done or job.cancelled)]
+    for job in running:
+        job.cancel()
+    return [job.target for job in running]

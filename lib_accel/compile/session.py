@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..config import AUTO, Config
@@ -38,8 +38,8 @@ class Backend(Protocol):
         """
         ...
 
-    def cancel(self) -> None:
-        """Stop every job of this backend."""
+    def cancel(self) -> list[Target]:
+        """Stop every job of this backend. Return what they were for."""
         ...
 
 
@@ -65,12 +65,17 @@ class Eager:
         """Return None: nothing is stored."""
         return None
 
-    def cancel(self) -> None:
+    def cancel(self) -> list[Target]:
         """Do nothing: there are no jobs."""
+        return []
 
 
 BACKENDS: tuple[type[Backend], ...] = (Aoti, Jit, Eager)
 """Every backend, best first. A new one is listed here and nowhere else."""
+
+
+CANCELLED = "compiling was cancelled; Build now starts it again"
+"""Why a backend is not tried: the user has stopped it. Nor is another one that would compile."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +121,15 @@ class Session:
             expected = ", ".join((AUTO, *self._backends))
             raise ValueError(f"backend is {config.backend!r}; expected one of {expected}")
         names = self._backends if config.backend == AUTO else (config.backend, Eager.name)
-        refused = []
+        refused, failed = [], failed or {}
+        made = replace(config, compile=config.compile and CANCELLED not in failed.values())
         for name in dict.fromkeys(names):
-            why = (failed or {}).get(name) or self._backends[name].why_not(target, store, config)
-            if why is None:
-                return Choice(self._backends[name], tuple(refused))
-            refused.append((name, why))
+            backend = self._backends[name]
+            why = failed.get(name) or backend.why_not(target, store, config)
+            if why is not None:
+                refused.append((name, why))
+            elif made == config or backend.why_not(target, store, made) is None:
+                return Choice(backend, tuple(refused))
         return Choice(None, tuple(refused))
 
     def failures(self, target: Target, config: Config) -> dict[str, str]:
@@ -136,7 +144,14 @@ class Session:
         """Let whatever failed be tried again."""
         self._failures.clear()
 
-    def cancel(self) -> None:
-        """Stop every job, also those that no UNet waits for."""
-        for backend in self._backends.values():
-            backend.cancel()
+    def cancel(self, config: Config | None = None) -> bool:
+        """Stop every job, also those that no UNet waits for. Return whether there was any.
+
+        With `config`, what was to be made is not begun again for it until `forget_failures`.
+        """
+        stopped = [(name, backend.cancel()) for name, backend in self._backends.items()]
+        for name, targets in stopped:
+            for target in targets:
+                if config:
+                    self.failures(target, config)[name] = CANCELLED
+        return any(targets for _, targets in stopped)

@@ -22,6 +22,7 @@ def add_routes(app: FastAPI) -> None:
     changing = [*guard, Depends(_from_our_pages)]
     app.add_api_route("/accel/v1/status", _status, methods=["GET"], dependencies=guard)
     app.add_api_route("/accel/v1/prebuild", _prebuild, methods=["POST"], dependencies=changing)
+    app.add_api_route("/accel/v1/cancel", _cancel, methods=["POST"], dependencies=changing)
     app.add_api_route(
         "/accel/v1/artifacts/{key}", _delete, methods=["DELETE"], dependencies=changing
     )
@@ -101,6 +102,12 @@ def _prebuild() -> dict[str, Any]:
         service.build()
     except AccelError as e:
         raise HTTPException(409, str(e)) from e
+    return service.status()
+
+
+def _cancel() -> dict[str, Any]:
+    """Stop the compiler where it is at work, and return the status at once."""
+    service.cancel_build()
     return service.status()
 
 

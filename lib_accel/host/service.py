@@ -19,6 +19,7 @@ from .clock import Clock
 from .refusals import Refusals
 from .unet.attachment import Attachment, AttachmentCounters
 from .unet.comparison import Tally, summed
+from .waiting import images_wait
 
 VAE_BYTES = 8 * 1024
 """Video memory that the VAE takes for a pixel: some float32 tensors of 256 channels, full size."""
@@ -78,6 +79,7 @@ class Service:
         """Accelerate every model as `wanted`, or none."""
         if wanted is None:
             self._session.cancel()
+        if any(each.engine.config != wanted for each in self._attachments()):
             self._session.forget_failures()
         for unet in list(self._seen):
             here = accelerated(unet)
@@ -95,7 +97,7 @@ class Service:
         """
         with self._lock:
             self._switched_on = webui.enabled()
-            if not self._switched_on and any(map(accelerated, self._seen)):
+            if not self._switched_on and self._attachments():
                 self._options_changed = True  # switched on for a job alone, which has failed
             self._refresh()
             self.before_images(p)
@@ -121,7 +123,7 @@ class Service:
             if accelerated(unet) is None and not self._refused.stands(unet):
                 self._attach(unet)
             self._around = webui.switched_on(p)
-            for each in filter(None, map(accelerated, self._seen)):
+            for each in self._attachments():
                 each.begin_image(self._around)
                 if each.unet is not unet:
                     each.release_memory()
@@ -193,7 +195,8 @@ class Service:
             if unet is None or not webui.enabled():
                 raise AccelError("no model is loaded, or acceleration is off: nothing to build")
             here = accelerated(unet)
-            if here is not None and (here.engine.job is not None or here.engine.is_stored):
+            job = here.engine.job if here else None
+            if here is not None and (here.engine.is_stored or (job and not job.cancelled)):
                 return
             with webui.idle() as idle:  # attaching moves weights
                 if not idle:
@@ -204,16 +207,25 @@ class Service:
             if reason := self._refused.reason(unet):
                 raise AccelError(reason)
 
+    def cancel_build(self) -> bool:
+        """Stop the compiler; return whether it was at work.
+
+        It is not started again until that is asked for, an option changes, or the WebUI restarts.
+        """
+        return self._session.cancel(webui.config())
+
     def delete(self, key: str) -> bool:
         """Remove compiled code from the store, see `stored_code.delete`. Raises StoreError."""
-        here = [each for each in map(accelerated, self._seen) if each is not None]
-        return stored_code.delete(key, [each.engine.target for each in here])
+        return stored_code.delete(key, [each.engine.target for each in self._attachments()])
 
     # -- status
 
     def _sums(self) -> dict[str, int]:
         each = [c.to_dict() for c in (AttachmentCounters(Counters()), *self._counts)]
         return {name: sum(c[name] for c in each) for name in each[0]}
+
+    def _attachments(self) -> list[Attachment]:
+        return [each for each in map(accelerated, list(self._seen)) if each is not None]
 
     def served(self) -> tuple[int, str]:
         """Return how many UNet calls compiled code has computed, and the current backend."""
@@ -241,13 +253,10 @@ class Service:
         out: dict[str, Any] = {
             "enabled": webui.enabled(),
             "state": "off",
-            "reason": None,
-            "backend": "",
-            "architecture": "",
-            "dtype": "",
+            **dict.fromkeys(("reason", "progress", "artifact")),
+            **dict.fromkeys(("backend", "architecture", "dtype"), ""),
             "device": str(webui.device()),
-            "progress": None,
-            "artifact": None,
+            "images_wait": images_wait(),
             "counters": self._sums(),
             "control_models": 0,
             **summed([c.tally for c in self._counts], here.counts.tally if here else Tally()),
@@ -261,16 +270,11 @@ class Service:
             return {**out, "state": "fallback", "reason": reason}
         self._take_up_if_idle(here)
         s = here.status
+        shared = ("state", "reason", "backend", "architecture", "dtype", "device", "artifact")
         return {
             **out,
-            "state": s.state,
-            "reason": s.reason,
-            "backend": s.backend,
-            "architecture": s.architecture,
-            "dtype": s.dtype,
-            "device": s.device,
+            **{name: getattr(s, name) for name in shared},
             "progress": s.progress.to_dict() if s.progress else None,
-            "artifact": s.artifact,
             "counters": self._sums(),  # again: finished code may just have been taken up
             "control_models": here.control_models,
         }
@@ -289,9 +293,8 @@ class Service:
 
 def _same_code(one: Config | None, other: Config | None) -> bool:
     """Return whether two configurations use the same compiled code."""
-    if one is None or other is None:
-        return False
-    return (one.backend, one.store) == (other.backend, other.store)
+    codes = [(each.backend, each.store) if each else None for each in (one, other)]
+    return codes[0] == codes[1] is not None
 
 
 service = Service()

@@ -30,6 +30,7 @@ PLACES = [
     for path in (
         "/accel/v1/status",
         "/accel/v1/prebuild",
+        "/accel/v1/cancel",
         f"/accel/v1/artifacts/{'0' * 64}",
         "/accel/v1/artifacts/..%2f..%2fx",
         "//accel/v1/status",

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from lib_accel.compile import jobs
-from lib_accel.compile.jobs import CompiledUnits, Job
+from lib_accel.compile.jobs import TRUSTED_S, CompiledUnits, Job, Parts
+from lib_accel.compile.units import units_of
 from lib_accel.errors import CompileFailed, NoRoom
 
 from .. import tiny
@@ -17,18 +18,19 @@ PATIENCE_S = 60.0
 
 
 class Held(Job):
-    """Reports `fraction`, waits to be let go, and then ends with `error` or with no units."""
+    """Has `parts`, waits to be let go, and then ends with `error` or with no units."""
 
-    def __init__(self, fraction: float | None = None, error: Exception | None = None):
+    def __init__(self, parts: Parts | None = None, error: Exception | None = None):
         super().__init__("test", tiny.target())
         self.begun, self.go_on = threading.Event(), threading.Event()
-        self.fraction, self.error = fraction, error
+        self.given, self.error = parts, error
 
     def work(self) -> CompiledUnits:
-        self.report("working", self.fraction)
+        self.parts = self.given
+        self.report("working")
         self.begun.set()
         assert self.go_on.wait(PATIENCE_S)
-        self.report("ending", self.fraction)
+        self.report("ending")
         if self.error is not None:
             raise self.error
         self.compiled += 3
@@ -48,9 +50,10 @@ def ended(job: Held) -> Held:
 
 
 def test_progress_shows_the_stage_and_the_end():
-    job = begun(Held(fraction=0.5))
+    job = begun(Held())
     progress = job.progress()
-    assert (job.done, progress.stage, progress.fraction) == (False, "working", 0.5)
+    assert (job.done, progress.stage) == (False, "working")
+    assert (progress.fraction, progress.part, progress.parts, progress.remaining_s) == (None,) * 4
     assert not job.wait(0.01)
     job.go_on.set()
     assert job.result() == {}
@@ -60,12 +63,90 @@ def test_progress_shows_the_stage_and_the_end():
     assert job.progress().elapsed_s == progress.elapsed_s
 
 
-def test_the_remaining_time_is_estimated_from_the_pace(monkeypatch: pytest.MonkeyPatch):
-    job = begun(Held(fraction=0.25))
-    assert job.progress().remaining_s is None, "too early to tell"
-    monkeypatch.setattr(jobs, "ESTIMATE_AFTER_S", 0.0)
-    progress = job.progress()
-    assert progress.remaining_s == pytest.approx(3 * progress.elapsed_s)
+class Clock:
+    """Stands in the place of `time` in jobs.py."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(jobs, "time", clock)
+    return clock
+
+
+SLOW, OTHER, FAST = units_of(tiny.TINY)[:3]
+
+
+def test_the_longest_parts_come_first(clock: Clock):
+    assert Parts({FAST: 1.0, SLOW: 9.0, OTHER: 3.0}).longest_first == [SLOW, OTHER, FAST]
+
+
+def test_progress_moves_while_one_part_is_compiled(clock: Clock):
+    """It names the part, and says how long the rest will take, from the first second."""
+    parts = Parts({SLOW: 60.0, FAST: 20.0, OTHER: 20.0})
+    parts.begin(SLOW)
+    seen = []
+    for clock.now in (0.0, 3.0, 30.0, 50.0, 100.0, 200.0):
+        p = parts.progress("compiling", clock.now)
+        assert (p.part, p.parts) == (1, 3)
+        assert p.fraction is not None
+        seen.append((p.remaining_s, round(p.fraction, 2)))
+    assert seen[:4] == [(100.0, 0.0), (97.0, 0.03), (70.0, 0.3), (50.0, 0.5)]
+    assert seen[4] == (50.0, 0.67), "late: it needs a tenth of its time once more"
+    assert seen[5] == (60.0, 0.77)
+
+
+def test_the_pace_of_finished_parts_corrects_the_estimate(clock: Clock):
+    parts = Parts({SLOW: 60.0, FAST: 60.0, OTHER: 60.0})
+    parts.begin(SLOW)
+    clock.now = 120.0
+    parts.finish(SLOW, 120.0)
+    slower = (TRUSTED_S + 120) / (TRUSTED_S + 60)
+    p = parts.progress("compiling", clock.now)
+    assert (p.part, p.remaining_s) == (2, pytest.approx(2 * 60 * slower))
+
+
+def test_workers_share_the_parts_and_the_longest_one_decides(clock: Clock):
+    parts = Parts({SLOW: 60.0, FAST: 10.0, OTHER: 10.0}, workers=2)
+    for unit in (SLOW, FAST):
+        parts.begin(unit, more_s=5.0)
+    assert parts.progress("compiling", 0.0).remaining_s == 65.0
+    clock.now = 15.0
+    parts.finish(FAST)  # another process has stored it: that says nothing about the pace
+    p = parts.progress("compiling", clock.now)
+    assert (p.part, p.remaining_s) == (2, 50.0)
+    parts.finish(SLOW)
+    parts.finish(OTHER)
+    p = parts.progress("compiling", clock.now)
+    assert (p.part, p.parts, p.fraction, p.remaining_s) == (3, 3, 1.0, 0.0)
+
+
+def test_the_fraction_never_falls(clock: Clock):
+    parts = Parts({SLOW: 10.0, FAST: 10.0})
+    parts.begin(SLOW)
+    clock.now = 9.0
+    before = parts.progress("compiling", 9.0).fraction
+    clock.now = 90.0
+    parts.finish(SLOW, 90.0)
+    assert parts.progress("compiling", 90.0).fraction >= before
+
+
+def test_the_api_shows_parts_and_remaining_seconds(clock: Clock):
+    job = begun(Held(Parts({SLOW: 61.26, FAST: 20.0})))
+    clock.now = 3.0
+    assert job.progress().to_dict() == {
+        "stage": "working",
+        "elapsed_s": 3.0,
+        "fraction": 0.0356,
+        "part": 1,
+        "parts": 2,
+        "remaining_s": 81.3,
+    }
     job.go_on.set()
 
 

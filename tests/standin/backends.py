@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from lib_accel.compile import session
-from lib_accel.compile.units import UnitFn
+from lib_accel.compile.jobs import CompiledUnits, Job, Parts, stop
+from lib_accel.compile.target import Target
+from lib_accel.compile.units import UnitFn, UnitModule
 
 
 class Stub:
@@ -29,7 +34,69 @@ class Stub:
     def kept_bytes(self, *_: Any) -> None:
         return None
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> list[Any]:
+        return []
+
+
+class Uncompiled(Stub):
+    """A backend whose units are torch's own kernels."""
+
+    name = "uncompiled"
+
+    def code(self, unit: Any) -> UnitFn:
+        return functools.partial(_compute, UnitModule(unit))
+
+
+def _compute(module: UnitModule, given: list[Tensor]) -> Tensor:
+    count = len(given) - len(module.names)
+    return module(given[:count], given[count:])
+
+
+class Compiler(Uncompiled):
+    """A backend with a store and a compiler that is done when a test sets `may_finish`."""
+
+    name = "compiler"
+    may_finish: threading.Event
+    stored: bool
+
+    def __init__(self) -> None:
+        self.jobs: list[CompilerJob] = []
+
+    def make(self, target: Target, store: Any) -> CompiledUnits | Job:
+        if Compiler.stored:
+            return super().make(target, store)
+        running = [job for job in self.jobs if not (job.done or job.cancelled)]
+        if not running:
+            self.jobs.append(CompilerJob(self, target))
+            self.jobs[-1].start()
+        return self.jobs[-1]
+
+    def kept_bytes(self, *_: Any) -> int | None:
+        return 1 if Compiler.stored else None
+
+    def cancel(self) -> list[Target]:
+        return stop(self.jobs)
+
+
+class CompilerJob(Job):
+    def __init__(self, backend: Compiler, target: Target):
+        super().__init__("test", target)
+        self.backend = backend
+
+    def work(self) -> CompiledUnits:
+        self.parts = Parts(dict.fromkeys(self.target.units, 10.0))
+        while not Compiler.may_finish.wait(0.01):
+            self.report("compiling")
+        Compiler.stored = True
+        return {unit: self.backend.code(unit) for unit in self.target.units}
+
+
+def compile_slowly(monkeypatch: pytest.MonkeyPatch) -> type[Compiler]:
+    """Let `Compiler` be the best backend, with nothing stored yet, and no other one compile."""
+    monkeypatch.setattr(Compiler, "may_finish", threading.Event(), raising=False)
+    monkeypatch.setattr(Compiler, "stored", False, raising=False)
+    monkeypatch.setattr(session, "BACKENDS", (Compiler, session.Jit, session.Eager))
+    return Compiler
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, backend: type[Stub]) -> None:

@@ -48,7 +48,7 @@ OURS = [
     {**HERE, "Origin": "http://sd.example", "X-Forwarded-Host": "sd.example"},
     {**HERE, "Origin": "http://sd.example", "X-Forwarded-Host": "sd.example, proxy.lan"},
 ]
-CHANGING = [("POST", "prebuild"), ("DELETE", "artifacts/0")]
+CHANGING = [("POST", "prebuild"), ("POST", "cancel"), ("DELETE", "artifacts/0")]
 
 
 @pytest.fixture

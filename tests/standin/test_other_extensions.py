@@ -59,7 +59,7 @@ def undo():
 @pytest.fixture
 def extension(tmp_path: Path, host: Host) -> Callable[[str, str], Any]:
     """A function that loads a file of an extension of a name."""
-    host.module("lib_accel.host.patches").extensions_dir = str(tmp_path)
+    host.module("lib_accel.host.unet.functions").extensions_dir = str(tmp_path)
 
     def load(name: str, text: str) -> Any:
         file = tmp_path / name / "scripts" / "script.py"

@@ -14,7 +14,7 @@ from ...errors import AccelError, ArtifactRejected
 from ...model import specs
 from ...store import Artifact, ArtifactStore
 from ..accuracy import Verdict
-from ..jobs import CompiledUnits, Job
+from ..jobs import CompiledUnits, Job, stop
 from ..target import Target
 from ..toolchain import missing_tools
 from ..units import UnitFn, describe
@@ -96,10 +96,9 @@ class Aoti:
             total += entry.bytes
         return total
 
-    def cancel(self) -> None:
-        """Stop every job."""
-        for job in list(self._jobs.values()):
-            job.cancel()
+    def cancel(self) -> list[Target]:
+        """Stop every job. Return what they were for."""
+        return stop(self._jobs.values())
 
     def _load(self, target: Target, store: ArtifactStore) -> CompiledUnits | None:
         """Load every unit of `target`; return None where one is not in the store."""

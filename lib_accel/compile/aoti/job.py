@@ -17,10 +17,11 @@ from ...store import ArtifactStore, LockBusy
 from ...store.privacy import require_private
 from ...store.private_folder import temporary_folder
 from ..accuracy import Verdict
-from ..jobs import CompiledUnits, Job
+from ..jobs import CompiledUnits, Job, Parts
 from ..target import Target
 from ..units import describe
 from .process_tree import remove
+from .times import Times
 from .worker_process import Answer, Results, Worker, worker_count
 
 # as torch and the system word it
@@ -53,6 +54,7 @@ class CompileJob(Job):
         self.store, self.stall_s = store, stall_s
         self.workers = workers or worker_count(target.device)
         self._load, self._turn = load, turn
+        self._times = Times("aoti", target.device.type)
 
     def work(self) -> CompiledUnits:
         """Compile what is missing and load everything."""
@@ -86,14 +88,14 @@ class CompileJob(Job):
                     held.enter_context(self.store.lock(self.target.key, timeout=0.5))
                     break
                 except LockBusy:
-                    self.report("another process is compiling this", None)
+                    self.report("another process is compiling this")
             yield
 
     @contextlib.contextmanager
     def _only_architecture(self) -> Iterator[None]:
         """Wait for the turn: workers take memory from images, and architectures share units."""
         while not self._turn.acquire(timeout=0.5):
-            self.report("another architecture is compiled first", None)
+            self.report("another architecture is compiled first")
         try:
             yield
         finally:
@@ -136,13 +138,13 @@ class CompileJob(Job):
 
     def _drive(self, units: list[specs.Spec], pool: list[Worker], results: Results) -> None:
         """Give each unit to the next free worker, and store what comes back."""
-        waiting, heard = list(units), time.monotonic()
+        parts = self.parts = Parts({u: self._times.expected(u) for u in units}, len(pool))
+        waiting, heard = parts.longest_first, time.monotonic()
         for worker in pool:
             self._give_next(worker, waiting)
         while busy := [worker for worker in pool if worker.unit is not None]:
             names = ", ".join(describe(worker.unit) for worker in busy if worker.unit)
-            left = len(waiting) + len(busy)
-            self.report(f"compiling {names}", 1 - left / len(units))
+            self.report(f"compiling {names}")
             try:
                 worker, answer = results.get(timeout=0.5)
             except queue.Empty:
@@ -158,11 +160,14 @@ class CompileJob(Job):
 
     def _give_next(self, worker: Worker, waiting: list[specs.Spec]) -> None:
         """Give the worker the first unit that no other process has stored in the meantime."""
+        assert self.parts is not None
         while waiting:
             unit = waiting.pop(0)
             if not self._is_stored(unit):
+                self.parts.begin(unit, 0.0 if worker.given else self._times.start_s)
                 worker.give(unit, self.target)
                 return
+            self.parts.finish(unit)
 
     def _finished(self, worker: Worker, answer: Answer | None) -> bool:
         """Store the worker's unit if it is done, and return whether it is."""
@@ -192,6 +197,9 @@ class CompileJob(Job):
             {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)},
             keep=self.target.keys.values(),
         )
+        assert self.parts is not None
+        self.parts.finish(unit, answer["seconds"])
+        self._times.add(unit, answer["seconds"], first=worker.given == 1)
         worker.take_back()
         self.compiled += 1
         return True

@@ -58,6 +58,7 @@ class Worker:
 
     def __init__(self, folder: Path, results: Results, threads: int, machine: Machine):
         self.unit: specs.Spec | None = None
+        self.given = 0  # units
         self._threads, self._folder, self._results = threads, folder, results
         self._log = folder / f"worker-{id(self)}.log"
         with self._log.open("wb") as log:
@@ -76,7 +77,7 @@ class Worker:
 
     def give(self, unit: specs.Spec, target: Target) -> None:
         """Let the worker compile and check a unit."""
-        self.unit = unit
+        self.unit, self.given = unit, self.given + 1
         task = {
             "unit": specs.spec_to_dict(unit),
             "dtype": str(target.dtype).removeprefix("torch."),

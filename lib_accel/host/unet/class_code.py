@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ..patches import patched_by
 from .functions import (
     DATA,
     WEBUI,
@@ -24,6 +23,7 @@ from .functions import (
     is_known,
     is_own,
     package,
+    patched_by,
 )
 
 _BEGINNINGS = (

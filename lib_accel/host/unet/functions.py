@@ -10,9 +10,12 @@ from __future__ import annotations
 import operator
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
+from modules import sd_hijack
+from modules.paths_internal import extensions_dir
 from torch import nn
 
 HOME = ("ldm", "sgm", "modules", "torch", "networks", "lib_accel")
@@ -28,6 +31,8 @@ _KNOWN = {*HOME, *WEBUI, *_LIBRARIES, "typing_extensions", *sys.stdlib_module_na
 
 DATA = (str, int, float, dict, list, tuple, torch.dtype, torch.Tensor, type(None))
 """Types of values that run nothing."""
+
+_ATTENTION = ("CrossAttention", "MemoryEfficientCrossAttention")
 
 _C_FUNCTIONS = (
     types.BuiltinFunctionType,
@@ -163,3 +168,16 @@ def equivalent(a: Any, b: Any) -> bool:
             and all(map(equivalent, *inside))
         )
     return isinstance(a, DATA) and isinstance(b, DATA)
+
+
+def patched_by(cls: type, function: object) -> str:
+    """Return that a class was patched with this function, and by which setting or extension."""
+    optimizer: Any = sd_hijack.current_optimizer
+    if cls.__name__ in _ATTENTION and not is_known(type(optimizer).__module__):
+        return f"{optimizer.title()} computes attention (Settings, Optimizations)"
+    for each in (function, *behind(function)):
+        file = Path(getattr(getattr(each, "__code__", None), "co_filename", ""))
+        if file.is_relative_to(extensions_dir):
+            extension = file.relative_to(extensions_dir).parts[0]
+            return f"the class {cls.__name__} was patched by the extension {extension}"
+    return f"the class {cls.__name__} was patched"
