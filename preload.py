@@ -40,8 +40,8 @@ def preload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accel-blocking",
         action="store_true",
-        help="let the first image wait for the compiler, for servers; without this flag images "
-        "are made unaccelerated meanwhile",
+        help="let images wait for the compiler, for servers; without this flag they are made "
+        "unaccelerated meanwhile",
     )
     parser.add_argument(
         "--accel-disable",

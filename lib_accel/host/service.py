@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import threading
-import weakref
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,13 +12,13 @@ from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
 from ..runtime.accelerated import accelerated
-from ..runtime.status import Counters
+from ..runtime.status import Counters, Status
 from . import stored_code, webui
 from .clock import Clock
-from .refusals import Refusals
+from .models import Models
 from .unet.attachment import Attachment, AttachmentCounters
 from .unet.comparison import Tally, summed
-from .waiting import images_wait
+from .waiting import images_wait, wait
 
 VAE_BYTES = 8 * 1024
 """Video memory that the VAE takes for a pixel: some float32 tensors of 256 channels, full size."""
@@ -34,9 +33,7 @@ class Service:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._session = Session()
-        # every UNet that was loaded, accelerated or not
-        self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._refused = Refusals()
+        self._models = Models()
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
         self._options_changed = False  # and not yet applied
@@ -52,7 +49,7 @@ class Service:
         if unet is None:
             return
         with self._lock:
-            self._seen.add(unet)
+            self._models.add(unet)
             if webui.enabled():
                 self._attach(unet)
 
@@ -79,14 +76,15 @@ class Service:
         """Accelerate every model as `wanted`, or none."""
         if wanted is None:
             self._session.cancel()
-        if any(each.engine.config != wanted for each in self._attachments()):
+        if any(each.engine.config != wanted for each in self._models.attachments):
             self._session.forget_failures()
-        for unet in list(self._seen):
+        for unet in self._models.unets:
             here = accelerated(unet)
             before = here.engine.config if here else None
             if before == wanted:
                 continue  # "Apply settings" calls once for each option, changed or not
-            self._detach(unet, keep_compiling=_same_code(before, wanted))
+            codes = [(c.backend, c.store) if c else None for c in (before, wanted)]
+            self._models.detach(unet, keep_compiling=codes[0] == codes[1])
             if wanted:
                 self._attach(unet)
 
@@ -97,10 +95,10 @@ class Service:
         """
         with self._lock:
             self._switched_on = webui.enabled()
-            if not self._switched_on and self._attachments():
+            if not self._switched_on and self._models.attachments:
                 self._options_changed = True  # switched on for a job alone, which has failed
             self._refresh()
-            self.before_images(p)
+            self._prepare(p)
 
     def after_job(self) -> None:
         """Switch off what was switched on for this job alone."""
@@ -111,7 +109,18 @@ class Service:
     def before_images(self, p: Any = None) -> None:
         """Prepare the loaded model for images: apply options, serve what the compiler has finished.
 
-        `p` is the job. Our forwards are put back where another extension had replaced them.
+        `p` is the job. Where the user wants it, the images wait here for the compiler.
+        """
+        self._prepare(p)
+        while (here := self.current()) and here.awaited and wait(here.awaited):
+            with self._lock:
+                if not here.take_up():
+                    return
+
+    def _prepare(self, p: Any) -> None:
+        """Follow the options and the loaded model.
+
+        Our forwards are put back where another extension had replaced them.
         """
         with self._lock:
             if not webui.has_own_options(p):
@@ -119,11 +128,11 @@ class Service:
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 return
-            self._seen.add(unet)
-            if accelerated(unet) is None and not self._refused.stands(unet):
+            self._models.add(unet)
+            if accelerated(unet) is None and not self._models.stays_refused(unet):
                 self._attach(unet)
             self._around = webui.switched_on(p)
-            for each in self._attachments():
+            for each in self._models.attachments:
                 each.begin_image(self._around)
                 if each.unet is not unet:
                     each.release_memory()
@@ -150,25 +159,25 @@ class Service:
         """Undo everything: the extension is being unloaded."""
         with self._lock:
             self._session.cancel()
-            for unet in list(self._seen):
-                self._detach(unet)
+            for unet in self._models.unets:
+                self._models.detach(unet)
 
     def _attach(self, unet: nn.Module) -> None:
         here = accelerated(unet)
         if here is not None:  # with other weights, which the engine follows by itself
             here.witness.start_anew()
             return
-        self._refused.forget(unet)
+        self._models.forgive(unet)
         try:
             here = Attachment(unet, webui.config(), self._session)
             self._counts.append(here.counts)
             here.begin_image(self._around)
-            here.install()  # before a blocking `prepare`, whose progress the status shows
+            here.install()
             here.engine.prepare()
         except AccelError as e:
             if here is not None:
                 here.remove()
-            self._refused.add(unet, str(e))
+            self._models.refuse(unet, str(e))
             webui.say(f"this model is not accelerated: {e}")
             return
         s = here.engine.status
@@ -176,12 +185,6 @@ class Service:
             f"{s.architecture}, {s.dtype} on {s.device}: backend {s.backend}, {s.state}"
             + (f" ({s.reason})" if s.reason else "")
         )
-
-    def _detach(self, unet: nn.Module, keep_compiling: bool = False) -> None:
-        here = accelerated(unet)
-        if here is not None:
-            here.remove(keep_compiling)
-            gc.collect()
 
     # -- what a person or a program asks for
 
@@ -202,9 +205,11 @@ class Service:
                 if not idle:
                     raise AccelError("an image is being made: ask again when it is done")
                 self._session.forget_failures()
-                self._detach(unet)
-                self._attach(unet)
-            if reason := self._refused.reason(unet):
+                if here is None:
+                    self._attach(unet)
+                else:  # what serves goes on until its successor is there
+                    here.engine.prepare()
+            if reason := self._models.refusal(unet):
                 raise AccelError(reason)
 
     def cancel_build(self) -> bool:
@@ -216,16 +221,13 @@ class Service:
 
     def delete(self, key: str) -> bool:
         """Remove compiled code from the store, see `stored_code.delete`. Raises StoreError."""
-        return stored_code.delete(key, [each.engine.target for each in self._attachments()])
+        return stored_code.delete(key, [each.engine.target for each in self._models.attachments])
 
     # -- status
 
     def _sums(self) -> dict[str, int]:
         each = [c.to_dict() for c in (AttachmentCounters(Counters()), *self._counts)]
         return {name: sum(c[name] for c in each) for name in each[0]}
-
-    def _attachments(self) -> list[Attachment]:
-        return [each for each in map(accelerated, list(self._seen)) if each is not None]
 
     def served(self) -> tuple[int, str]:
         """Return how many UNet calls compiled code has computed, and the current backend."""
@@ -248,36 +250,28 @@ class Service:
 
         It waits for nothing, not even for a compiler that an image waits for.
         """
-        unet = webui.unet_of(webui.current_model())
-        here = accelerated(unet)
-        out: dict[str, Any] = {
+        here = self.current()
+        if here is not None and webui.enabled():
+            self._take_up_if_idle(here)
+        return {
             "enabled": webui.enabled(),
-            "state": "off",
-            **dict.fromkeys(("reason", "progress", "artifact")),
-            **dict.fromkeys(("backend", "architecture", "dtype"), ""),
-            "device": str(webui.device()),
+            **self._state(here).to_dict(),
             "images_wait": images_wait(),
             "counters": self._sums(),
-            "control_models": 0,
+            "control_models": here.control_models if here else 0,
             **summed([c.tally for c in self._counts], here.counts.tally if here else Tally()),
         }
+
+    def _state(self, here: Attachment | None) -> Status:
+        if here is not None and webui.enabled():
+            return here.status
+        off = Status("off", None, "", "", "", str(webui.device()))
         if not webui.enabled():
-            return out
-        if here is None:
-            reason = "no model is loaded yet"
-            if unet is not None:
-                reason = self._refused.reason(unet) or "the model is being loaded"
-            return {**out, "state": "fallback", "reason": reason}
-        self._take_up_if_idle(here)
-        s = here.status
-        shared = ("state", "reason", "backend", "architecture", "dtype", "device", "artifact")
-        return {
-            **out,
-            **{name: getattr(s, name) for name in shared},
-            "progress": s.progress.to_dict() if s.progress else None,
-            "counters": self._sums(),  # again: finished code may just have been taken up
-            "control_models": here.control_models,
-        }
+            return off
+        reason, unet = "no model is loaded yet", webui.unet_of(webui.current_model())
+        if unet is not None:
+            reason = self._models.refusal(unet) or "the model is being loaded"
+        return replace(off, state="fallback", reason=reason)
 
     def _take_up_if_idle(self, here: Attachment) -> None:
         job = here.engine.job  # read once: an image may clear it
@@ -289,12 +283,6 @@ class Service:
                     here.take_up()
         finally:
             self._lock.release()
-
-
-def _same_code(one: Config | None, other: Config | None) -> bool:
-    """Return whether two configurations use the same compiled code."""
-    codes = [(each.backend, each.store) if each else None for each in (one, other)]
-    return codes[0] == codes[1] is not None
 
 
 service = Service()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..compile.jit import TRACING
 from ..config import MIB, Config, default_store, default_store_key
 from ..errors import printable_lines
-from .options import OPTIONS, WAIT
+from .options import OPTIONS
 from .unet.functions import runs_original
 
 
@@ -87,7 +87,6 @@ def config() -> Config:
         store_readonly=bool(flag("accel_store_readonly")),
         store_key=Path(key) if key else default_store_key(),
         compile=not flag("accel_no_compile"),
-        blocking=bool(flag("accel_blocking")) or option("accel_while_compiling") == WAIT,
         graphs=option("accel_graphs_mib") > 0,
         graph_bytes=option("accel_graphs_mib") * MIB,
         lora_base=option("accel_lora_base"),

@@ -270,10 +270,10 @@ class Engine:
         provider, target = self._provider, self.target
         job = provider.job  # read once: another thread may clear it
         compiling = job is not None and not job.done
-        if compiling:
-            state = "compiling"
-        elif provider.units:
+        if provider.units:
             state = "ready"  # also where a better backend failed; the reason names it
+        elif compiling:
+            state = "compiling"
         elif provider.failures or not self.can_compute:
             state = "fallback"
         else:

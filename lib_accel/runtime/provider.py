@@ -32,14 +32,16 @@ def store_of(config: Config) -> ArtifactStore:
 class Provider:
     """Finds the compiled units of a target in the store, or has them made in the background.
 
-    `units` is what may serve now: complete for the target, or empty. Raises ValueError from
-    `prepare` when the configuration names a backend that does not exist.
+    `units` is what may serve now: complete for the target, or empty. What serves goes on serving
+    until its successor is there. Raises ValueError from `prepare` when the configuration names a
+    backend that does not exist.
     """
 
     def __init__(self, config: Config, session: Session):
         self._config, self._session = config, session
         self._store = store_of(config)
         self.units: CompiledUnits = {}
+        self._made_by = ""  # the backend of `units`
         self.compiles = 0  # units compiled for this provider
         self.job: Job | None = None
         self._target: Target | None = None
@@ -53,12 +55,14 @@ class Provider:
     def prepare(self, target: Target) -> None:
         """Load the units of `target`, else start making them; wait only where the config says so.
 
-        While a job for the same target is running, nothing is done.
+        While a job for the same target is running, nothing is done. Asked again, it looks again for
+        something better than what serves.
         """
         if self._target is None or self._target.key != target.key:
             self._retarget(target)
-        if self.job is not None:
+        if self.job is not None and not self.job.cancelled:
             return
+        self.job = None
         self._forget_what_was_imported_since(target)
         while True:
             self._choice = self._session.choose(target, self._store, self._config, self.failures)
@@ -76,7 +80,7 @@ class Provider:
                     made.wait()
                     self.collect()
             else:
-                self._serve(made)
+                self._serve(made, backend.name)
             return
 
     @property
@@ -100,15 +104,18 @@ class Provider:
             return
         job, self.job = self.job, None
         assert job is not None
-        if job.cancelled:  # by another model that shared it
+        assert self._choice is not None
+        assert self._choice.backend is not None
+        made_by = self._choice.backend.name
+        if job.cancelled:  # by the user, or by another model that shared it
             self.prepare(job.target)
             return
         self.compiles += job.take_count()
         try:
-            self._serve(job.result())
+            self._serve(job.result(), made_by)
         except (CompileFailed, ArtifactRejected, StoreError) as error:
             passing = isinstance(error, (NoRoom, StoreError))
-            (self._failed if passing else self._lasting)[self.backend] = str(error)
+            (self._failed if passing else self._lasting)[made_by] = str(error)
             self.prepare(job.target)
 
     def drop(self, reason: str) -> None:
@@ -129,12 +136,13 @@ class Provider:
             self.job.cancel()
         self.job, self.units, self._target = None, {}, target
 
-    def _serve(self, units: CompiledUnits) -> None:
-        self.units, self._loaded_bytes = units, None
-        if units:
-            self._discarded.clear()
-            with contextlib.suppress(StoreError):  # shown only; the units serve without the store
-                self._loaded_bytes = self.kept_bytes
+    def _serve(self, units: CompiledUnits, made_by: str) -> None:
+        if not units:
+            return
+        self.units, self._made_by, self._loaded_bytes = units, made_by, None
+        self._discarded.clear()
+        with contextlib.suppress(StoreError):  # shown only; the units serve without the store
+            self._loaded_bytes = self.kept_bytes
 
     def _reject(self, error: AccelError) -> None:
         """Remove a refused artifact, once, to have it made again; else give up the backend."""
@@ -175,7 +183,9 @@ class Provider:
 
     @property
     def backend(self) -> str:
-        """Name of the chosen backend, "none" where there is no choice."""
+        """Name of the backend that serves or will; "none" where there is no choice."""
+        if self.units:
+            return self._made_by
         chosen = self._choice.backend if self._choice else None
         return chosen.name if chosen else NO_BACKEND
 
@@ -191,10 +201,9 @@ class Provider:
 
         Raises StoreError where the store cannot be read.
         """
-        backend = self._choice.backend if self._choice else None
-        if not self.units or backend is None or self._target is None:
+        if not self.units or self._target is None:
             return None
-        return backend.kept_bytes(self._target, self._store)
+        return self._session.backend(self._made_by).kept_bytes(self._target, self._store)
 
     @property
     def artifact(self) -> dict[str, object] | None:

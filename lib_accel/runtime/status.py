@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..compile.jobs import Progress
 
@@ -20,12 +20,17 @@ class Counters:
 class Status:
     """How an accelerated UNet stands."""
 
-    state: str  # "eager", "compiling", "ready" or "fallback"
+    state: str  # "off", "eager", "compiling", "ready" or "fallback"
     reason: str | None  # why no better backend serves, or what failed
     backend: str
     architecture: str
     dtype: str
     device: str
-    progress: Progress | None
-    artifact: dict[str, object] | None  # {"key": hex digest, "bytes": size in the store}
-    counters: Counters
+    progress: Progress | None = None  # of the compiler, also while other code serves
+    artifact: dict[str, object] | None = None  # {"key": hex digest, "bytes": size in the store}
+    counters: Counters = field(default_factory=Counters)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what the API shows of it, without the counters."""
+        shown = {name: value for name, value in vars(self).items() if name != "counters"}
+        return {**shown, "progress": self.progress.to_dict() if self.progress else None}

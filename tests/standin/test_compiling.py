@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ..aoti.processes import until
 from .backends import Compiler, compile_slowly
 from .host import Host, in_place
 
@@ -93,3 +96,133 @@ def test_cancelling_without_a_compiler_at_work_changes_nothing(host: Host) -> No
     before = host.status()
     assert host.app.ask("POST", "/accel/v1/cancel") == (200, before)
     assert host.status()["state"] == "ready"
+
+
+# -- images that wait
+
+
+class Waiting:
+    """An image that waits for the compiler, in a thread of its own."""
+
+    def __init__(self, host: Host, setting: str = "wait", **options: Any):
+        host.opts.set("accel_while_compiling", setting)
+        self.state = host.module("modules.shared").state
+        self.made: list[Any] = []
+        self.thread = threading.Thread(
+            target=lambda: self.made.append(host.image(**options)), daemon=True
+        )
+        self.thread.start()
+        until("the image to wait", lambda: self.state.textinfo)
+
+    def image(self) -> Any:
+        """Return the image, once it is made."""
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        assert self.state.textinfo is None
+        return self.made[0]
+
+
+def test_an_image_waits_with_progress_and_is_accelerated(host: Host) -> None:
+    waiting = Waiting(host)
+    assert host.status()["images_wait"]
+    assert waiting.state.textinfo == (
+        "Compiling 1 of 4, about 1 min left; Interrupt makes the image now, slower"
+    )
+    Compiler.may_finish.set()
+    p = waiting.image()
+    assert len(p.made) == 1
+    assert p.extra_generation_params["Accel"] == "compiler"
+
+
+def test_pages_and_settings_answer_while_an_image_waits(host: Host) -> None:
+    waiting = Waiting(host)
+    assert host.status()["state"] == "compiling"
+    host.opts.set("accel_graphs_mib", 0)
+    assert host.app.ask("POST", "/accel/v1/prebuild")[1]["state"] == "compiling"
+    Compiler.may_finish.set()
+    waiting.image()
+
+
+def test_settings_and_loading_do_not_wait_between_images(host: Host) -> None:
+    host.opts.set("accel_while_compiling", "wait")
+    host.load(seed=1)
+    host.opts.set("accel_graphs_mib", 0)
+    assert host.status()["state"] == "compiling"
+
+
+@pytest.mark.parametrize("button", ["interrupt", "skip", "stop_generating"])
+def test_a_button_ends_the_wait_and_the_image_is_made(host: Host, button: str) -> None:
+    waiting = Waiting(host)
+    getattr(waiting.state, button)()
+    p = waiting.image()
+    assert len(p.made) == 1
+    assert "Accel" not in p.extra_generation_params
+    assert host.status()["state"] == "compiling", "the compiler goes on"
+
+
+@pytest.mark.parametrize(("button", "made"), [("interrupt", 1), ("skip", 2)])
+def test_interrupt_ends_the_job_and_skip_goes_on(host: Host, button: str, made: int) -> None:
+    waiting = Waiting(host, n_iter=2)
+    getattr(waiting.state, button)()
+    if button == "skip":
+        until("the first image", lambda: not waiting.state.textinfo)
+        until("the second to wait", lambda: waiting.state.textinfo)
+        Compiler.may_finish.set()
+    assert len(waiting.image().made) == made
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("accel_while_compiling", "continue"), ("accel_enable", False)]
+)
+def test_a_setting_taken_back_ends_the_wait_at_once(host: Host, name: str, value: Any) -> None:
+    waiting = Waiting(host)
+    host.opts.set(name, value)
+    p = waiting.image()
+    assert len(p.made) == 1
+    assert "Accel" not in p.extra_generation_params
+
+
+def test_a_cancelled_compile_ends_the_wait(host: Host) -> None:
+    waiting = Waiting(host)
+    host.app.ask("POST", "/accel/v1/cancel")
+    assert len(waiting.image().made) == 1
+    assert host.status()["reason"] == CANCELLED
+
+
+def test_only_the_request_that_asks_for_it_waits(host: Host) -> None:
+    assert host.image().made
+    waiting = Waiting(host, "continue", override_settings={"accel_while_compiling": "wait"})
+    Compiler.may_finish.set()
+    assert waiting.image().made
+    assert not host.status()["images_wait"]
+
+
+# -- code that serves while other code is compiled
+
+
+def test_deleted_code_serves_until_its_successor_is_ready(host: Host) -> None:
+    finish(host)
+    first = host.image()
+    Compiler.stored = False  # deleted
+    Compiler.may_finish.clear()
+    status = host.app.ask("POST", "/accel/v1/prebuild")[1]
+    assert (status["state"], status["backend"]) == ("ready", "compiler")
+    assert status["progress"]["parts"] == 4
+    assert host.image().extra_generation_params["Accel"] == "compiler"
+    host.opts.set("accel_while_compiling", "wait")
+    assert host.image().extra_generation_params["Accel"] == "compiler", "nothing to wait for"
+    finish(host)
+    status = host.status()
+    assert (status["state"], status["progress"], status["reason"]) == ("ready", None, None)
+    assert host.image().made[0].equal(first.made[0])
+
+
+def test_deleted_code_serves_on_where_its_successor_is_cancelled(host: Host) -> None:
+    finish(host)
+    host.image()
+    Compiler.stored = False
+    Compiler.may_finish.clear()
+    host.app.ask("POST", "/accel/v1/prebuild")
+    status = cancel(host)
+    assert (status["state"], status["reason"]) == ("ready", CANCELLED)
+    assert host.image().extra_generation_params["Accel"] == "compiler"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import webui
 from ..service import service
 from ..taiyi.hooks import taiyi
 from .markup import fixed, plain, varying, what_failed
@@ -46,7 +45,7 @@ def _progress(s: dict[str, Any]) -> list[str]:
     fraction = (s["progress"] or {}).get("fraction")
     until = (
         "images wait for it"
-        if webui.config().blocking
+        if s["images_wait"]
         else "images are made without acceleration until then"
     )
     shown = [f"<b class='accel-plain'>{fraction:.0%}</b>"] if fraction is not None else []

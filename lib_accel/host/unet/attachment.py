@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...compile.jobs import Job
 from ...compile.session import Session
 from ...config import Config
 from ...errors import AccelError, UnsupportedArchitecture
@@ -127,10 +128,17 @@ class Attachment(Accelerated):
         for control in filter(None, map(accelerated, self._controls)):
             control.witness.begin_image(around)
 
-    def take_up(self) -> None:
-        """Serve what the compiler has finished. Called between images."""
-        if self.engine.take_up():
+    def take_up(self) -> bool:
+        """Serve what the compiler has finished. Called between images. Return whether it was."""
+        taken = self.engine.take_up()
+        if taken:
             self.reason = None
+        return taken
+
+    @property
+    def awaited(self) -> Job | None:
+        """The job without whose code nothing is accelerated; None where there is none."""
+        return None if self.engine.units else self.engine.job
 
     # -- computing
 
@@ -245,7 +253,7 @@ class Attachment(Accelerated):
             )
         if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"the weights are stored as {weight.dtype}"
-        if self.engine.job is not None:
+        if self.awaited is not None:
             return "compiling; images are made without acceleration until then"
         return self.witness.why_not()
 

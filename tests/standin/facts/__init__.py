@@ -20,6 +20,7 @@ _GROUPS = {
         settings.options,
         settings.settings_page,
         settings.lock,
+        settings.buttons,
         settings.device,
         settings.other_unets,
         jobs.started,

@@ -100,6 +100,18 @@ def lock() -> list[Any]:
     return out
 
 
+def buttons() -> dict[str, Any]:
+    """What Interrupt, Skip and their like leave for a job to see, and the text of its progress."""
+    state, names = shared.state, ("interrupted", "skipped", "stopping_generation", "textinfo")
+    before, out = {name: getattr(state, name) for name in names}, {}
+    for press in ("interrupt", "skip", "stop_generating"):
+        getattr(state, press)()
+        out[press] = {name: getattr(state, name) for name in names}
+    for name, value in before.items():
+        setattr(state, name, value)
+    return {**out, "language": shared.opts.localization}
+
+
 def device() -> dict[str, Any]:
     """Where and how precisely images are computed."""
     with devices.autocast():

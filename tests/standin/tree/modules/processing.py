@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modules import script_callbacks, scripts, sd_models, sd_unet
 from modules.call_queue import queue_lock
-from modules.shared import opts
+from modules.shared import opts, state
 
 
 @dataclass
@@ -30,13 +30,19 @@ class StableDiffusionProcessing:
 def process_images(p: StableDiffusionProcessing) -> list[Tensor]:
     """Return one tensor for each of the `n_iter` batches."""
     with queue_lock:
+        state.interrupted = state.skipped = state.stopping_generation = False  # as `begin` does
         scripts.call("before_process", p)
         before = {name: opts.data[name] for name in p.override_settings}
         try:
             opts.data.update(p.override_settings)  # no callbacks, neither here nor below
             with torch.no_grad():
                 sd_unet.apply_unet()
-                made = [_batch(p, n) for n in range(p.n_iter)]
+                made = []
+                for n in range(p.n_iter):
+                    state.skipped = False
+                    if state.interrupted or state.stopping_generation:
+                        break
+                    made.append(_batch(p, n))
             scripts.call("postprocess", p, made)
         finally:
             opts.data.update(before)
@@ -49,6 +55,8 @@ def _batch(p: StableDiffusionProcessing, number: int) -> Tensor:
     networks.loaded_networks[:] = p.networks
     x = p.x
     for step in range(p.steps):
+        if state.interrupted or state.skipped:
+            break
         script_callbacks.cfg_denoiser_callback(x)
         denoised = sd_models.model_data.sd_model.apply_model(
             x, p.timesteps, {"c_crossattn": [p.context]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from modules import options
+from modules import options, shared_state
 
 OptionInfo = options.OptionInfo
 options_section = options.options_section
@@ -24,8 +24,10 @@ options_templates |= options_section(
     {
         "sd_unet": OptionInfo("Automatic", "SD Unet"),
         "upcast_attn": OptionInfo(False, "Upcast cross attention layer to float32"),
+        "localization": OptionInfo("None", "Localization"),
         "CLIP_stop_at_last_layers": OptionInfo(1, "Clip skip"),
     },
 )
 opts = options.Options(options_templates)
+state = shared_state.State()
 loaded_hypernetworks: list[object] = []
