@@ -20,8 +20,8 @@ from .artifact import Entry
 from .files import ARTIFACT_KEY, bytes_in, create, delete, os_errors, rename
 from .locks import LOCKS, TEMP, LockBusy, hold
 from .manifest import MANIFEST
+from .privacy import MARK
 
-MARK = ".accel-store"
 _MARK_TEXT = b"Compiled code of sd-webui-accel. What is deleted is compiled again when needed.\n"
 
 _TRASH = ".trash-"
@@ -64,13 +64,18 @@ def is_artifact(path: Path) -> bool:
     return named and there and not path.is_symlink()
 
 
+def trash_name() -> str:
+    """Return a name for what is being removed; `clean` removes what is left of that name."""
+    return f"{_TRASH}{secrets.token_hex(8)}"
+
+
 def remove(root: Path, path: Path, patience_s: float = 12.8) -> int:
     """Remove an artifact of the store `root`; return its bytes, 0 when it was gone.
 
     It is hidden by one rename first, which needs no space, and then deleted. Raises StoreError
     where something else has its name.
     """
-    trash = root / f"{_TRASH}{secrets.token_hex(8)}"
+    trash = root / trash_name()
     try:
         size = bytes_in(path)
         if not is_artifact(path):

@@ -26,6 +26,8 @@ _PART = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,148}[A-Za-z0-9_-])?"
 )
 
+_OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
 _FULL = (
     "The disk is full (or your quota is). Free space or choose another folder; "
     "what was stored before is intact."
@@ -34,13 +36,15 @@ _DENIED = (
     "You need permission to read and write there, and no other program may hold the file. "
     "Fix that or choose another folder."
 )
+_CHOOSE = "Choose a folder of your own for compiled code."
 _ADVICE = {
     errno.ENOSPC: _FULL,
     getattr(errno, "EDQUOT", errno.ENOSPC): _FULL,
     errno.EFBIG: "A file size limit (ulimit -f, or the file system's) is too low. "
     "Raise it or choose another folder.",
-    errno.EROFS: "The file system is read-only. Make it writable, choose another folder, "
-    "or use the store read-only.",
+    errno.EROFS: "The file system is read-only. Choose another folder, or use the store "
+    "read-only (--accel-store-readonly).",
+    errno.ENOTDIR: "A part of that path is a file. Choose another folder.",
     errno.ENOENT: "Expected it to exist. Check the name.",
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
@@ -65,7 +69,15 @@ def os_errors(doing: str) -> Iterator[None]:
 
 
 def expanded(path: Path) -> Path:
-    """Return `path` absolute, without links, and with `~` as the user's home."""
+    """Return `path` absolute, without links, and with `~` as the user's home.
+
+    Raises StoreError where that is impossible: also for a path of Windows on another system.
+    """
+    if sys.platform != "win32" and _OF_WINDOWS.match(os.fspath(path)):
+        raise StoreError(
+            f"{path} is a path of Windows, and this is another system. Expected one like "
+            f"{os.path.realpath('accel')}."
+        )
     try:
         return Path(os.path.realpath(path.expanduser()))
     except (RuntimeError, ValueError) as error:  # nobody's home, or a zero byte
@@ -121,6 +133,28 @@ def make_folder(path: Path) -> None:
         if not parent.exists():
             parent.mkdir(mode=0o755, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
+
+
+def require_room(folder: Path, name: str) -> None:
+    """Raise StoreError when nothing can be made in `folder`, or it cannot be made.
+
+    A folder is made and removed: `name` in it, or the first of its path that is missing.
+    """
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    trial = missing[-1] if missing else folder / name
+    try:
+        trial.mkdir(mode=0o700)
+        trial.rmdir()
+    except FileExistsError:  # another process has just made it
+        pass
+    except NotADirectoryError as error:
+        raise StoreError(
+            f"{trial.parent} is a file, so {folder} cannot be made. {_CHOOSE}"
+        ) from error
+    except FileNotFoundError as error:  # /proc, or a drive that is not there
+        raise StoreError(f"No folder can be made in {trial.parent}. {_CHOOSE}") from error
+    except PermissionError as error:
+        raise StoreError(f"You may not write in {trial.parent}. {_CHOOSE}") from error
 
 
 def create(path: Path, mode: int = 0o600) -> BinaryIO:

@@ -23,34 +23,80 @@ from typing import NoReturn
 
 from ..errors import ArtifactRejected
 
+MARK = ".accel-store"
+"""The file that marks a folder as a store."""
+
+OTHER_TEMP = "Set TMPDIR to a folder that only you can write, for example in your home."
+_DELETE = "Delete it: what it held is made again."
+
 _UNMAPPED = 65534
 """Whose files seem to be that a container without root sees of its host: root's, such as /tmp."""
 
 
-def require_private(path: Path, folder: bool) -> None:
+def require_private(path: Path, folder: bool, remedy: str = _DELETE) -> None:
     """Raise ArtifactRejected when someone else could have written `path`; follow no links."""
+    if why := _written_by_others(path, folder):
+        _refuse(
+            f"{path} {why}, so others could have put code there, which would run as you. {remedy}"
+        )
+
+
+def _written_by_others(path: Path, folder: bool) -> str | None:
+    """Return how someone else could have written `path`, or None."""
     info = path.lstat()
     if not (stat.S_ISDIR if folder else stat.S_ISREG)(info.st_mode):
-        _refuse(path, f"is not a real {'folder' if folder else 'file'}")
+        return f"is not a real {'folder' if folder else 'file'}"
     if sys.platform == "win32":
-        return
+        return None
     if info.st_uid not in (0, os.geteuid()):
-        _refuse(path, f"belongs to another user (id {info.st_uid}, you are {os.geteuid()})")
+        return f"belongs to another user (id {info.st_uid}, you are {os.geteuid()})"
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        _refuse(path, f"is writable by others (mode {stat.S_IMODE(info.st_mode):04o})")
+        return f"is writable by others (mode {stat.S_IMODE(info.st_mode):04o})"
+    return None
 
 
 def require_private_root(root: Path) -> None:
     """Raise ArtifactRejected when someone else could put an artifact into the store `root`."""
-    require_private(root, folder=True)
-    if sys.platform == "win32":
-        return
-    for parent in root.parents:
+    if why := _written_by_others(root, folder=True):
+        _refuse(
+            f"{root} {why}, so it can hold no compiled code: others could put code there, which "
+            f"would run as you. {_remedy(root)}"
+        )
+    for parent in () if sys.platform == "win32" else root.parents:
         mode = parent.stat().st_mode
         if everyone_can_replace(mode):
-            octal = f"{stat.S_IMODE(mode):04o}"
-            why = f"is writable by everyone (mode {octal}) and holds the store {root}"
-            _refuse(parent, why, remedy="+t")
+            _refuse(
+                f"everyone can put another folder in the place of {root}, because {parent} is "
+                f"writable by everyone (mode {stat.S_IMODE(mode):04o}). Choose a folder elsewhere, "
+                "for example in your home."
+            )
+
+
+def _remedy(root: Path) -> str:
+    """Return what to do about a folder that others can write.
+
+    Its rights are changed only where that harms nobody: the folder is the user's own, and it is
+    empty or a store. Root owns the folders of the system, so root has to have made a store of it.
+    """
+    info = root.lstat()
+    if not stat.S_ISDIR(info.st_mode):
+        return "Choose a folder."
+    if info.st_uid not in (0, os.geteuid()):
+        return "Choose a folder of your own."
+    shared = info.st_mode & stat.S_ISVTX or info.st_uid != os.geteuid()
+    if not shared and (_is_store(root) or (info.st_uid and not any(root.iterdir()))):
+        return f"Run: chmod go-w '{root}'"
+    if everyone_can_replace(info.st_mode):  # then a folder in it can be replaced, too
+        return "Choose a folder elsewhere, for example in your home."
+    return f"Choose a folder of your own in it, for example {root / 'accel'}"
+
+
+def _is_store(root: Path) -> bool:
+    """Return whether the user has made a store of the folder."""
+    try:
+        return (root / MARK).lstat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def everyone_can_replace(mode: int) -> bool:
@@ -64,8 +110,10 @@ def require_closed(place: Path) -> None:
         info = folder.stat()
         if _others_write(info) or info.st_uid not in (0, os.geteuid(), _UNMAPPED):
             who = f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}"
-            why = f"lets others exchange what lies in the temporary folder {place} ({who})"
-            _refuse(folder, why, remedy="+t")
+            _refuse(
+                f"{folder} lets others exchange what lies in the temporary folder {place} ({who}). "
+                f"{OTHER_TEMP}"
+            )
 
 
 def closed_to_others(root: Path) -> bool:
@@ -87,9 +135,5 @@ def _others_write(folder: os.stat_result) -> bool:
     return bool(writable and not folder.st_mode & stat.S_ISVTX)
 
 
-def _refuse(path: Path, why: str, remedy: str = "go-w") -> NoReturn:
-    raise ArtifactRejected(
-        f"{path} {why}, so others could plant code there. Artifacts are native code: expected a "
-        f"real file or folder that is yours or root's and that nobody else can write. "
-        f"Run: chmod {remedy} '{path}' (and chown it if needed), or choose another folder."
-    )
+def _refuse(why: str) -> NoReturn:
+    raise ArtifactRejected(why)

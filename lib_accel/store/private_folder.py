@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import ArtifactRejected
-from .privacy import require_closed, require_private
+from .privacy import OTHER_TEMP, require_closed, require_private
 
 _PREFIX, _LOCK = "accel-private-", "lock"
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")  # as mkdtemp makes them
@@ -65,7 +65,7 @@ def _folder_of(pid: int) -> Path:
     lock = (folder / _LOCK).open("wb")
     atexit.register(_remove, pid, folder, lock)
     _try_lock(lock)  # where that is impossible, nobody else finds it unlocked either
-    require_private(folder, folder=True)
+    require_private(folder, folder=True, remedy=OTHER_TEMP)
     return folder
 
 

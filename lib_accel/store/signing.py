@@ -54,14 +54,8 @@ def read_key(path: Path, links: bool = True) -> bytes:
     with os_errors(f"read the key file {path}"), open_file(path, links) as stream:
         _require_kept(path)
         info = os.fstat(stream.fileno())
-        if sys.platform != "win32" and (
-            info.st_mode & 0o077 or info.st_uid not in (0, os.geteuid())
-        ):
-            raise StoreError(
-                f"The key file {path} is open to others (owner {info.st_uid}, mode "
-                f"{stat.S_IMODE(info.st_mode):04o}). Expected a file that is yours or root's, with "
-                f"mode 0600. Run: chmod 600 '{path}'; if others could read it, make a new key."
-            )
+        if sys.platform != "win32":
+            _require_closed(path, info)
         text = stream.read(1024).strip()
     if not re.fullmatch(rb"[0-9a-fA-F]{%d}" % (KEY_BYTES * 2), text):
         raise StoreError(
@@ -69,6 +63,21 @@ def read_key(path: Path, links: bool = True) -> bytes:
             "Make one: python -m lib_accel store key FILE"
         )
     return bytes.fromhex(text.decode())
+
+
+def _require_closed(path: Path, info: os.stat_result) -> None:
+    """Raise StoreError where others can read or write the key file."""
+    if info.st_uid not in (0, os.geteuid()):
+        raise StoreError(
+            f"The key file {path} belongs to another user (id {info.st_uid}). Expected a file that "
+            "is yours or root's. Make a key of your own: python -m lib_accel store key FILE"
+        )
+    if info.st_mode & 0o077:
+        cure = f"Run: chmod 600 '{path}'; if" if info.st_uid == os.geteuid() else "If"
+        raise StoreError(
+            f"The key file {path} is open to others (mode {stat.S_IMODE(info.st_mode):04o}). "
+            f"Expected mode 0600. {cure} others could read it, make a new key."
+        )
 
 
 def _require_kept(path: Path) -> None:
@@ -80,7 +89,7 @@ def _require_kept(path: Path) -> None:
             raise StoreError(
                 f"The key file {path} is one that everyone can replace (folder {folder}, mode "
                 f"{stat.S_IMODE(mode):04o}). Expected a folder that only you or root can write. "
-                f"Run: chmod o-w '{folder}', and make a new key."
+                "Keep keys elsewhere, for example in your home, and make a new one."
             )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import errno
 import logging
 import os
 import time
@@ -136,15 +135,14 @@ class ArtifactStore:
         return [entry for entry in map(self._inspect, self._scan()) if entry]
 
     def check(self) -> None:
-        """Raise StoreError or ArtifactRejected when nothing can be kept here. Creates nothing."""
+        """Raise StoreError or ArtifactRejected when nothing can be kept here. Leaves nothing."""
         with os_errors(f"use the store {self.root}"):
             if os.path.lexists(self.root):
                 require_private_root(self.root)
                 cleanup.require_store(self.root)
             signing.store_key(self._key_file)
-            there = next(path for path in (self.root, *self.root.parents) if path.exists())
-            if not self.readonly and not os.access(there, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "Permission denied", str(there))
+            if not self.readonly:
+                files.require_room(self.root, cleanup.trash_name())
 
     def verify(self) -> builtins.list[tuple[str, str | None]]:
         """Return every key with what is wrong with it, or None. Reads every byte."""

@@ -51,7 +51,7 @@ def test_what_others_can_write_is_refused(store, units, which, mode):
     path.chmod(path.stat().st_mode | mode)
     with pytest.raises(
         ArtifactRejected,
-        match=rf"{path} is writable by others \(mode 0\d+\).*Run: chmod go-w '{path}'",
+        match=rf"{path} is writable by others \(mode 0\d+\), so ",
     ) as caught:
         store.get(key_of("a"))
     assert caught.value.key == (None if which == "root" else key_of("a"))
@@ -66,8 +66,7 @@ def test_a_parent_folder_that_everyone_can_write_is_refused(store, units, tmp_pa
     tmp_path.chmod(0o777)
     with pytest.raises(
         ArtifactRejected,
-        match=rf"{tmp_path} is writable by everyone \(mode 0777\) and holds the store "
-        rf".*chmod \+t '{tmp_path}'",
+        match=rf"in the place of {store.root}, because {tmp_path} is writable by everyone",
     ):
         store.get(key_of("a"))
     assert "is writable by everyone" in (store.list()[0].problem or "")

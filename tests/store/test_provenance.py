@@ -214,7 +214,7 @@ def test_a_key_file_that_others_could_have_made_or_read_is_refused(profile, stor
 def test_a_key_file_of_another_user_is_refused(profile, store, units):
     store.put(recipe("a"), units)
     os.chown(profile / "sd-webui-accel" / "store.key", 12345, -1)
-    with pytest.raises(StoreError, match=r"is open to others .owner 12345"):
+    with pytest.raises(StoreError, match=r"belongs to another user .id 12345"):
         store.get(key_of("a"))
 
 

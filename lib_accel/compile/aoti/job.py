@@ -14,7 +14,7 @@ from pathlib import Path
 from ...errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ...model import specs
 from ...store import ArtifactStore, LockBusy
-from ...store.privacy import require_private
+from ...store.privacy import OTHER_TEMP, require_private
 from ...store.private_folder import temporary_folder
 from ..accuracy import Verdict
 from ..jobs import CompiledUnits, Job, Parts
@@ -126,7 +126,8 @@ class CompileJob(Job):
         count = min(self.workers, len(units))
         threads = max(1, (os.cpu_count() or 1) // count)
         try:
-            require_private(folder, folder=True)  # code is tried there before it is stored
+            # code is tried there before it is stored
+            require_private(folder, folder=True, remedy=OTHER_TEMP)
             pool.extend(Worker(folder, results, threads, self.target.machine) for _ in range(count))
             self._drive(units, pool, results)
         except OSError as e:
