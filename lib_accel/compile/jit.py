@@ -149,7 +149,7 @@ class Jit:
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
         """Refuse where compiling is switched off, the device is unknown, or a tool is missing."""
         machine = target.machine
-        if len(_made_for(target, self._made)) == len(target.units):
+        if target.units and len(_made_for(target, self._made)) == len(target.units):
             return None
         if not config.compile:
             return "compiling is switched off"

@@ -52,25 +52,34 @@ class Word:
         raise ValueError(f"expected one of {', '.join(self.words)}")
 
 
-MOST = 2**40
-
-
 @dataclass(frozen=True)
 class Number:
-    """An option that is a whole number of some unit, `least` to MOST."""
+    """An option that is a whole number of some unit, `least` to `most`."""
 
     default: int
     unit: str
     least: int
+    most: int
 
     def read(self, stored: object) -> int:
         """Return the whole number that `stored` means. Raises ValueError where it means none."""
-        if isinstance(stored, (int, float, str)) and not isinstance(stored, bool):
-            with contextlib.suppress(ValueError, OverflowError):  # of NaN, infinity and other text
-                number = math.trunc(float(stored))
-                if self.least <= number <= MOST:
-                    return number
-        raise ValueError(f"expected a number of {self.unit} from {self.least} to {MOST}")
+        number = _number(stored)
+        if number is not None and self.least <= number <= self.most:
+            return math.trunc(number)
+        raise ValueError(f"expected {self.least} to {self.most} {self.unit}")
+
+    def nearest(self, stored: object) -> int | None:
+        """Return the limit that a number out of range is nearest to; None for what is none."""
+        number = _number(stored)
+        return None if number is None else self.least if number < self.least else self.most
+
+
+def _number(stored: object) -> float | None:
+    if isinstance(stored, (int, float, str)) and not isinstance(stored, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(stored)
+            return number if math.isfinite(number) else None
+    return None
 
 
 OPTIONS: Mapping[str, Any] = {
@@ -81,9 +90,9 @@ OPTIONS: Mapping[str, Any] = {
         (CONTINUE, WAIT),
         {"make images without acceleration": CONTINUE, "wait for the compiler": WAIT},
     ),
-    "accel_store_mib": Number(2048, "MiB", least=1),
-    "accel_graphs_mib": Number(1024, "MiB", least=0),
-    "accel_witness_steps": Number(400, "steps", least=0),
+    "accel_store_mib": Number(2048, "MiB", least=64, most=16384),
+    "accel_graphs_mib": Number(1024, "MiB", least=0, most=8192),
+    "accel_witness_steps": Number(400, "steps", least=0, most=4000),
     "accel_lora_base": Word(
         AUTO,
         LORA_BASES,

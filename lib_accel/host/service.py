@@ -36,6 +36,7 @@ class Service:
         self._models = Models()
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
+        self._options: dict[str, Any] = {}  # as they were last, and meant something
         self._options_changed = False  # and not yet applied
         self._around: object = None  # what the WebUI has switched on for the last image
         self._switched_on = True  # before a job's own settings replaced it
@@ -53,16 +54,18 @@ class Service:
             if webui.enabled():
                 self._attach(unet)
 
-    def options_changed(self) -> None:
+    def options_changed(self) -> list[str]:
         """Apply the options to every model in memory, before the next image at the latest.
 
-        Raises ValueError for a value that means nothing: the WebUI then takes the change back.
+        Returns a sentence on each that meant nothing and was replaced. An error would leave its
+        traceback in the console, and the page would hear of neither.
         """
-        webui.check_options()
+        replaced = webui.mend_options(self._options)
         self._options_changed = True
         with webui.idle() as idle:
             if idle:
                 self._refresh()
+        return replaced
 
     def _refresh(self) -> None:
         """Apply changed options. Only between images: weights move, which a running image reads."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
 from ..compile.doctor import Finding, examine
+from ..compile.machine import probe
+from ..compile.session import BACKENDS
 from ..compile.target import Target
+from ..compile.units import units_of
+from ..errors import AccelError
+from ..model import presets
 from ..runtime.provider import store_of
 from ..store import ArtifactStore, Group, groups, named
 from . import webui
@@ -34,9 +41,47 @@ def delete(key: str, loaded: Iterable[Target]) -> bool:
 
 def findings() -> list[Finding]:
     """Return what works on this machine, what does not, and what to do about it."""
+    try:
+        return [*folder_notes(), *examine(*_device(), _store())]
+    except AccelError as e:
+        return [Finding("problem", "the artifact store cannot be used", str(e))]
+
+
+def folder_notes() -> list[Finding]:
+    """Return what looks like a mistake in the name of the folder that the user has given.
+
+    Raises AccelError where it cannot be used.
+    """
+    named, store = webui.flag("accel_store") or os.environ.get("ACCEL_STORE"), _store()
+    if not named or webui.flag("accel_disable"):
+        return []
+    if not store.readonly:
+        store.check()
+    if not Path(named).expanduser().is_absolute():
+        return [Finding("note", f"{named} is no full path: compiled code is kept in {store.root}")]
+    if store.root.parent.exists():
+        return []
+    what = f"neither {store.root} nor the folder that it would lie in exists yet"
+    return [Finding("note", what, "both are made with the first code; is the name right?")]
+
+
+def cannot_serve() -> dict[str, str]:
+    """Return why backends serve no model on this machine, by their names."""
+    try:
+        device, dtype = _device()
+        store, config = _store(), webui.config()
+        # code in the store may be of any model, and needs no compiler
+        units = () if store.list() else units_of(presets.sd1())
+        target = Target(units, dtype, device, probe(device))
+        why = {kind.name: kind().why_not(target, store, config) for kind in BACKENDS}
+    except AccelError as e:
+        return {"aoti": str(e)}
+    return {name: reason for name, reason in why.items() if reason}
+
+
+def _device() -> tuple[torch.device, torch.dtype]:
     device = webui.device()
-    dtype = torch.float32 if device.type == "cpu" else torch.float16
-    return examine(device, dtype, _store())
+    return device, torch.float32 if device.type == "cpu" else torch.float16
 
 
 def _store() -> ArtifactStore:

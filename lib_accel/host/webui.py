@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from modules import devices, sd_unet, shared
-from torch import Tensor, nn
+from torch import nn
 
 from ..compile.jit import TRACING
 from ..config import MIB, Config, default_store, default_store_key
 from ..errors import printable_lines
-from .options import OPTIONS
+from .options import OPTIONS, Number
 from .unet.functions import runs_original
 
 
@@ -35,24 +35,37 @@ def option(name: str) -> Any:
     try:
         return _read(name)
     except ValueError as e:
-        value = shared.opts.data[name] = OPTIONS[name].default
-        say(f"{e}. {value!r} is used instead.")
-        return value
+        say(_replace(name, e, OPTIONS[name].default))
+        return shared.opts.data[name]
 
 
-def check_options() -> None:
-    """Read every option. Raises ValueError, which names it, for a value that means nothing."""
+def mend_options(before: dict[str, Any]) -> list[str]:
+    """Replace each option that means nothing, and return a sentence on each.
+
+    It becomes what it was `before`, or the limit that it exceeds. `before` is brought up to date.
+    """
+    sentences = []
     for name in OPTIONS:
-        _read(name)
+        try:
+            before[name] = _read(name)
+        except ValueError as e:
+            sentences.append(_replace(name, e, before.get(name, OPTIONS[name].default)))
+    return sentences
+
+
+def _replace(name: str, error: ValueError, otherwise: object) -> str:
+    """Replace an option that means nothing, and return what to tell the user of it."""
+    kind, stored = OPTIONS[name], getattr(shared.opts, name)
+    nearest = kind.nearest(stored) if isinstance(kind, Number) else None
+    value = shared.opts.data[name] = otherwise if nearest is None else nearest
+    label = shared.opts.data_labels[name].label
+    return f"{label} ({name}) is {reprlib.repr(stored)}; {error}. {value!r} is used instead."
 
 
 def _read(name: str) -> Any:
     """Return an option's value; rewrite one of another type or version in the WebUI's settings."""
     stored = getattr(shared.opts, name)
-    try:
-        value = OPTIONS[name].read(stored)
-    except ValueError as e:
-        raise ValueError(f"the setting {name} is {reprlib.repr(stored)}; {e}") from None
+    value = OPTIONS[name].read(stored)
     if type(value) is not type(stored) or value != stored:
         shared.opts.data[name] = value
     return value
@@ -269,16 +282,6 @@ def lora_extension() -> Any:
     module = sys.modules.get("networks")
     parts = ("loaded_networks", "network_apply_weights")
     return module if all(hasattr(module, name) for name in parts) else None
-
-
-def held_by(part: Any) -> list[tuple[str, Tensor | nn.Module]]:
-    """Return what a network module computes with, by attribute: all but the layer it changes."""
-    return [
-        (name, value)
-        for name, value in vars(part).items()
-        if isinstance(value, Tensor)
-        or (isinstance(value, nn.Module) and value is not part.sd_module)
-    ]
 
 
 def wanted_loras() -> tuple[tuple[object, ...], ...]:

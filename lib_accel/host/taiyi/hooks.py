@@ -65,17 +65,15 @@ class Taiyi:
 
     def register(self) -> None:
         """Follow the setting. A model that is in memory is followed in any case."""
-        shared.opts.data_labels["accel_taiyi"].onchange = self.option_changed
+        option = shared.opts.data_labels["accel_taiyi"]
+        mend = option.onchange or (lambda: None)
+        option.onchange = lambda: (mend(), self.option_changed())
         self.option_changed()
         if any(map(is_taiyi, _in_memory())):
             self._follow(is_taiyi(sd_models.model_data.sd_model))
 
     def option_changed(self) -> None:
-        """Recognise checkpoints from now on, or no longer. Models in memory are left alone.
-
-        Raises ValueError for a value that means nothing: the WebUI then takes the change back.
-        """
-        webui.check_options()
+        """Recognise checkpoints from now on, or no longer. Models in memory are left alone."""
         wanted = webui.option("accel_taiyi")
         if wanted and self._finding is None:
             self._finding = Replacement(sd_models_config, "find_checkpoint_config", self._find)

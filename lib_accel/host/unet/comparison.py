@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ...errors import AccelError
 from ...model.precision import wider
-from .. import webui
 
 _NOISE = {
     "step": {torch.float32: 512, torch.float16: 8, torch.bfloat16: 8},
@@ -213,7 +212,7 @@ def _copied(networks: Iterable[Any], name: str) -> Iterator[None]:
     try:
         for net, part in before:
             net.modules[name] = view = copy.copy(part)
-            for own, value in webui.held_by(part):
+            for own, value in held_by(part):
                 copied = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
                 setattr(view, own, copied)
         yield
@@ -240,8 +239,18 @@ def _at_base(layer: Any) -> Any:
 def _tensors(parts: Iterable[Any]) -> Iterable[Tensor]:
     """Yield the tensors of network modules."""
     for part in parts:
-        for _, value in webui.held_by(part):
+        for _, value in held_by(part):
             if isinstance(value, nn.Module):
                 yield from value.parameters()
             elif value.is_floating_point():
                 yield value
+
+
+def held_by(part: Any) -> list[tuple[str, Tensor | nn.Module]]:
+    """Return what a network module computes with, by attribute: all but the layer it changes."""
+    return [
+        (name, value)
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor)
+        or (isinstance(value, nn.Module) and value is not part.sd_module)
+    ]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...runtime.lora_merge import BasePlacement, LowRank, Term, merge
 from .. import webui
-from .comparison import merged_otherwise
+from .comparison import held_by, merged_otherwise
 from .functions import at_home, runs_original
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
@@ -262,7 +262,7 @@ def _in_float32(part: Any, device: torch.device) -> Any:
     The tensors are copies: some modules write into their own.
     """
     view = copy.copy(part)
-    for name, value in webui.held_by(part):
+    for name, value in held_by(part):
         if isinstance(value, nn.Module):
             setattr(view, name, copy.deepcopy(value).to(device, torch.float32))
         elif value.is_floating_point():

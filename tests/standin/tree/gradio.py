@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+warned: list[str] = []
 shown: list[Component] = []  # all there are, in the order of creation
 
 
@@ -137,6 +138,11 @@ class Slider(Component):
     ):
         super().__init__(**given)
         self.label, self.minimum, self.maximum, self.step = label, minimum, maximum, step
+
+
+def Warning(message: str = "") -> None:  # noqa: A001
+    """Show a message in the page that has called the function that runs, if one has."""
+    warned.append(message)
 
 
 def update(**values: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class OptionInfo:
         label: str = "",
         component: Any = None,
         component_args: Any = None,
-        onchange: Callable[[], None] | None = None,
+        onchange: Callable[[], object] | None = None,
     ):
         self.default, self.label, self.component, self.component_args, self.onchange = (
             default,
