@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,8 +56,7 @@ def folder_notes() -> list[Finding]:
     named, store = webui.flag("accel_store") or os.environ.get("ACCEL_STORE"), _store()
     if not named or webui.flag("accel_disable"):
         return []
-    if not store.readonly:
-        store.check()
+    store.check()
     if not Path(named).expanduser().is_absolute():
         return [Finding("note", f"{named} is no full path: compiled code is kept in {store.root}")]
     if store.root.parent.exists():
@@ -67,12 +67,14 @@ def folder_notes() -> list[Finding]:
 
 def cannot_serve() -> dict[str, str]:
     """Return why backends serve no model on this machine, by their names."""
+    device, dtype = _device()
+    stored: list[object] = []
     try:
-        device, dtype = _device()
         store, config = _store(), webui.config()
+        with contextlib.suppress(AccelError):  # the backend says what is wrong with the store
+            stored += store.list()
         # code in the store may be of any model, and needs no compiler
-        units = () if store.list() else units_of(presets.sd1())
-        target = Target(units, dtype, device, probe(device))
+        target = Target(() if stored else units_of(presets.sd1()), dtype, device, probe(device))
         why = {kind.name: kind().why_not(target, store, config) for kind in BACKENDS}
     except AccelError as e:
         return {"aoti": str(e)}

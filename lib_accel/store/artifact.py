@@ -171,7 +171,7 @@ def entry_of(path: Path) -> Entry | None:
             return Entry(path.name, path, bytes_in(path), last_used)
         except PermissionError as error:  # one closed artifact must not hide the others
             return Entry(path.name, path, 0, last_used, f"It cannot be read: {error}.")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the store may be a file: `check` says so
         return None
 
 

@@ -57,6 +57,8 @@ def _written_by_others(path: Path, folder: bool) -> str | None:
 
 def require_private_root(root: Path) -> None:
     """Raise ArtifactRejected when someone else could put an artifact into the store `root`."""
+    if not stat.S_ISDIR(root.lstat().st_mode):
+        _refuse(f"{root} is a file, not a folder. Choose a folder for compiled code.")
     if why := _written_by_others(root, folder=True):
         _refuse(
             f"{root} {why}, so it can hold no compiled code: others could put code there, which "
@@ -79,8 +81,6 @@ def _remedy(root: Path) -> str:
     empty or a store. Root owns the folders of the system, so root has to have made a store of it.
     """
     info = root.lstat()
-    if not stat.S_ISDIR(info.st_mode):
-        return "Choose a folder."
     if info.st_uid not in (0, os.geteuid()):
         return "Choose a folder of your own."
     shared = info.st_mode & stat.S_ISVTX or info.st_uid != os.geteuid()

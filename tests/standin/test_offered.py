@@ -67,7 +67,7 @@ def test_the_page_names_limits_and_units(host: Host) -> None:
         ),
         ("relative", "relative is no full path: compiled code is kept in {cwd}/relative"),
         ("Z:\\foo", "Z:\\foo is a path of Windows, and this is another system"),
-        ("{tmp}/file", "{tmp}/file is not a real folder"),
+        ("{tmp}/file", "{tmp}/file is a file, not a folder"),
         ("{tmp}/file/x", "{tmp}/file is a file, so {tmp}/file/x cannot be made"),
         ("~nobody-at-all/x", "names no place: "),
     ],

@@ -59,8 +59,7 @@ class Aoti:
             missing = _missing(target, store)
             if not missing:
                 return None  # loading needs no compiler
-            if not store.readonly:
-                store.check()
+            store.check()
             if not config.compile or store.readonly:
                 return _not_stored(target, store, missing)
         except AccelError as e:
