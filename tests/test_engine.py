@@ -35,7 +35,7 @@ def test_blocking_waits_for_the_artifact(built: Built):
 def test_progress_grows_with_the_units(built: Built):
     assert built.fractions == sorted(built.fractions)
     assert built.fractions[0] < 0.5
-    assert {0.25, 0.5, 0.75} & set(built.fractions)
+    assert len(set(built.fractions)) > 10, "it moves within a unit too"
 
 
 def test_the_artifacts_are_small_and_keep_their_verdicts(tiny_store: Path):

@@ -113,12 +113,14 @@ def launch(webui: Path, folder: Path) -> Iterator[Launch]:
         login: str | None = None,
         model: str = "tinyA",
         others: Sequence[Path] = (),
+        compiled: bool = True,
     ) -> Server:
-        """`others`: further extensions, by their folders."""
+        """`others`: further extensions, by their folders. Not `compiled`: with an empty store."""
         extensions = {"accel": HERE.parent.parent} if extension else {}
         extensions |= {folder.name: folder for folder in others}
         data = folder / f"data{len(started)}"
-        started.append(Server(webui, data, store, model, flags, extensions, login))
+        own = store if compiled else data / "store"
+        started.append(Server(webui, data, own, model, flags, extensions, login))
         return started[-1]
 
     yield start

@@ -25,7 +25,7 @@ FIELDS = {
     "artifact",
     "counters",
 }
-FIELDS |= {"control_models", "difference", "speedup"}
+FIELDS |= {"control_models", "difference", "images_wait", "speedup"}
 FIELDS |= {"witnessed", "worst_error", "witness_seconds"}
 COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "host_calls"}
 

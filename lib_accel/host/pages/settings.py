@@ -123,7 +123,7 @@ def _size(name: str, label: str, step: int) -> shared.OptionInfo:
     kind = OPTIONS[name]
     option = _option(name, label, gr.Slider, minimum=kind.least, maximum=kind.most, step=step)
     limits = varying(f"({kind.least} to {kind.most})")
-    option.comment_after += f"<span class='info'>{limits}</span>"
+    option.comment_after += f"<span class='info'>{limits}</span> "
     return option
 
 
