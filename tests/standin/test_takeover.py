@@ -21,6 +21,7 @@ FIELDS = {
     "progress",
     "artifact",
     "counters",
+    "images_wait",
     "control_models",
     "witnessed",
     "worst_error",

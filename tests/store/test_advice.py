@@ -118,6 +118,13 @@ def test_the_rights_of_a_store_are_changed_back(tmp_path: Path) -> None:
     assert store.get(key_of("a"))
 
 
+@posix
+def test_a_store_that_is_shared_on_purpose_stays_shared(tmp_path: Path) -> None:
+    store = filled(tmp_path, "a")
+    store.root.chmod(0o1777)
+    assert said(store.root).endswith(f"for example {store.root}/accel")
+
+
 @root_only
 @pytest.mark.parametrize("mode", [0o775, 0o777])
 def test_a_user_changes_the_rights_of_an_empty_folder_of_his_own(folder: Path, mode: int) -> None:

@@ -114,7 +114,7 @@ def _option(name: str, label: str, component: Any = None, **given: Any) -> share
 
 def _choice(name: str, label: str, labels: Mapping[str, str]) -> shared.OptionInfo:
     """Return a choice between words. The page shows `labels`; what is stored is the word."""
-    choices = [(labels[word], word) for word in OPTIONS[name].words]
+    choices = [(labels.get(word, word), word) for word in OPTIONS[name].words]
     return _option(name, label, gr.Radio, choices=choices)
 
 
