@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,12 +18,16 @@ from .source_digest import source_digest
 
 @dataclass(frozen=True)
 class Target:
-    """The distinct units of a UNet, their dtype, and the device and machine they must run on."""
+    """The distinct units of a UNet, their dtype, and the device and machine they must run on.
+
+    `name` is the model family, to show to users; nothing depends on it.
+    """
 
     units: tuple[specs.Spec, ...]
     dtype: torch.dtype
     device: torch.device
     machine: Machine
+    name: str = field(default="", compare=False)
 
     def recipe(self, unit: specs.Spec) -> dict[str, Any]:
         """Return all that the compiled code of one unit depends on."""
@@ -60,11 +64,12 @@ class Target:
     @property
     def _shared(self) -> dict[str, Any]:
         """What the recipes of all units have in common."""
-        return {
-            "source": source_digest(),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "machine": self.machine.identity(),
-        }
+        return {**of_machine(self.machine), "dtype": str(self.dtype).removeprefix("torch.")}
+
+
+def of_machine(machine: Machine) -> dict[str, Any]:
+    """Return what the recipes of all code for `machine` have in common."""
+    return {"source": source_digest(), "machine": machine.identity()}
 
 
 def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:

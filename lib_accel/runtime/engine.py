@@ -67,7 +67,8 @@ class Engine:
     @property
     def target(self) -> Target:
         """What has to be compiled for this network, as its weights are now."""
-        return Target(self._units, self.binding.dtype, self.device, self._machine(self.device))
+        machine, name = self._machine(self.device), self.architecture.name
+        return Target(self._units, self.binding.dtype, self.device, machine, name)
 
     @property
     def job(self) -> Job | None:
@@ -237,10 +238,7 @@ class Engine:
             self.graphs.clear()
 
     def release_graphs(self) -> bool:
-        """Free the video memory of CUDA graphs; return whether there was any.
-
-        They are recorded again when they are next needed.
-        """
+        """Free the video memory of CUDA graphs, recorded again later; return whether any was."""
         if not self.graph_bytes:
             return False
         self._drop_graphs()

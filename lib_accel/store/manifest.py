@@ -1,12 +1,14 @@
 """The manifest of an artifact: what it holds, how it is written, what is refused when read.
 
     {"format": 2, "key": ..., "recipe": {...}, "files": {name: {"sha256": ..., "bytes": ...}},
-     "verdict": {...} or null, "created": ..., "origin": ..., "signature": ..., "sha256": ...}
+     "verdict": {...} or null, "created": ..., "origin": ..., "name": "SD1", "signature": ...,
+     "sha256": ...}
 
 `recipe` names all that the compiled code depends on, and `key` is its sha256: `{"unit": {...},
 "dtype": "float16", "machine": {"torch": "2.13.0", ...}, ...}`. `verdict` holds what the accuracy
-check measured. `signature` is made with the store key and covers all fields but the last two;
-`sha256` covers every other field, so any changed byte is found.
+check measured. `name` is the model family that it was made for, to show to users; manifests of
+earlier versions lack it. `signature` is made with the store key and covers all fields but the last
+two; `sha256` covers every other field, so any changed byte is found.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 
 
 def new_manifest(
-    recipe: Mapping[str, Any], verdict: Mapping[str, Any] | None, created: str
+    recipe: Mapping[str, Any], verdict: Mapping[str, Any] | None, created: str, name: str = ""
 ) -> dict[str, Any]:
     """Return the manifest of an artifact made here, without files yet.
 
@@ -54,6 +56,7 @@ def new_manifest(
                     "origin": "built here",
                     "created": created,
                     "files": {},
+                    **({"name": name} if name else {}),
                 }
             )
         )
@@ -178,6 +181,7 @@ def _wrong_fields(manifest: Mapping[str, Any]) -> list[str]:
         "created": _is_text(manifest.get("created")),
         "origin": _is_text(manifest.get("origin")),
         "signature": _is_text(manifest.get("signature", "")),
+        "name": _is_text(manifest.get("name", "")),
     }
     unknown = manifest.keys() - good.keys() - {"format", "sha256"}
     return [*(name for name, fine in good.items() if not fine), *map(repr, sorted(unknown))]

@@ -101,15 +101,17 @@ class ArtifactStore:
         sources: Mapping[str, Path],
         verdict: Mapping[str, Any] | None = None,
         keep: Collection[str] = (),
+        name: str = "",
     ) -> Artifact:
         """Copy `sources` (name in the artifact: where the file is now) into the store.
 
         The key is the sha256 of `recipe`. A good artifact that is there already is kept and
         returned. Others are removed when the store exceeds its limit, but none whose key is in
-        `keep`. Raises StoreError when a name or the recipe is not acceptable.
+        `keep`. `name` is the model family, to show to users. Raises StoreError when a name or the
+        recipe is not acceptable.
         """
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        manifest = new_manifest(recipe, verdict, created)
+        manifest = new_manifest(recipe, verdict, created, name)
         key = manifest["key"]
         require_names(sources)
         self._prepare(f"store artifact {key[:12]}")

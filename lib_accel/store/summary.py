@@ -1,12 +1,18 @@
-"""What people see of a store: one line for all units that were made for the same machine."""
+"""What people see of a store: one line for all units of a model family and a machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .artifact import Entry
 from .manifest import recipe_key
+
+UNNAMED = "unknown model"
+"""Stands for the name where the manifest, of an earlier version, has none."""
+
+IN_USE = "in use"
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class Group:
         return max(entry.last_used for entry in self.entries)
 
     @property
+    def name(self) -> str:
+        """The model family that they were made for, as the status line calls it."""
+        return name_of(self.entries[0])
+
+    @property
     def made_for(self) -> str:
         """One line: `16 units, float16, torch 2.13.0, NVIDIA H100`, or what is wrong."""
         artifact = self.entries[0].artifact
@@ -38,13 +49,44 @@ class Group:
             return self.problem or ""
         machine, dtype = artifact.recipe["machine"], artifact.recipe["dtype"]
         torch, device = machine.get("torch"), machine.get("device_name")
-        return f"{len(self.entries)} units, {dtype}, torch {torch}, {device}"
+        count = f"{len(self.entries)} units" if len(self.entries) != 1 else "1 unit"
+        return f"{count}, {dtype}, torch {torch}, {device}"
 
     @property
     def origins(self) -> str:
         """Where the artifacts come from: `built here`, or the imports, separated by `; `."""
         found = {e.artifact.manifest["origin"] for e in self.entries if e.artifact}
         return "; ".join(sorted(found))
+
+    def state(self, here: Mapping[str, Any], used: Collection[str] = ()) -> str:
+        """Return IN_USE, "not usable", what of this machine it was not made for, or "".
+
+        `here` is what the recipes of this machine share (`compile/target.py: of_machine`), `used`
+        are the keys of code in use.
+        """
+        if any(entry.key in used for entry in self.entries):
+            return IN_USE
+        return "not usable" if self.problem else misfit(self.entries[0], here)
+
+
+def name_of(entry: Entry) -> str:
+    """Return the model family that an artifact was made for."""
+    return (entry.artifact.manifest.get("name") if entry.artifact else None) or UNNAMED
+
+
+def misfit(entry: Entry, here: Mapping[str, Any]) -> str:
+    """Return what of this machine an artifact was not made for, or ""; see `Group.state`."""
+    if entry.artifact is None:
+        return ""  # its problem says more
+    theirs, ours = entry.artifact.recipe, here["machine"]
+    differ = {name for name in ours if theirs["machine"].get(name) != ours[name]}
+    if "torch" in differ:
+        return "not for this torch"
+    if differ & {"device_type", "device_name", "capability"}:
+        return "not for this device"
+    if differ:  # its system, or its Triton
+        return "not for this system"
+    return "" if theirs.get("source") == here["source"] else "not for this version of the extension"
 
 
 def groups(entries: Iterable[Entry]) -> list[Group]:
@@ -68,4 +110,4 @@ def _group_key(entry: Entry) -> str:
         return recipe_key({"foreign": True})
     if entry.artifact is None:
         return entry.key
-    return recipe_key({**entry.artifact.recipe, "unit": "any"})
+    return recipe_key({**entry.artifact.recipe, "unit": "any", "family": name_of(entry)})

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from lib_accel.errors import StoreError
-from lib_accel.store import MANIFEST, ArtifactStore, groups, named
+from lib_accel.store import MANIFEST, ArtifactStore
 from tests.store.kit import flip, hidden, key_of, recipe
 
 # Storing and finding again
@@ -197,26 +197,3 @@ def test_eviction_spares_what_the_caller_keeps(store, units):
     tiny.put(recipe("third"), units, keep=[key_of("first"), key_of("second")])
     left = {entry.key for entry in tiny.list()}
     assert left == {key_of("first"), key_of("second"), key_of("third")}
-
-
-def test_artifacts_are_grouped_by_what_they_were_made_for(store, units):
-    other = {**recipe("c"), "dtype": "float32"}
-    for each in (recipe("a"), other, recipe("b")):
-        store.put(each, units)
-    flip(store.put(recipe("d"), units).path / MANIFEST, 5)
-    found = sorted(groups(store.list()), key=lambda group: group.made_for)
-    assert [len(group.entries) for group in found] == [1, 1, 2]
-    damaged, single, pair = found[0], *found[1:]
-    assert [group.made_for for group in (single, pair)] == [
-        "1 units, float32, torch 2.13.0, CPU",
-        "2 units, float16, torch 2.13.0, CPU",
-    ]
-    assert (damaged.key, damaged.made_for) == (key_of("d"), damaged.problem)
-    assert "its own checksum does not match" in str(damaged.problem)
-    assert pair.bytes == sum(entry.bytes for entry in pair.entries)
-    assert {entry.key for entry in pair.entries} == {key_of("a"), key_of("b")}
-    assert pair.key not in {entry.key for entry in store.list()}
-    for name, keys in ((pair.key, {key_of("a"), key_of("b")}), (key_of("a")[:12], {key_of("a")})):
-        (group,) = named(store.list(), name)
-        assert {entry.key for entry in group.entries} == keys
-    assert len(named(store.list(), "")) == 3 + 3  # the groups and the three whole artifacts

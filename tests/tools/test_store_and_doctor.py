@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> ArtifactStore:
     code = tmp_path / "unit.so"
     code.write_bytes(b"native code" * 100)
     for recipe in RECIPES:
-        store.put(recipe, {"data/unit.so": code})
+        store.put(recipe, {"data/unit.so": code}, name="SD1")
     return store
 
 
@@ -64,11 +64,14 @@ def test_artifacts_are_listed_verified_and_cleared(run: Run, store: ArtifactStor
     status, out, _ = run("store", "list", "--store", store.root)
     assert status == 0
     assert len(out.splitlines()) == 2
-    assert "2 units, float16, torch 2.13.0, Test GPU, built here" in out
+    shown = "SD1, 2 units, float16, torch 2.13.0, Test GPU, built here (not for this torch)"
+    assert shown in out
     assert out.endswith(f"2 units, 0.0 MB in {store.root}\n")
     listed = json.loads(run("store", "list", "--store", store.root, "--json")[1])
     assert sorted(row["key"] for row in listed["artifacts"]) == sorted(KEYS)
     assert {row["unit"]["layer"] for row in listed["artifacts"]} == {"ResBlock", "Output"}
+    told = {(row["name"], row["misfit"]) for row in listed["artifacts"]}
+    assert told == {("SD1", "not for this torch")}
 
     assert run("store", "verify", "--store", store.root)[:2] == (0, "2 good, 0 damaged\n")
     file = store.root / KEYS[0] / "data" / "unit.so"

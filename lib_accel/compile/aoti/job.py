@@ -197,6 +197,7 @@ class CompileJob(Job):
             worker.files(),
             {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)},
             keep=self.target.keys.values(),
+            name=self.target.name,
         )
         assert self.parts is not None
         self.parts.finish(unit, answer["seconds"])

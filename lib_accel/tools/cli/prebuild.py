@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     store, backend = make_store(args), Aoti(args.workers)
     built, lines = [], []
     for architecture in args.family:
-        target = Target(units_of(architecture), dtype, device, probe(device))
+        units, name = units_of(architecture), architecture.name
+        target = Target(units, dtype, device, probe(device), name)
         if why := backend.why_not(target, store, Config(store=args.store)):
             raise BackendUnavailable(why)
         compiled, seconds = _make(backend, target, store, architecture.name)

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from ...compile.machine import probe
+from ...compile.target import of_machine
 from ...errors import AccelError
 from ...store import ArtifactStore, Entry, Group, groups, named
 from ...store.signing import generate_key, read_key, write_key
-from .common import Commands, Help, add_store_arguments, command, make_store, say, show
+from ...store.summary import misfit, name_of
+from .common import (
+    Commands,
+    Help,
+    add_store_arguments,
+    command,
+    default_device,
+    make_store,
+    say,
+    show,
+)
 
 _MORE = """An artifact is the compiled code of one unit (one kind of layer) for one dtype, GPU (or
 CPU) model and torch version. It holds no weights. An architecture has about 16 units; `list` shows
-one line for all units that were made for the same machine.
+one line for all units that were made for the same model family and machine.
 
 examples:
   python -m lib_accel store list
@@ -79,10 +95,11 @@ def add(commands: Commands) -> None:
     command(actions, "key", what, _key, _KEY).add_argument("file", type=Path, metavar="FILE")
 
 
-def _row(entry: Entry) -> dict[str, object]:
+def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
     recipe = entry.artifact.recipe if entry.artifact else {}
     machine = recipe.get("machine", {})
     return {
+        "name": name_of(entry),
         "key": entry.key,
         "bytes": entry.bytes,
         "last_used": _time(entry.last_used),
@@ -92,13 +109,19 @@ def _row(entry: Entry) -> dict[str, object]:
         "torch": machine.get("torch"),
         "origin": entry.artifact.manifest["origin"] if entry.artifact else None,
         "problem": entry.problem,
+        "misfit": misfit(entry, here) or None,
     }
 
 
-def _line(group: Group) -> str:
+def _here() -> dict[str, Any]:
+    return of_machine(probe(torch.device(default_device())))
+
+
+def _line(group: Group, here: Mapping[str, Any]) -> str:
     what = f"NOT USABLE: {group.problem}"
     if not group.problem:
-        what = f"{group.made_for}, {group.origins}"
+        state = group.state(here)
+        what = f"{group.name}, {group.made_for}, {group.origins}" + (f" ({state})" if state else "")
     size = f"{group.bytes / 1e6:6.1f} MB"
     return f"{group.key[:12]}  {size}  {_time(group.last_used)}  {what}"
 
@@ -109,10 +132,11 @@ def _time(seconds: float) -> str:
 
 def _list(args: argparse.Namespace) -> int:
     store = make_store(args)
-    entries = store.list()
+    entries, here = store.list(), _here()
     size = sum(e.bytes for e in entries) / 1e6
-    lines = [*map(_line, groups(entries)), f"{len(entries)} units, {size:.1f} MB in {store.root}"]
-    rows = {"store": str(store.root), "artifacts": [_row(e) for e in entries]}
+    lines = [_line(group, here) for group in groups(entries)]
+    lines.append(f"{len(entries)} units, {size:.1f} MB in {store.root}")
+    rows = {"store": str(store.root), "artifacts": [_row(e, here) for e in entries]}
     show(rows, args, "\n".join(lines))
     return 0
 
@@ -206,7 +230,8 @@ def _import(args: argparse.Namespace) -> int:
     signing_key = read_key(args.key) if args.key else None
     artifacts = store.import_(args.file, signing_key, args.allow_unsigned)
     keys = [artifact.key for artifact in artifacts]
-    lines = [_line(group) for group in groups(e for e in store.list() if e.key in keys)]
+    found, here = groups(e for e in store.list() if e.key in keys), _here()
+    lines = [_line(group, here) for group in found]
     lines.append(f"{len(keys)} units from {args.file} are in {store.root}")
     show({"store": str(store.root), "keys": keys}, args, "\n".join(lines))
     return 0
