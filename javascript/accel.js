@@ -37,8 +37,11 @@
         return undefined;
     }
 
-    // Several reasons are joined by "; ", which a reason may hold too: the longest known one goes first.
+    // Several reasons are joined by "; ", which a reason may hold too: the longest known one goes first,
+    // but none goes beyond the name of the next backend.
     function translate(text) {
+        const named = text.split(/; (?=[a-z]+: )/);
+        if (named.length > 1) return named.map(translate).join("; ");
         const parts = text.split("; ");
         for (let n = parts.length; n > 0; n--) {
             const known = lookUp(parts.slice(0, n).join("; "));
@@ -66,7 +69,11 @@
         const state = (html) => (/data-state='(\w+)'/.exec(html) || [])[1];
         const changed = raw && state(line) !== state(raw);
         raw = line;
-        for (const place of gradioApp().querySelectorAll(".accel-status .accel-line")) place.outerHTML = line;
+        for (const place of gradioApp().querySelectorAll(".accel-status .accel-line")) {
+            const around = place.parentElement, opened = place.querySelector("details[open]");
+            place.outerHTML = line;
+            if (opened) around.querySelector("details")?.setAttribute("open", "");
+        }
         translateAll(gradioApp());
         if (changed) refreshTab();
     }
@@ -104,13 +111,25 @@
         if (button && button.offsetParent) button.click();
     }
 
-    window.accelDelete = function (key, megabytes) {
-        const question = translate("Delete this compiled code ({0}, {1} MB)? When a model needs it, compiling it again takes minutes.");
-        if (!confirm(question.replace("{0}", key.slice(0, 12)).replace("{1}", megabytes))) return;
+    window.accelDelete = function ({ key, size, name }) {
+        const question = translate("Delete the compiled code of {0} ({1}, {2} MB)? When a model needs it, compiling it again takes minutes.");
+        const values = [translate(name), key.slice(0, 12), size];
+        if (!confirm(question.replace(/\{(\d)\}/g, (_, n) => values[n]))) return;
         chosen = key;
         gradioApp().querySelector("#accel_delete").click();
     };
     window.accelChosen = () => [chosen];
+
+    // The clipboard itself is closed to pages that came without https from another machine.
+    window.accelCopy = function (button) {
+        const field = document.createElement("textarea");
+        field.value = button.dataset.report;
+        button.after(field);
+        field.select();
+        const copied = document.execCommand("copy");
+        if (copied) field.remove(); // else the text is there, selected
+        button.textContent = copied ? translate("Copied to the clipboard") : translate("Copy the text below");
+    };
 
     onUiLoaded(function () {
         if (!gradioApp().querySelector("#accel_status_tab")) return; // the script did not load

@@ -65,7 +65,7 @@ def refusal(request: object) -> str | None:
     nothing. Where a page reaches us by a name of its own (DNS rebinding), it is taken for ours.
     """
     if not isinstance(request, Request):  # what gradio passes on is then the sender's own word
-        return "refused: this did not come straight from a page of this WebUI; use its buttons"
+        return "Refused: this did not come straight from a page of this WebUI; use its buttons"
     site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
     if site is None:  # an old browser, a page without https that is not on this machine, a program
         hosts = (request.headers.get(name) for name in ("host", "x-forwarded-host"))
@@ -75,7 +75,7 @@ def refusal(request: object) -> str | None:
     if ours or (origin and webui.trusts(origin)):
         return None
     return (
-        f"refused: this came from a page of another site ({origin or site}), and only pages "
+        f"Refused: this came from a page of another site ({origin or site}), and only pages "
         "of this WebUI may build or delete compiled code; if it is a site of yours, name it with "
         "--cors-allow-origins, or let your proxy pass on the Host header"
     )

@@ -1,4 +1,4 @@
-"""Measures how long the UNet takes, image by image, with acceleration and without.
+"""Measures how long the steps of the last images took, with compiled code and without.
 
 It measures around the sampler's UNet calls, so it sees what any UNet costs, whoever computes it.
 """
@@ -17,41 +17,69 @@ import torch
 KEPT = 40
 """How many batches of images are remembered."""
 
+Shape = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Timing:
-    """One batch of images: the median time of a UNet call, and whether compiled code served it."""
+    """One batch of images, or one of its passes where the second has another size."""
 
-    milliseconds: float
-    calls: int
-    accelerated: bool
+    times: tuple[float, ...]  # of its steps, milliseconds
+    backend: str  # whose compiled code served it; "" where none did
+    shape: Shape  # of the latents of a step, [B, 4, H/8, W/8]: B counts both prompts
+    images: int  # in the batch
+    model: str  # the checkpoint
+
+    @property
+    def milliseconds(self) -> float:
+        """The median time of a step."""
+        return statistics.median(self.times)
+
+    @property
+    def size(self) -> str:
+        """The size of its images, in pixels."""
+        height, width = self.shape[-2:]
+        return f"{width * 8}x{height * 8}"
+
+    def like(self, other: Timing) -> bool:
+        """Whether the other one does the same work in a step."""
+        return (self.shape, self.model) == (other.shape, other.model)
 
 
 class Clock:
-    """Collects the times of UNet calls on the device that `device` returns."""
+    """Collects the times of steps on the device that `device` returns."""
 
     def __init__(self, device: Callable[[], torch.device]) -> None:
         self._device = device
         self.timings: deque[Timing] = deque(maxlen=KEPT)
-        self._marks: list[tuple[Any, Any]] = []
-        self._begun: Any = None
+        self._marks: dict[Shape, list[tuple[Any, Any]]] = {}
+        self._begun: tuple[Shape, Any] | None = None
 
-    def start(self, _: Any = None) -> None:
-        """Note that a UNet call begins: the WebUI's callback `on_cfg_denoiser`."""
-        self._begun = _now(self._device())
+    def begin(self) -> None:
+        """Begin a batch; forget what one that failed has left."""
+        self._marks, self._begun = {}, None
+
+    def start(self, params: Any) -> None:
+        """Note that a step begins: the WebUI's callback `on_cfg_denoiser`."""
+        self._begun = tuple(params.x.shape), _now(self._device())
 
     def stop(self) -> None:
-        """Note that the UNet call has ended."""
+        """Note that the step has ended."""
         if self._begun is not None:
-            self._marks.append((self._begun, _now(self._device())))
+            shape, begun = self._begun
+            self._marks.setdefault(shape, []).append((begun, _now(self._device())))
             self._begun = None
 
-    def finish(self, accelerated: bool) -> None:
-        """Close a batch. This reads CUDA events that have passed: the image is decoded by now."""
-        marks, self._marks = self._marks, []
-        if marks:
-            median = statistics.median(_milliseconds(*m) for m in marks)
-            self.timings.append(Timing(median, len(marks), accelerated))
+    def finish(self, backend: str, p: Any) -> None:
+        """Close a batch of the job `p`.
+
+        This reads CUDA events that have passed: the images are decoded by now.
+        """
+        model = getattr(p, "sd_model_name", None) or ""
+        for shape, marks in self._marks.items():
+            times = tuple(_milliseconds(*m) for m in marks)
+            self.timings.append(Timing(times, backend, shape, getattr(p, "batch_size", 1), model))
+        self.begin()
 
 
 def _now(device: torch.device) -> Any:

@@ -198,15 +198,17 @@ class Service:
         """
         with self._lock:
             unet = webui.unet_of(webui.current_model())
-            if unet is None or not webui.enabled():
-                raise AccelError("no model is loaded, or acceleration is off: nothing to build")
+            if not webui.enabled():
+                raise AccelError("Acceleration is off: there is nothing to build")
+            if unet is None:
+                raise AccelError("No model is loaded: there is nothing to build")
             here = accelerated(unet)
             job = here.engine.job if here else None
             if here is not None and (here.engine.is_stored or (job and not job.cancelled)):
                 return
             with webui.idle() as idle:  # attaching moves weights
                 if not idle:
-                    raise AccelError("an image is being made: ask again when it is done")
+                    raise AccelError("An image is being made: ask again when it is done")
                 self._session.forget_failures()
                 if here is None:
                     self._attach(unet)
@@ -236,13 +238,6 @@ class Service:
         """Return how many UNet calls compiled code has computed, and the current backend."""
         here = self.current()
         return self._sums()["accelerated_calls"], here.engine.status.backend if here else ""
-
-    def batch_done(self, calls_before: int) -> str | None:
-        """End the timing of a batch; return the backend that served it, or None."""
-        calls, backend = self.served()
-        served = calls > calls_before
-        self.clock.finish(served)
-        return backend if served else None
 
     def current(self) -> Attachment | None:
         """Return what accelerates the loaded model, or None."""

@@ -6,13 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..compile.doctor import Finding, examine
 from ..compile.machine import probe
 from ..compile.session import BACKENDS
-from ..compile.target import Target
+from ..compile.target import Target, of_machine
 from ..compile.units import units_of
 from ..errors import AccelError
 from ..model import presets
@@ -24,6 +25,11 @@ from . import webui
 def artifacts() -> list[Group]:
     """Return the artifacts of the store, grouped by what they were made for."""
     return groups(_store().list())
+
+
+def here() -> dict[str, Any]:
+    """Return what compiled code must have been made for to serve in this WebUI."""
+    return of_machine(probe(webui.device()))
 
 
 def delete(key: str, loaded: Iterable[Target]) -> bool:

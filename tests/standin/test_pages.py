@@ -98,8 +98,12 @@ def _shown(host: Host, name: str) -> str:
     return next(c.value for c in host.pages.shown if c.elem_id == f"accel_{name}")
 
 
+def _button(host: Host, name: str) -> Any:
+    return next(c for c in host.pages.shown if c.elem_id == f"accel_{name}")
+
+
 def _press(host: Host, name: str) -> None:
-    next(c for c in host.pages.shown if c.elem_id == f"accel_{name}").press()
+    _button(host, name).press()
 
 
 def test_the_tab_shows_its_parts_and_answers_its_buttons(start: Start, own_store: Path) -> None:
@@ -114,15 +118,21 @@ def test_the_tab_shows_its_parts_and_answers_its_buttons(start: Start, own_store
     assert "4 units, float32, torch" in _shown(host, "artifacts")
     assert "<rect class='accel-on'" in _shown(host, "plot")
     assert "data-level=" in _shown(host, "findings")
+    assert not _button(host, "build").interactive
+    assert not _button(host, "cancel").visible
     _press(host, "build")
     assert "nothing to build" in _shown(host, "message")
     next(c for c in host.pages.shown if type(c).__name__ == "Textbox").value = group.key
     _press(host, "delete")
     assert "Deleted" in _shown(host, "message")
     assert group.key not in _shown(host, "artifacts")
+    assert _button(host, "build").interactive
     host.opts.set("accel_enable", False)
     _press(host, "build")
-    assert "nothing to build" in _shown(host, "message")
+    assert "Acceleration is off. Switch it on in Settings" in _shown(host, "message")
+    assert "accel-problem" in _shown(host, "message")
+    assert "Acceleration is off. Switch it on in Settings" in _shown(host, "plot")
+    assert not _button(host, "build").interactive
 
 
 def _no_such_thing(*_: Any) -> Any:
@@ -135,22 +145,24 @@ def test_a_bug_in_one_part_of_the_tab_is_shown_in_its_place(
     """A page that raises would show an empty error, and no other part."""
     plain.module("lib_accel.host.stored_code").artifacts = _no_such_thing
     _press(plain, "refresh")
-    assert "this is a bug: TypeError: no such thing" in _shown(plain, "artifacts")
+    assert "This is a bug: TypeError: no such thing" in _shown(plain, "artifacts")
     assert "data-level=" in _shown(plain, "findings")
     plain.service.build = plain.service.delete = plain.service.status = _no_such_thing
     next(c for c in plain.pages.shown if type(c).__name__ == "Textbox").value = "0" * 64
     for name in ("build", "delete"):
         _press(plain, name)
-        assert "this is a bug: TypeError" in _shown(plain, "message")
+        assert "This is a bug: TypeError" in _shown(plain, "message")
         assert "data-level=" in _shown(plain, "findings")
-    assert "this is a bug: TypeError" in _line(plain)
+    assert "This is a bug: TypeError" in _line(plain)
     assert "in _no_such_thing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("used", [2**63, -(2**63), 1e300, 0])
 def test_an_artifact_of_an_odd_date_is_listed(plain: Host, used: float) -> None:
     artifacts: Any = plain.module("lib_accel.host.pages.artifacts")
-    group = SimpleNamespace(key="0" * 64, bytes=1, last_used=used, made_for="4 units")
+    group = SimpleNamespace(
+        key="0" * 64, bytes=1, last_used=used, name="SD1", made_for="", state=lambda *_: ""
+    )
     plain.module("lib_accel.host.stored_code").artifacts = lambda: [group]
     date = "1970-01-01" if used == 0 else "<span class='accel-plain'>?</span>"
     assert date in artifacts.artifacts()
@@ -171,6 +183,34 @@ def test_the_status_line_shows_state_and_reason(host: Host) -> None:
     assert "hypernetwork" in _line(host)
     host.opts.set("accel_enable", False)
     assert "data-state='off'" in _line(host)
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        ({}, "Compiling</b>"),
+        ({"part": 3, "parts": 16, "fraction": 0.2}, "Compiling 3 of 16</b>"),
+        ({"part": 3, "parts": 16, "remaining_s": 119.0}, "Compiling 3 of 16, about 2 minutes left"),
+        ({"part": 16, "parts": 16, "remaining_s": 61.0}, "16 of 16, about 1 minute left"),
+        ({"remaining_s": 0.4}, "Compiling, about 10 seconds left"),
+        ({"fraction": 0.25}, "<progress max='1' value='0.250'"),
+        ({"stage": "another process is compiling this"}, ">another process is compiling this<"),
+        ({"stage": "compiling ResBlock 64 -> 64"}, "Compiling</b>"),
+    ],
+)
+def test_the_line_counts_parts_and_time(plain: Host, progress: dict[str, Any], shown: str) -> None:
+    wanted = {"state": "compiling", "progress": progress, "images_wait": False}
+    plain.service.status = lambda: wanted
+    assert shown in _line(plain)
+    assert "ResBlock" not in _line(plain), "a name for people, not for us"
+
+
+def test_a_long_reason_is_folded_and_a_short_one_is_not(plain: Host) -> None:
+    for reason, folded in (("a" * 30, False), ("a long reason, " * 5, True)):
+        wanted = {"state": "fallback", "reason": reason}
+        plain.service.status = lambda wanted=wanted: wanted
+        assert ("<details" in _line(plain)) is folded
+        assert reason in _line(plain)
 
 
 def test_names_of_other_extensions_are_escaped(host: Host) -> None:

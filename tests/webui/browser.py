@@ -83,6 +83,20 @@ class Page:
         """Return the first element of a CSS selector."""
         return self.driver.find_element("css selector", css)
 
+    def names(self, css: str) -> list[tuple[str, str]]:
+        """Return the role and the name of everything inside an element, as a screen reader does."""
+        ask = self.driver.execute_cdp_cmd
+        root = ask("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
+        inside = ask("DOM.querySelector", {"nodeId": root, "selector": css})
+        nodes = ask("Accessibility.queryAXTree", inside)["nodes"]
+        shown = (node for node in nodes if not node.get("ignored"))
+        return [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in shown]
+
+    def resize(self, width: int, height: int, zoom: int = 1) -> None:
+        """Give the page a size in pixels of the screen; `zoom` makes all on it larger."""
+        size = {"width": width // zoom, "height": height // zoom, "deviceScaleFactor": zoom}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**size, "mobile": False})
+
     def click(self, css: str) -> None:
         """Click an element."""
         self.js("arguments[0].scrollIntoView({block: 'center'})", self.element(css))

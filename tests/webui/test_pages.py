@@ -48,6 +48,15 @@ CHOOSE = """
 [...document.querySelectorAll(`#setting_${arguments[0]} label`)]
     .find(l => l.innerText.trim() === arguments[1]).click()
 """
+TOO_WIDE = """
+return [...document.querySelectorAll('#tab_accel *, .accel-status *')]
+    .filter(e => e.offsetParent && !e.closest('.accel-unseen'))
+    .filter(e => e.getBoundingClientRect().right > window.innerWidth + 1)
+    .map(e => e.outerHTML.slice(0, 80))
+"""
+HEADINGS = """
+return [...document.querySelectorAll('#tab_accel :is(h1, h2, h3, h4, h5, h6)')].map(e => e.tagName)
+"""
 BARS = "return document.querySelectorAll('#accel_plot rect').length"
 
 
@@ -79,9 +88,9 @@ def test_an_image_made_by_clicking(page: Page, own: Server) -> None:
     status = own.status()
     assert f"Accel: {status['backend']}" in infotext
     assert any("%" in text for text in progress), progress
-    line = f"Acceleration is on {status['backend']} {status['architecture']} {status['dtype']}"
+    line = rf"Acceleration is on {status['backend']}(, [\d.]+x)?"
     for tab in ("txt2img", "img2img"):
-        assert page.line(tab) == line
+        assert re.fullmatch(line, page.line(tab))
         page.tab(tab)
         line_at, picture = page.js(PLACES, [f"#accel_status_{tab}", f"#{tab}_gallery_container"])
         assert line_at["height"] > 0
@@ -119,16 +128,52 @@ def test_the_tab(page: Page, own: Server) -> None:
     own.options(accel_enable=True)
     page.tab("Acceleration")
     page.until(lambda: page.texts("#tab_accel code"), 10)
+    assert [t for t in page.texts("#accel_details th") if t] == [], "the details are folded away"
+    page.click("#accel_details summary")
     rows = page.texts("#accel_details th")
     assert {"Architecture", "Backend", "UNet calls accelerated"} <= set(rows)
+    page.click("#accel_details button")
+    assert page.texts("#accel_details button") == ["Copied to the clipboard"]
+    headline = page.texts("#accel_headline")[0]
+    assert re.search(r"a step instead of [\d.]+ s, \d+ images of 128x128$", headline), headline
+    assert page.texts("#accel_artifacts tr[data-state='in use'] td:first-child b") == [
+        own.status()["architecture"]
+    ]
     assert len(page.texts("#accel_findings li")) >= 5
     for kind in ("on", "off"):
         bars = f"return document.querySelectorAll('#accel_plot rect.accel-{kind}').length"
         assert page.js(bars), f"no bar for an image with acceleration {kind}"
     assert page.js(OVERLAPS) == []
-    page.click("#accel_build")
-    answer = "This model has its compiled code; there is nothing to build."
-    page.until(lambda: answer in page.texts("#accel_message .accel-message"), 10)
+    assert page.js("return document.querySelector('#accel_build').disabled")
+    assert not page.element("#accel_cancel").is_displayed()
+
+
+def test_everything_has_a_name_for_those_who_cannot_see_it(page: Page, own: Server) -> None:
+    page.tab("Acceleration")
+    page.js("document.querySelector('#accel_details details').open = true")
+    names = page.names("#tab_accel")
+    buttons = [name for role, name in names if role == "button"]
+    assert len(buttons) >= 4
+    assert all(buttons), buttons
+    architecture = own.status()["architecture"]
+    assert [name for name in buttons if name.startswith(f"Delete {architecture} ")]
+    images = [name for role, name in names if role in ("image", "img")]
+    assert len(images) == 1
+    assert "a step instead of" in images[0]
+    assert set(page.js(HEADINGS)) == {"H2"}
+    assert page.js("return document.querySelectorAll('[role=status] > .accel-line').length") == 3
+
+
+@pytest.mark.parametrize(("width", "zoom"), [(500, 1), (1000, 2)])
+def test_narrow_windows_and_large_letters_overflow_nowhere(
+    page: Page, own: Server, width: int, zoom: int
+) -> None:
+    try:
+        page.resize(width, 900, zoom)
+        page.tab("Acceleration")
+        assert page.js(TOO_WIDE) == []
+    finally:
+        page.resize(1280, 800)
 
 
 def test_deleting_asks_first(page: Page, own: Server, tmp_path: Path) -> None:
@@ -170,7 +215,7 @@ def test_chinese_after_reload_ui(page: Page, own: Server) -> None:
     page.tab("加速")
     page.until(lambda: page.texts("#tab_accel code"), 10)
     left = page.js(LEFT_IN_ENGLISH, "#tab_accel *, .accel-status *")
-    device = page.texts("#accel_details td")[3]
+    device = own.status()["device"]
     names = ("MB", "Python ", device)  # the same in Chinese
     assert [t for t in left if not t.startswith(names)] == []
     page.tab("Settings")
@@ -200,22 +245,42 @@ def test_a_server_that_goes_away(page: Page, own: Server) -> None:
     assert [e for e in page.errors() if "run/accel_status" not in e] == []
 
 
-def test_compiling_is_shown(page: Page, webui: Path, folder: Path) -> None:
-    """With an empty store: the line counts up, and pictures are made meanwhile."""
+def test_compiling_is_shown_and_can_be_cancelled(page: Page, webui: Path, folder: Path) -> None:
+    """With an empty store: the bar moves, pictures are made meanwhile, and nothing asks."""
     empty = folder / "empty"
     empty.mkdir(mode=0o700)
     extension = {"accel": HERE.parent.parent}
     data = folder / "data-compiling"
     server = Server(webui, data, empty, "tinyA", extensions=extension)
-    shown = r"Compiling (\d+)% .* images are made without acceleration until then"
+    line = r"Compiling (\d+) of 16, about [\d]+ (minutes?|seconds) left images are made without .*"
 
-    def percent() -> int:
-        return int((re.search(r"(\d+)%", page.line()) or first)[1])
+    def done() -> float:
+        return page.js("return document.querySelector('#accel_status_tab progress').value")
 
     try:
         page.open(server)
-        first = page.until(lambda: re.fullmatch(shown, page.line()), 60)
+        page.until(lambda: re.fullmatch(line, page.line()), 60)
         assert "Accel" not in page.generate()[0]
-        page.until(lambda: percent() > int(first[1]), 300)
+        page.tab("Acceleration")
+        for _ in range(3):
+            before = done()
+            page.until(lambda before=before: done() > before, 10)
+        page.until(lambda: page.element("#accel_cancel").is_displayed(), 10)
+        page.click("#accel_cancel")
+        page.until(lambda: "compiling was cancelled" in page.line(), 15)
+        page.until(lambda: not page.element("#accel_cancel").is_displayed(), 10)
+        assert page.element("#accel_build").is_enabled()
+        _folds_a_long_reason(page)
     finally:
+        page.resize(1280, 800)
         server.stop()
+
+
+def _folds_a_long_reason(page: Page) -> None:
+    """Above a picture it takes one line, until it is opened."""
+    page.resize(500, 900)
+    page.tab("txt2img")
+    height = "return document.querySelector('#accel_status_txt2img .accel-line').clientHeight"
+    folded = page.js(height)
+    page.click("#accel_status_txt2img summary")
+    assert folded < 30 < page.js(height)

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import html
 import time
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from ...store import Group
+from ...store.summary import IN_USE, UNNAMED
 from .. import stored_code
+from ..service import service
 from .markup import fixed, heading, plain, varying
+
+_COLUMNS = ("Model", "Made for", "MB", "Last used", "Key")
 
 
 def artifacts() -> str:
@@ -19,23 +25,46 @@ def artifacts() -> str:
     if not groups:
         none = fixed("None yet. It is made when a model is loaded, or with the button above.")
         return f"{title}<p>{none}</p>"
-    head = "".join(f"<th>{fixed(h)}</th>" for h in ("Key", "MB", "Last used", "Made for", ""))
-    rows = "".join(map(_row, groups))
+    head = "".join(f"<th scope='col'>{fixed(name)}</th>" for name in _COLUMNS) + "<td></td>"
+    here, used = stored_code.here(), _used()
+    rows = "".join(_row(group, here, used) for group in groups)
     return f"{title}<table class='accel-table accel-wide'><tr>{head}</tr>{rows}</table>"
 
 
-def _row(group: Group) -> str:
+def _used() -> Collection[str]:
+    """Return the keys of the code that serves the loaded model."""
+    current = service.current()
+    if current is None or current.engine.status.artifact is None:
+        return ()
+    return current.engine.target.keys.values()
+
+
+def _row(group: Group, here: Mapping[str, Any], used: Collection[str]) -> str:
     key, size = html.escape(group.key), f"{group.bytes / 1e6:.1f}"
-    used = _date(group.last_used)
-    delete = f"accelDelete('{key}', '{size}')"
-    cells = [
-        f"<code title='{key}'>{key[:12]}</code>",
-        plain(size),
-        plain(used),
-        varying(group.made_for),
-        f"<button type='button' class='accel-button' onclick=\"{delete}\">Delete</button>",
-    ]
-    return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+    state, name = group.state(here, used), group.name
+    current = service.current()
+    if state == IN_USE and name == UNNAMED and current is not None:
+        name = current.engine.architecture.name  # code of an earlier version names no model
+    named = fixed(name) if name == UNNAMED else f"<b class='accel-plain'>{html.escape(name)}</b>"
+    mark = fixed(state, "small") if state else ""
+    button = (
+        f"<button type='button' class='accel-button' data-key='{key}' data-size='{size}' "
+        f"data-name='{html.escape(name)}' onclick='accelDelete(this.dataset)'>{fixed('Delete')}"
+        f"<span class='accel-unseen accel-plain'>{html.escape(name)} {key[:6]}</span></button>"
+    )
+    cells = {
+        "Model": f"{named} {mark}",
+        "Made for": varying(group.made_for),
+        "MB": plain(size),
+        "Last used": plain(_date(group.last_used)),
+        "Key": f"<code title='{key}'>{key[:12]}</code>",
+        "": button,
+    }
+    shown = "".join(
+        f"<td>{f'<i>{fixed(column)}</i>' if column else ''}<span>{cell}</span></td>"
+        for column, cell in cells.items()
+    )
+    return f"<tr data-state='{html.escape(state)}'>{shown}</tr>"
 
 
 def _date(seconds: float) -> str:

@@ -30,17 +30,17 @@ def plain(text: object) -> str:
 
 def heading(text: str) -> str:
     """Return the heading of a part of the tab."""
-    return fixed(text, "h4")
+    return f"<h2 class='accel-heading'>{fixed(text)}</h2>"
 
 
 def message(text: str) -> str:
     """Return the answer to a button that was pressed. `text` is HTML."""
-    return f"<div class='accel-message'>{text}</div>"
+    return f"<div class='accel-message' role='status'>{text}</div>"
 
 
-def problem(e: Exception) -> str:
-    """Return what went wrong, in place of the part that cannot be shown."""
-    return message(varying(what_failed(e)))
+def problem(what: str) -> str:
+    """Return what went wrong: the answer to a button, or in place of what cannot be shown."""
+    return f"<div class='accel-message accel-problem' role='alert'>{varying(what)}</div>"
 
 
 def what_failed(e: Exception) -> str:
@@ -51,4 +51,4 @@ def what_failed(e: Exception) -> str:
     if isinstance(e, (AccelError, OSError)):
         return str(e)
     traceback.print_exception(e)
-    return f"this is a bug: {type(e).__name__}: {e}; the console has more"
+    return f"This is a bug: {type(e).__name__}: {e}; the console has more"

@@ -1,68 +1,90 @@
-"""The plot of UNet times: SVG, which takes the page's colours, light or dark, and its language."""
+"""The plot of step times: SVG, which takes the page's colours, light or dark, and its language."""
 
 from __future__ import annotations
 
+import html
+import itertools
 import statistics
 from collections.abc import Sequence
 
 from ..clock import Timing
-from .markup import fixed, heading, plain
+from .markup import fixed, heading, plain, varying
+from .speed import alike, headline, seconds, size_of
 
-_WIDTH, _HEIGHT, _LEFT, _TOP = 480, 150, 42, 10  # of the drawing, in its own units
+_WIDTH, _HEIGHT, _LEFT, _TOP = 480, 150, 46, 12  # of the drawing, in its own units
 _WIDEST = 28.0  # a bar with its margins
+_CUT = 2.0
+"""A bar more than this many times the usual one is cut off, so that it does not flatten the rest"""
 
 
 def plot(timings: Sequence[Timing]) -> str:
-    """Draw the median UNet time of the last batches, with and without acceleration."""
-    title = heading("UNet time of the last images")
-    if not timings:
-        return title + f"<p>{fixed('No image has been made yet.')}</p>"
-    top = max(t.milliseconds for t in timings)
-    step = min(_WIDEST, (_WIDTH - _LEFT) / len(timings))
+    """Say how much faster images are, and draw the step times of those like the last one."""
+    figure = html.escape(headline())
+    sentence = f"<p class='accel-text accel-headline' id='accel_headline'>{figure}</p>"
+    title, shown = heading("Time of a step"), alike(timings)
+    if not shown:
+        return sentence
+    top = _top(shown)
+    step = min(_WIDEST, (_WIDTH - _LEFT) / len(shown))
     scale = (
-        _tick(_TOP, _number(top))
-        + _tick((_TOP + _HEIGHT) / 2, _number(top / 2))
+        _tick(_TOP, seconds(top))
+        + _tick((_TOP + _HEIGHT) / 2, seconds(top / 2))
         + _tick(_HEIGHT, "0")
     )
-    bars = "".join(_bar(t, _LEFT + i * step, step, top) for i, t in enumerate(timings))
+    bars = "".join(_bar(t, _LEFT + i * step, step, top) for i, t in enumerate(shown))
     axis = f"<line class='accel-axis' x1='{_LEFT}' x2='{_WIDTH}' y1='{_HEIGHT}' y2='{_HEIGHT}'/>"
-    box = f"viewBox='0 0 {_WIDTH} {_HEIGHT + 6}' role='img'"
-    unit = fixed("milliseconds a UNet call (median of an image), oldest to newest")
+    box = f"viewBox='0 0 {_WIDTH} {_HEIGHT + 6}' role='img' aria-labelledby='accel_headline'"
+    what = varying(f"seconds, the last images of {size_of(shown[-1])}, oldest to newest")
     return (
-        f"{title}<svg class='accel-plot' {box}>{scale}{bars}{axis}</svg>"
-        f"{_legend(timings)}<p><small>{unit}</small></p>"
+        f"{sentence}{title}<svg class='accel-plot' {box}>{scale}{bars}{axis}</svg>"
+        f"{_legend(shown, top)}<p><small>{what}</small></p>"
     )
 
 
-def _number(x: float) -> str:
-    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+def _top(shown: Sequence[Timing]) -> float:
+    """Return the end of the scale: a multiple of the usual time of the slower kind."""
+    kinds = ([t.milliseconds for t in shown if bool(t.backend) is on] for on in (True, False))
+    usual = max(statistics.median(times) for times in kinds if times)
+    return min(max(t.milliseconds for t in shown), _CUT * usual)
 
 
 def _bar(timing: Timing, x: float, step: float, top: float) -> str:
-    height = max(1.0, timing.milliseconds / top * (_HEIGHT - _TOP))
-    return (
-        f"<rect class='accel-{'on' if timing.accelerated else 'off'}' "
-        f"x='{x + step * 0.1:.1f}' y='{_HEIGHT - height:.1f}' "
-        f"width='{step * 0.8:.1f}' height='{height:.1f}'>"
-        f"<title>{timing.milliseconds:.1f} ms</title></rect>"
+    height = max(1.0, min(timing.milliseconds / top, 1) * (_HEIGHT - _TOP))
+    size = timing.size if timing.images == 1 else f"{timing.images} x {timing.size}"
+    what = (f"{seconds(timing.milliseconds)} s", size, timing.model, timing.backend)
+    title = html.escape(", ".join(filter(None, what)))
+    left, width = x + step * 0.1, step * 0.8
+    bar = (
+        f"<rect class='accel-{'on' if timing.backend else 'off'}' "
+        f"x='{left:.1f}' y='{_HEIGHT - height:.1f}' "
+        f"width='{width:.1f}' height='{height:.1f}'><title>{title}</title></rect>"
     )
+    if timing.milliseconds <= top:
+        return bar
+    y, low = _TOP + 10, _TOP + 15  # a slanted gap: the bar goes on beyond the scale
+    right = left + width
+    gap = f"{left:.1f},{low} {right:.1f},{y} {right:.1f},{y + 4} {left:.1f},{low + 4}"
+    return f"{bar}<polygon class='accel-cut' points='{gap}'/>"
 
 
 def _tick(y: float, label: str) -> str:
     return (
         f"<line class='accel-grid' x1='{_LEFT}' x2='{_WIDTH}' y1='{y:.1f}' y2='{y:.1f}'/>"
-        f"<text x='{_LEFT - 5}' y='{y + 3:.1f}' text-anchor='end'>{label}</text>"
+        f"<text x='{_LEFT - 5}' y='{y + 4:.1f}' text-anchor='end'>{label}</text>"
     )
 
 
-def _legend(timings: Sequence[Timing]) -> str:
+def _legend(shown: Sequence[Timing], top: float) -> str:
     entries = []
-    for accelerated, css, words in (
-        (False, "accel-off", "without acceleration"),
-        (True, "accel-on", "with acceleration"),
+    for on, css, words in (
+        (False, "accel-off", "without compiled code"),
+        (True, "accel-on", "with compiled code"),
     ):
-        values = [t.milliseconds for t in timings if t.accelerated is accelerated]
+        values = [t.times for t in shown if bool(t.backend) is on]
         if values:
-            median = plain(f"{_number(statistics.median(values))} ms")
-            entries.append(f"<span><i class='{css}'></i>{fixed(words)} {median}</span>")
+            median = statistics.median(itertools.chain(*values))  # as in the sentence above
+            number = plain(f"{seconds(median)} s ({len(values)})")
+            entries.append(f"<span><i class='{css}'></i>{fixed(words)} {number}</span>")
+    if any(t.milliseconds > top for t in shown):
+        entries.append(fixed("bars with a gap are cut off"))
     return f"<div class='accel-legend'>{' '.join(entries)}</div>"

@@ -9,7 +9,7 @@ from modules import scripts
 
 from ..service import service
 from ..taiyi.hooks import taiyi
-from .status_line import status_line
+from .status_line import announced_line
 
 
 class AccelScript(scripts.Script):
@@ -26,7 +26,7 @@ class AccelScript(scripts.Script):
     def ui(self, is_img2img: bool) -> list[Any]:
         """Show the status line; javascript/accel.js moves it above the picture. No controls."""
         tab = "img2img" if is_img2img else "txt2img"
-        gr.HTML(status_line(), elem_id=f"accel_status_{tab}", elem_classes=["accel-status"])
+        gr.HTML(announced_line(), elem_id=f"accel_status_{tab}", elem_classes=["accel-status"])
         return []
 
     def before_process(self, p: Any, *args: Any) -> None:
@@ -37,11 +37,14 @@ class AccelScript(scripts.Script):
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Do the same before each batch, and note how many UNet calls were accelerated so far."""
         service.before_images(p)
-        p._accel_calls = service.served()[0]
+        service.clock.begin()
+        p._accel_served = service.served()
 
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Write `Accel: <backend>` into the infotext where compiled code served this batch."""
-        backend = service.batch_done(p._accel_calls)
+        (calls_before, before), (calls, now) = p._accel_served, service.served()
+        backend = (now or before) if calls > calls_before else ""  # a job may change the model
+        service.clock.finish(backend, p)
         if backend:
             p.extra_generation_params["Accel"] = backend
         else:

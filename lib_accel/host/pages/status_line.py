@@ -7,6 +7,7 @@ from typing import Any
 from ..service import service
 from ..taiyi.hooks import taiyi
 from .markup import fixed, plain, varying, what_failed
+from .speed import measured
 
 _STATES = {
     "off": "Acceleration is off",
@@ -15,38 +16,69 @@ _STATES = {
     "ready": "Acceleration is on",
     "fallback": "Not accelerated",
 }
+_SHORT = 40
+"""A reason of more characters is folded to one line above a picture."""
+
+
+def announced_line() -> str:
+    """Return the line inside an element that says aloud what changes in it."""
+    return f"<div role='status' aria-live='polite'>{status_line()}</div>"
 
 
 def status_line() -> str:
-    """Return one line of HTML: state, progress, backend, architecture, reason."""
+    """Return one line of HTML: state, progress, backend, speed, reason."""
     try:
         s = service.status()
+        if s["state"] == "compiling" and not taiyi.refused:
+            return _line("compiling", _progress(s["progress"] or {}, s["images_wait"]))
+        return _standing(s)
     except Exception as e:  # noqa: BLE001  the page asks every few seconds
-        what = varying(what_failed(e), "small")
-        return _line("fallback", [fixed(_STATES["fallback"], "b"), what])
+        return _line("fallback", [fixed(_STATES["fallback"], "b"), _reason(what_failed(e))])
+
+
+def _standing(s: dict[str, Any]) -> str:
     state, parts = s["state"], [fixed(_STATES[s["state"]], "b")]
-    if state == "compiling" and not taiyi.refused:
-        return _line(state, [*parts, *_progress(s)])
-    if state in ("ready", "eager"):
-        names = [s["backend"] if s["backend"] != "eager" else "", s["architecture"], s["dtype"]]
-        parts += [plain(name) for name in names if name]
+    if state == "ready":
+        speed = measured()
+        factor = speed.factor if speed else None
+        parts.append(plain(s["backend"] + (f", {factor:.1f}x" if factor else "")))
     reason = taiyi.refused or s["reason"] or ""  # the WebUI shows a refusal in its console alone
     if not reason or reason.startswith("compiling;"):  # left by an image before the code was ready
         return _line(state, parts)
-    return _line(state, [*parts, varying(reason, "small")], limited=state == "ready")
+    return _line(state, [*parts, _reason(reason)], limited=state == "ready")
+
+
+def _reason(reason: str) -> str:
+    shown = varying(reason, "small")
+    if len(reason) <= _SHORT:
+        return shown
+    return f"<details class='accel-reason'><summary>{shown}</summary></details>"
 
 
 def _line(state: str, parts: list[str], limited: bool = False) -> str:
-    mark = "data-limited='1'" if limited else ""
-    return f"<div class='accel-line' data-state='{state}' {mark}><i></i> {' '.join(parts)}</div>"
+    mark, dot = "data-limited='1'" if limited else "", "<i aria-hidden='true'></i>"
+    return f"<div class='accel-line' data-state='{state}' {mark}>{dot} {' '.join(parts)}</div>"
 
 
-def _progress(s: dict[str, Any]) -> list[str]:
-    fraction = (s["progress"] or {}).get("fraction")
-    until = (
-        "images wait for it"
-        if s["images_wait"]
-        else "images are made without acceleration until then"
-    )
-    shown = [f"<b class='accel-plain'>{fraction:.0%}</b>"] if fraction is not None else []
-    return [*shown, plain(s["architecture"]), f"<small>{fixed(until)}</small>"]
+def _progress(progress: dict[str, Any], images_wait: bool) -> list[str]:
+    until = "images are made without acceleration until then"
+    if images_wait:
+        until = "images wait for it"
+    part, parts, left = (progress.get(name) for name in ("part", "parts", "remaining_s"))
+    what = f"Compiling {part} of {parts}" if parts else "Compiling"
+    if left is not None:
+        time = _time_left(left)
+        what = f"Compiling {part} of {parts}, {time} left" if parts else f"Compiling, {time} left"
+    stage = progress.get("stage", "")
+    waits = varying(stage, "small") if stage.startswith("another ") else ""  # for its turn
+    value = progress.get("fraction") or 0
+    bar = f"<progress max='1' value='{value:.3f}' aria-hidden='true'></progress>"
+    return [varying(what, "b"), waits, f"<small>{fixed(until)}</small>", bar]
+
+
+def _time_left(seconds: float) -> str:
+    """Return about how long, in steps that do not change at each look."""
+    if seconds < 55:
+        return f"about {max(10, 10 * round(seconds / 10))} seconds"
+    minutes = round(seconds / 60)
+    return "about 1 minute" if minutes <= 1 else f"about {minutes} minutes"

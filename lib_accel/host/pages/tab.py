@@ -1,18 +1,22 @@
-"""The Acceleration tab: this model, UNet times, compiled code on disk, this machine."""
+"""The Acceleration tab: this model, step times, compiled code on disk, this machine."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
-from .. import stored_code
+from ...errors import AccelError
+from .. import stored_code, webui
 from ..api import refusal
 from ..service import service
 from .artifacts import artifacts
-from .markup import fixed, heading, message, plain, problem, varying
+from .markup import fixed, heading, message, plain, problem, varying, what_failed
 from .plot import plot
-from .status_line import status_line
+from .speed import why_off
+from .status_line import announced_line, status_line
 
 _MARKS = {"ok": "&#10003;", "note": "&#8226;", "problem": "&#10007;"}
 _AFTER_BUILD = {
@@ -22,8 +26,9 @@ _AFTER_BUILD = {
 
 
 def _details() -> str:
+    """Return what a bug report needs, folded away. Its text is in English, to be copied."""
     s = service.status()
-    counters = s["counters"]
+    counters, compared = s["counters"], s["witnessed"]
     rows: dict[str, object] = {
         "Architecture": s["architecture"],
         "Backend": s["backend"],
@@ -34,19 +39,31 @@ def _details() -> str:
         "Units compiled since the start": counters["compiles"],
         "LoRA sets merged": counters["lora_merges"],
         "Control models accelerated": s["control_models"],
-        "Steps compared with the WebUI's": s["witnessed"],
-        "Largest difference": f"{s['worst_error']:.1e}",
-        "Seconds taken by comparing": f"{s['witness_seconds']:.1f}",
-        "Measured speed-up of a step": f"{s['speedup']:.2f}" if s["speedup"] else "-",
+        "Steps compared with the WebUI's": compared,
+        "Largest difference": f"{s['worst_error']:.1e}" if compared else "",
+        "Seconds taken by comparing": f"{s['witness_seconds']:.1f}" if compared else "",
+        "Measured speed-up of a step": f"{s['speedup']:.2f}" if s["speedup"] else "",
+        "Compiler": s["progress"]["stage"] if s["progress"] else "",
+        "Difference": s["difference"],
+        "Reason": s["reason"],
     }
-    cells = "".join(f"<tr><th>{fixed(k)}</th><td>{plain(v)}</td></tr>" for k, v in rows.items())
-    if s["progress"]:
-        stage, seconds = varying(s["progress"]["stage"]), plain(f"{s['progress']['elapsed_s']:.0f}")
-        cells += f"<tr><th>{fixed('Compiler')}</th><td>{stage}</td></tr>"
-        cells += f"<tr><th>{fixed('Seconds so far')}</th><td>{seconds}</td></tr>"
-    if s["difference"]:
-        cells += f"<tr><th>{fixed('Difference')}</th><td>{varying(s['difference'])}</td></tr>"
-    return f"<table class='accel-table'>{cells}</table>"
+    rows = {name: value for name, value in rows.items() if value}
+    sentences = ("Compiler", "Difference", "Reason")
+    cells = "".join(
+        f"<tr><th scope='row'>{fixed(name)}</th>"
+        f"<td>{(varying if name in sentences else plain)(value)}</td></tr>"
+        for name, value in rows.items()
+    )
+    found = [f"{f.level}: {f.what} {f.advice}".strip() for f in stored_code.findings()]
+    report = "\n".join([*(f"{name}: {value}" for name, value in rows.items()), *found])
+    copy = (
+        f"<button type='button' class='accel-button' data-report='{html.escape(report)}' "
+        f"onclick='accelCopy(this)'>{fixed('Copy')}</button>"
+    )
+    return (
+        f"<details><summary>{fixed('Details for a bug report')}</summary>"
+        f"{copy}<table class='accel-table'>{cells}</table></details>"
+    )
 
 
 def _plot() -> str:
@@ -67,62 +84,91 @@ def _or_problem(part: Callable[[], str]) -> str:
     try:
         return part()
     except Exception as e:  # noqa: BLE001  the other parts are shown
-        return problem(e)
+        return problem(what_failed(e))
 
 
-def _everything(answer: str = "") -> tuple[str, ...]:
+def _everything(answer: str = "") -> tuple[Any, ...]:
     """Return the value of each component that `tab` lists as outputs. `answer` is HTML."""
-    return answer, *map(_or_problem, (_details, _plot, artifacts, _findings))
+    parts = map(_or_problem, (_plot, artifacts, _findings, _details))
+    return (answer, *parts, *_buttons())
 
 
-def _build(request: gr.Request) -> tuple[str, ...]:
-    if reason := refusal(request.request):
-        return _everything(message(varying(reason)))
+def _buttons() -> tuple[Any, Any]:
+    """Return how *Build now* and *Cancel* change: each can be pressed where it does something."""
     try:
+        compiling = service.status()["progress"] is not None
+        buildable = webui.enabled() and not compiling and not _is_built()
+    except Exception:  # noqa: BLE001  the parts of the tab say what is wrong
+        compiling, buildable = False, True
+    return gr.update(interactive=buildable), gr.update(visible=compiling)
+
+
+def _is_built() -> bool:
+    current = service.current()
+    return current is not None and current.engine.is_stored
+
+
+def _answer(doing: Callable[[], str], request: gr.Request) -> tuple[Any, ...]:
+    """Do what a button is for; return everything, with the answer or why it was not done."""
+    try:
+        answer = problem(reason) if (reason := refusal(request.request)) else doing()
+    except Exception as e:  # noqa: BLE001  the other parts are shown
+        answer = problem(what_failed(e))
+    return _everything(answer)
+
+
+def _build(request: gr.Request) -> tuple[Any, ...]:
+    def build() -> str:
+        if not webui.enabled():
+            raise AccelError(why_off())
         service.build()
-        state = service.status()["state"]
-    except Exception as e:  # noqa: BLE001  the other parts are shown
-        return _everything(problem(e))
-    return _everything(message(fixed(_AFTER_BUILD[state])) if state in _AFTER_BUILD else "")
+        text = _AFTER_BUILD.get(service.status()["state"])
+        return message(fixed(text)) if text else ""
+
+    return _answer(build, request)
 
 
-def _delete(key: str, request: gr.Request) -> tuple[str, ...]:
-    if reason := refusal(request.request):
-        return _everything(message(varying(reason)))
-    try:
-        deleted = bool(key) and service.delete(key)
-    except Exception as e:  # noqa: BLE001  the other parts are shown
-        return _everything(problem(e))
-    if deleted:
-        text = "Deleted. A model that was using it keeps it until the WebUI ends."
-    else:
-        text = "There is no such compiled code any more."
-    return _everything(message(fixed(text)))
+def _cancel(request: gr.Request) -> tuple[Any, ...]:
+    def cancel() -> str:
+        if service.cancel_build():
+            return message(fixed("Cancelled. What was compiled so far is kept."))
+        return message(fixed("Nothing is compiled now."))
+
+    return _answer(cancel, request)
+
+
+def _delete(key: str, request: gr.Request) -> tuple[Any, ...]:
+    def delete() -> str:
+        if key and service.delete(key):
+            text = "Deleted. A model that was using it keeps it until the WebUI ends."
+        else:
+            text = "There is no such compiled code any more."
+        return message(fixed(text))
+
+    return _answer(delete, request)
 
 
 def tab() -> list[tuple[gr.Blocks, str, str]]:
     """Return the tab for the WebUI's callback. javascript/accel.js fills it when it is opened."""
     with gr.Blocks(analytics_enabled=False) as blocks:
-        gr.HTML(status_line(), elem_id="accel_status_tab", elem_classes=["accel-status"])
-        with gr.Row():
-            refresh = gr.Button("Refresh", elem_id="accel_refresh")
-            build = gr.Button("Build now", elem_id="accel_build", variant="primary")
+        gr.HTML(announced_line(), elem_id="accel_status_tab", elem_classes=["accel-status"])
         answer = gr.HTML(elem_id="accel_message")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                details = gr.HTML(elem_id="accel_details")
-            with gr.Column(scale=3, min_width=320):
-                times = gr.HTML(elem_id="accel_plot")
+        times = gr.HTML(elem_id="accel_plot")
+        with gr.Row(elem_id="accel_buttons"):
+            refresh = gr.Button("Refresh", elem_id="accel_refresh", size="sm")
+            build = gr.Button("Build now", elem_id="accel_build", size="sm", interactive=False)
+            cancel = gr.Button("Cancel", elem_id="accel_cancel", size="sm", visible=False)
         stored = gr.HTML(elem_id="accel_artifacts")
         machine = gr.HTML(elem_id="accel_findings")
-        parts = [answer, details, times, stored, machine]
-        refresh.click(_everything, outputs=parts, queue=False, show_progress=False)
-        build.click(_build, outputs=parts, queue=False, show_progress=False)
+        details = gr.HTML(elem_id="accel_details")
+        parts = [answer, times, stored, machine, details, build, cancel]
+        for button, doing in ((refresh, _everything), (build, _build), (cancel, _cancel)):
+            button.click(doing, outputs=parts, queue=False, show_progress=False)
         _add_hidden(parts)
     return [(blocks, "Acceleration", "accel")]
 
 
-def _add_hidden(parts: list[gr.HTML]) -> None:
+def _add_hidden(parts: list[Any]) -> None:
     """Add what javascript/accel.js uses: a delete button, and the API name `accel_status`."""
     key = gr.Textbox(visible=False)  # accelChosen of accel.js fills in the artifact to delete
     delete = gr.Button(visible=False, elem_id="accel_delete")

@@ -12,9 +12,9 @@ from modules import shared
 
 ASKED = {
     "HTML": ("value", "elem_id", "elem_classes", "visible"),
-    "Button": ("value", "elem_id", "variant", "visible"),
+    "Button": ("value", "elem_id", "size", "interactive", "visible"),
     "Textbox": ("visible",),
-    "Column": ("scale", "min_width"),
+    "Row": ("elem_id",),
     "Blocks": ("analytics_enabled",),
 }
 CLICK = ("fn", "inputs", "outputs", "queue", "show_progress", "_js", "api_name")
@@ -48,10 +48,10 @@ def components() -> dict[str, bool]:
         for name, ps in ASKED.items()
         for p in ps
     }
-    with gr.Blocks(analytics_enabled=False), gr.Row(), gr.Column():
+    with gr.Blocks(analytics_enabled=False), gr.Row():
         button = gr.Button("x")
     out |= {f"click({p})": p in inspect.signature(button.click).parameters for p in CLICK}
-    return out | {name: hasattr(gr, name) for name in ("Radio", "Slider", "Request")}
+    return out | {name: hasattr(gr, name) for name in ("Radio", "Slider", "Request", "update")}
 
 
 def _ask(app: Any, method: str, path: str, headers: dict[str, str]) -> int:

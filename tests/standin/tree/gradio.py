@@ -55,12 +55,13 @@ class Button(Component):
         self,
         value: str = "Run",
         *,
-        variant: str = "secondary",
         visible: bool = True,
+        interactive: bool = True,
+        size: str | None = None,
         elem_id: str | None = None,
     ):
         super().__init__(value, elem_id=elem_id, visible=visible)
-        self.variant = variant
+        self.interactive, self.size = interactive, size
 
     def click(
         self,
@@ -93,7 +94,10 @@ class Button(Component):
         for output, value in zip(
             self._outputs, answer if len(self._outputs) > 1 else [answer], strict=True
         ):
-            output.value = value
+            if isinstance(value, dict) and value.get("__type__") == "generic_update":
+                vars(output).update(value)
+            else:
+                output.value = value
         return [output.value for output in self._outputs]
 
 
@@ -168,8 +172,4 @@ class Blocks(_Layout):
 
 
 class Row(_Layout):
-    """Beside one another."""
-
-
-class Column(_Layout):
-    def __init__(self, scale: int = 1, min_width: int = 320): ...
+    def __init__(self, elem_id: str | None = None): ...

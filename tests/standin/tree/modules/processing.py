@@ -57,7 +57,7 @@ def _batch(p: StableDiffusionProcessing, number: int) -> Tensor:
     for step in range(p.steps):
         if state.interrupted or state.skipped:
             break
-        script_callbacks.cfg_denoiser_callback(x)
+        script_callbacks.cfg_denoiser_callback(SimpleNamespace(x=x))
         denoised = sd_models.model_data.sd_model.apply_model(
             x, p.timesteps, {"c_crossattn": [p.context]}
         )

@@ -1,0 +1,136 @@
+"""The main figure of the tab and the plot: only images that do the same work are compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from .host import Host, in_place
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """Without a model: the timings are made up."""
+    with in_place():
+        host = Host("--accel-store", str(tmp_path_factory.mktemp("store")), "--accel-no-compile")
+        yield host
+        host.close()
+
+
+def _timing(host: Host, ms: float, backend: str = "", **more: Any) -> Any:
+    given = {"shape": (2, 4, 64, 64), "images": 1, "model": "a.safetensors"}
+    times = tuple(ms * factor for factor in (0.98, 1.0, 1.02, 1.0))
+    return host.module("lib_accel.host.clock").Timing(times, backend, **{**given, **more})
+
+
+def _headline(host: Host, *timings: Any) -> str:
+    clock = host.service.clock
+    clock.timings.clear()
+    clock.timings.extend(timings)
+    return host.module("lib_accel.host.pages.speed").headline()
+
+
+def _plot(host: Host) -> str:
+    return host.module("lib_accel.host.pages.plot").plot(host.service.clock.timings)
+
+
+def test_the_headline_says_how_much_faster_and_of_how_many_images(host: Host) -> None:
+    off, on = _timing(host, 11900), _timing(host, 6900, "aoti")
+    expected = "1.7x faster: 6.9 s a step instead of 11.9 s, 3 images of 512x512"
+    assert _headline(host, off, on, on) == expected
+    assert _headline(host, on, off, off) == expected
+    slower = "1.7x slower: 0.4 s a step instead of 0.23 s, 2 images of 512x512"
+    assert _headline(host, _timing(host, 233), _timing(host, 400, "jit")) == slower
+
+
+def test_steps_computed_both_ways_serve_where_there_is_no_other_image(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = SimpleNamespace(times=[(2.0, 1.0), (2.1, 1.0), (2.0, 1.1)])
+    current = SimpleNamespace(counts=SimpleNamespace(tally=both))
+    monkeypatch.setattr(host.service, "current", lambda: current)
+    expected = "2.0x faster: 1.0 s a step instead of 2.0 s, 3 steps computed both ways"
+    assert _headline(host, _timing(host, 1000, "aoti")) == expected
+    both.times.pop()
+    assert _headline(host, _timing(host, 1000, "aoti")).startswith("Not compared yet")
+
+
+def test_acceleration_that_is_off_says_how_to_switch_it_on(host: Host) -> None:
+    host.opts.set("accel_enable", False)
+    expected = "Acceleration is off. Switch it on in Settings > Acceleration"
+    assert _headline(host, _timing(host, 100)) == expected
+    host.opts.set("accel_enable", True)
+
+
+def test_a_difference_within_the_noise_is_none(host: Host) -> None:
+    said = _headline(host, _timing(host, 103), _timing(host, 100, "aoti"))
+    expected = "0.1 s a step instead of 0.1 s, 2 images of 512x512"
+    assert said == f"No difference within the noise: {expected}"
+    noisy = [_timing(host, ms) for ms in (80, 130, 200)]
+    assert "No difference" in _headline(host, *noisy, _timing(host, 100, "aoti"))
+
+
+def test_images_of_another_size_batch_or_model_are_not_compared(host: Host) -> None:
+    on = _timing(host, 100, "aoti")
+    others = (
+        {"shape": (2, 4, 128, 128)},
+        {"shape": (4, 4, 64, 64), "images": 2},
+        {"model": "b.safetensors"},
+    )
+    for other in others:
+        said = _headline(host, _timing(host, 400, **other), on)
+        assert said.startswith("Not compared yet: no image of 512x512 was made without"), other
+        assert _plot(host).count("<rect") == 1
+    assert "made with compiled code" in _headline(host, on, _timing(host, 400, shape=(2, 4, 8, 16)))
+    batches = [_timing(host, ms, b, images=2) for ms, b in ((300, ""), (100, "aoti"))]
+    assert _headline(host, *batches).endswith("4 images of 512x512 in batches of 2")
+
+
+def test_without_an_image_or_with_few_steps_it_says_so(host: Host) -> None:
+    assert _headline(host) == "No image has been made yet."
+    assert "<svg" not in _plot(host)
+    clock = host.module("lib_accel.host.clock")
+    short = [clock.Timing((9.0,), backend, (2, 4, 8, 8), 1, "") for backend in ("", "aoti")]
+    assert _headline(host, *short) == "Not compared yet: images of 64x64 had fewer than 3 steps"
+
+
+def test_one_slow_image_does_not_flatten_the_others(host: Host) -> None:
+    fast = [_timing(host, 100, "aoti") for _ in range(5)]
+    _headline(host, *fast, _timing(host, 5000, "aoti"), *fast)
+    drawn = _plot(host)
+    heights = [float(h) for h in re.findall(r"height='([\d.]+)'", drawn)]
+    assert len(heights) == 11
+    assert min(heights) > 0.4 * max(heights)
+    assert drawn.count("class='accel-cut'") == 1
+    assert "bars with a gap are cut off" in drawn
+    assert "5.0 s, 512x512, a.safetensors, aoti" in drawn
+    _headline(host, *fast)
+    assert "accel-cut" not in _plot(host)
+
+
+def test_names_of_models_are_escaped_in_the_plot(host: Host) -> None:
+    _headline(host, _timing(host, 100, "aoti", model="<b>'x"))
+    assert "&lt;b&gt;&#x27;x" in _plot(host)
+
+
+def test_the_clock_times_both_passes_apart_and_forgets_a_batch_that_failed() -> None:
+    with in_place():
+        from lib_accel.host.clock import Clock
+
+        clock = Clock(lambda: torch.device("cpu"))
+        small, large = (SimpleNamespace(x=torch.zeros(2, 4, n, n)) for n in (8, 16))
+        job = SimpleNamespace(batch_size=1, sd_model_name="a")
+        for each in (small, large, large):
+            clock.begin()
+            clock.start(each)
+            clock.stop()
+        clock.start(small)
+        clock.stop()
+        clock.finish("aoti", job)
+        found = [(t.size, len(t.times), t.backend, t.model) for t in clock.timings]
+        assert found == [("128x128", 1, "aoti", "a"), ("64x64", 1, "aoti", "a")]
