@@ -1,8 +1,7 @@
 """Every text that the pages show has Chinese in localizations/zh_CN.json, and no key is unused.
 
 javascript/accel.js translates by keys with {0}, {1} for values. Left in English: lines in the
-console, and errors that quote the system, the compiler or torch (StoreError, CompileFailed, and
-ArtifactRejected where code does not load).
+console, and what the system, the compiler or torch said, where a sentence quotes it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from lib_accel import errors
 from lib_accel.compile.machine import probe
 
 from .conftest import Start
@@ -22,32 +22,40 @@ from .texts import Page, Source, Words, is_sentence
 LIB = ROOT / "lib_accel"
 NOT_SHOWN = ("say", "print", "HTTPException", "RuntimeError", "ValueError", "discard", "plain")
 """Functions of lib_accel.host whose arguments no page shows, or none translates."""
+OTHERS = ("export.py", "presets.py")
+"""Files whose errors only the command line meets."""
+ERRORS = tuple(name for name, kind in vars(errors).items() if isinstance(kind, type))
+ERRORS = (*ERRORS, "ForeignArtifact", "LockBusy")
+DOING = ("os_errors", "_prepare", "_require_writable")
+"""Functions that are told what failed, for an error that begins with "Could not"."""
 NAMES = ("pip install", "Python {", "Triton {")
 """How texts begin that are the same in every language."""
 
 
-def _chinese() -> dict[str, str]:
+def chinese() -> dict[str, str]:
+    """Return the translations by their English key."""
     return json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
 
 
 def _words(but: str = "") -> Words:
-    return Words(set(_chinese()) - {but})
+    return Words(set(chinese()) - {but})
 
 
-def _reasons() -> set[str]:
+def reasons() -> set[str]:
     """Return the texts of the core that the status, the tab or a reason quotes."""
     found: set[str] = set()
     for file in LIB.rglob("*.py"):
         folder, source = file.relative_to(LIB).parts[0], Source(file)
         if folder in ("compile", "runtime"):
-            found |= source.answers("why_not|^_no") | source.arguments(
+            found |= source.answers("why_not|^_no|__str__") | source.arguments(
                 "Finding", "Missing", "report"
             )
-        if folder in ("model", "runtime") and file.name != "presets.py":  # the command line's
-            found |= source.arguments("UnsupportedArchitecture", "BadWeights")
-        if folder == "store" and file.name != "export.py":  # which only the command line uses
-            found |= source.arguments("ArtifactRejected", "ForeignArtifact", "damaged", "_refuse")
-            found |= source.answers("^_wrong_files")
+        if folder in ("compile", "host", "model", "runtime", "store") and file.name not in OTHERS:
+            found |= source.arguments(*ERRORS, "damaged", "_refuse")
+        if folder == "store":
+            found |= source.answers("^_wrong_files") | source.arguments(*DOING)
+        if file.name == "files.py":
+            found |= {text for text in source.texts() if text.endswith(".")}
         if folder == "config.py":
             found |= source.arguments("ValueError")
     return {t for t in found if is_sentence(t) and not t.startswith(NAMES)}
@@ -77,7 +85,7 @@ def _lacks(words: Words, texts: set[str]) -> list[str]:
 
 
 def test_every_reason_has_chinese() -> None:
-    assert _lacks(_words(), _reasons()) == []
+    assert _lacks(_words(), reasons()) == []
 
 
 def test_every_sentence_of_the_pages_has_chinese() -> None:
@@ -93,8 +101,8 @@ def test_a_missing_and_an_unused_key_are_found() -> None:
     for key, texts in (
         ("Acceleration is off", _host()),
         ("a {0} has hooks", _host()),
-        (next(k for k in _chinese() if k.startswith("Delete this")), _host()),
-        ("compiling is switched off", _reasons()),
+        (next(k for k in chinese() if k.startswith("Delete the")), _host()),
+        ("compiling is switched off", reasons()),
     ):
         missing = _lacks(_words(but=key), texts)
         assert [t.replace("{}", "{0}") for t in missing] == [key]
@@ -104,7 +112,7 @@ def test_chinese_holds_the_same_values_as_its_key() -> None:
     def values(text: str) -> list[str]:
         return sorted(re.findall(r"\{\d\}", text))
 
-    assert {key for key, text in _chinese().items() if values(text) != values(key)} == set()
+    assert {key for key, text in chinese().items() if values(text) != values(key)} == set()
 
 
 # -- what the stand-in's pages show

@@ -137,6 +137,9 @@ class Words:
 
         So must be the sentences among its values.
         """
+        named = re.split("; (?=[a-z]+: )", text)
+        if len(named) > 1:
+            return all(map(self.know, named))
         parts = text.split("; ")
         for n in range(len(parts), 0, -1):
             if self._holds("; ".join(parts[:n])):
