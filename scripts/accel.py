@@ -3,7 +3,7 @@
 from modules import script_callbacks
 
 from lib_accel.host import api
-from lib_accel.host.pages import settings, tab
+from lib_accel.host.pages import settings, tab, xyz
 from lib_accel.host.pages.script import AccelScript as Script  # noqa: F401  found by its class
 from lib_accel.host.service import service
 from lib_accel.host.taiyi.hooks import taiyi
@@ -11,6 +11,7 @@ from lib_accel.host.taiyi.hooks import taiyi
 settings.register(service.options_changed)
 taiyi.register()
 script_callbacks.on_model_loaded(service.model_loaded)
+script_callbacks.on_before_ui(xyz.add_axis)
 script_callbacks.on_ui_tabs(tab.tab)
 script_callbacks.on_app_started(lambda _, app: api.add_routes(app))
 # "Reload UI" unloads scripts, which undoes acceleration, and keeps the models
@@ -18,4 +19,5 @@ script_callbacks.on_app_started(lambda *_: service.options_changed())
 script_callbacks.on_cfg_denoiser(service.clock.start)
 script_callbacks.on_cfg_denoised(service.denoised)
 script_callbacks.on_script_unloaded(service.shutdown)
+script_callbacks.on_script_unloaded(xyz.remove_axis)
 script_callbacks.on_script_unloaded(taiyi.remove)

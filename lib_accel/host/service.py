@@ -39,7 +39,7 @@ class Service:
         self._options: dict[str, Any] = {}  # as they were last, and meant something
         self._options_changed = False  # and not yet applied
         self._around: object = None  # what the WebUI has switched on for the last image
-        self._switched_on = True  # before a job's own settings replaced it
+        self._standing: Config | None = None  # before a job's own settings replaced it
 
     def model_loaded(self, sd_model: Any) -> None:
         """Accelerate a model that the WebUI has loaded.
@@ -89,7 +89,12 @@ class Service:
             codes = [(c.backend, c.store) if c else None for c in (before, wanted)]
             self._models.detach(unet, keep_compiling=codes[0] == codes[1])
             if wanted:
-                self._attach(unet)
+                self._attach(unet, wanted)
+
+    def _restore(self, wanted: Config | None) -> None:
+        """Accelerate as `wanted` where a job's own settings have changed that."""
+        if any(each.engine.config != wanted for each in self._models.attachments):
+            self._apply(wanted)
 
     def before_job(self, p: Any) -> None:
         """Apply the options, before those of this job alone (`override_settings`) replace them.
@@ -97,17 +102,15 @@ class Service:
         `p` is the WebUI's job.
         """
         with self._lock:
-            self._switched_on = webui.enabled()
-            if not self._switched_on and self._models.attachments:
-                self._options_changed = True  # switched on for a job alone, which has failed
+            self._standing = webui.config() if webui.enabled() else None
             self._refresh()
+            self._restore(self._standing)  # after a job with settings of its own that has failed
             self._prepare(p)
 
     def after_job(self) -> None:
-        """Switch off what was switched on for this job alone."""
+        """Undo what was set for this job alone."""
         with self._lock:
-            if not self._switched_on:
-                self._apply(None)
+            self._restore(self._standing)
 
     def before_images(self, p: Any = None) -> None:
         """Prepare the loaded model for images: apply options, serve what the compiler has finished.
@@ -128,6 +131,8 @@ class Service:
         with self._lock:
             if not webui.has_own_options(p):
                 self._refresh()
+            elif webui.enabled():
+                self._restore(webui.config())
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 return
@@ -165,14 +170,14 @@ class Service:
             for unet in self._models.unets:
                 self._models.detach(unet)
 
-    def _attach(self, unet: nn.Module) -> None:
+    def _attach(self, unet: nn.Module, config: Config | None = None) -> None:
         here = accelerated(unet)
         if here is not None:  # with other weights, which the engine follows by itself
             here.witness.start_anew()
             return
         self._models.forgive(unet)
         try:
-            here = Attachment(unet, webui.config(), self._session)
+            here = Attachment(unet, config or webui.config(), self._session)
             self._counts.append(here.counts)
             here.begin_image(self._around)
             here.install()

@@ -12,7 +12,7 @@ import torch
 
 from ..compile.doctor import Finding, examine
 from ..compile.machine import probe
-from ..compile.session import BACKENDS
+from ..compile.session import BACKENDS, Eager
 from ..compile.target import Target, of_machine
 from ..compile.units import units_of
 from ..errors import AccelError
@@ -25,6 +25,19 @@ from . import webui
 def artifacts() -> list[Group]:
     """Return the artifacts of the store, grouped by what they were made for."""
     return groups(_store().list())
+
+
+def backends(target: Target) -> dict[str, str | None]:
+    """Return every backend, with why it cannot serve `target` at once, without compiling, or None.
+
+    Where it could after compiling, the reason is "".
+    """
+    store, config, found = _store(), webui.config(), {}
+    for backend in (kind() for kind in BACKENDS):
+        found[backend.name] = backend.why_not(target, store, config)
+        if found[backend.name] is None and backend.name != Eager.name:
+            found[backend.name] = None if backend.kept_bytes(target, store) else ""
+    return found
 
 
 def here() -> dict[str, Any]:

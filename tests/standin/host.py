@@ -105,6 +105,7 @@ class Host:
         scripts.load_file(ROOT / "scripts" / "accel.py")
         for other in others:
             scripts.add_classes({"other": other()})
+        callbacks.before_ui_callback()
         self.tabs = callbacks.ui_tabs_callback()
         self.app = self.module("fastapi").FastAPI()
         callbacks.app_started_callback(None, self.app)

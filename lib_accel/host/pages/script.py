@@ -10,6 +10,7 @@ from modules import scripts
 from ..service import service
 from ..taiyi.hooks import taiyi
 from .status_line import announced_line
+from .xyz import is_cell
 
 
 class AccelScript(scripts.Script):
@@ -51,5 +52,10 @@ class AccelScript(scripts.Script):
             p.extra_generation_params.pop("Accel", None)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-        """Let the service undo what was set for this job alone."""
+        """Let the service undo what was set for this job alone.
+
+        A whole grid takes the parameters of its first picture, whose backend is not the others'.
+        """
         service.after_job()
+        if is_cell(p):
+            p.extra_generation_params.pop("Accel", None)

@@ -21,6 +21,14 @@ def model_loaded_callback(sd_model: Any) -> None:
     _call("model_loaded", sd_model)
 
 
+def on_before_ui(callback: Callable[..., Any]) -> None:
+    callbacks["before_ui"].append(callback)
+
+
+def before_ui_callback() -> None:
+    _call("before_ui")
+
+
 def on_ui_tabs(callback: Callable[..., Any]) -> None:
     callbacks["ui_tabs"].append(callback)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 AlwaysVisible = object()
 scripts: list[Script] = []
+scripts_data: list[Any] = []  # of each script class that was loaded: also `script_class`, `module`
 
 
 class Script:
