@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,9 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 MARK = ".venv/made-by-accel"
 """A file: `.venv` was made here. Its time is that of the last installation, 0 in the middle."""
+
+BEGAN = "ACCEL_COMMAND_BEGAN"
+"""Environment variable in which a command finds the time of its start, before any set-up."""
 
 ADVICE = """The message above names the cause. The usual ones:
 - No network: behind a proxy set HTTPS_PROXY, for an own certificate PIP_CERT; without any network
@@ -45,6 +49,7 @@ def ensure(
     Raises SystemExit with the status of the command, 1 if the set-up fails, 130 if interrupted.
     """
     inside, mark = Path(sys.prefix).resolve() == (root / ".venv").resolve(), root / MARK
+    os.environ.setdefault(BEGAN, str(time.time()))
     newest = max((root / name).stat().st_mtime for name in lists)
     stale = inside and mark.exists() and mark.stat().st_mtime < newest
     if not stale and not missing(lists, root):

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from lib_accel.runtime.accelerated import accelerated
-from lib_accel.tools.bench.cost import CHANGES, PROBE
 from lib_accel.tools.checkpoint import save_random_checkpoint
+from lib_accel.tools.webui.cost import CHANGES, PROBE
 
 from ..standin.host import Host, in_place
 from ..store.kit import OTHERS, posix

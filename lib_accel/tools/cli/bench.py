@@ -15,6 +15,7 @@ import torch
 from ..bench.ladder import Ladder, Plan
 from ..bench.table import table
 from ..bench.variants import DEFAULT, VARIANTS
+from . import bench_webui
 from .common import (
     Commands,
     add_device_arguments,
@@ -85,6 +86,8 @@ def add(commands: Commands) -> None:
     add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)
+    actions = p.add_subparsers(dest="action", title="instead of the ladder", metavar="webui")
+    bench_webui.add(actions)
 
 
 def variants(text: str) -> list[str]:

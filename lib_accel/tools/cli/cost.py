@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 from ...errors import AccelError
-from ..bench.cost import Plan, as_text, measure
-from ..bench.webui import CPU_FLAGS, python_of
+from ..webui.cost import Plan, as_text, measure
+from ..webui.process import CPU_FLAGS, python_of
 from .common import Commands, add_store_arguments, command, located, positive, say, show
 
 _MORE = """Two WebUIs run at the same time, one of them with the extension, both with settings of
