@@ -127,7 +127,7 @@ class Demo:
     def _compile(self, small: float) -> dict[str, Any]:
         """Get compiled code, if the time allows; return what was compiled."""
         units = [describe(unit) for unit in self.engine.target.units]
-        with self.clock.phase(f"compiling {len(units)} units, or loading them from the store"):
+        with self.clock.phase(f"compiling {len(units)} units, or loading them"):
             self.engine.prepare()
             job = self.engine.job
             if job:

@@ -60,22 +60,16 @@ def picture(result: dict[str, Any]) -> str:
     """Return an SVG file: seconds an image without and with acceleration, by LoRAs."""
     groups = []
     for found in result["sets"]:
-        name = _loras(found)
         values = found["seconds"]["image_s"]
         groups.append(
             [
                 Bar(
-                    f"{name}, without acceleration",
-                    _median(values["off"]),
-                    _text(values, "off"),
-                    "off",
-                ),
-                Bar(
-                    f"{name}, with: {_verdict(values).short}",
-                    _median(values["on"]),
-                    _text(values, "on"),
-                    "on",
-                ),
+                    f"{_loras(found)}, {words}",
+                    _median(values[state]),
+                    seconds(values[state]),
+                    state,
+                )
+                for state, words in (("off", "without acceleration"), ("on", "accelerated"))
             ]
         )
     return bars(f"Seconds an image of {result['size']}x{result['size']}", groups, alone=True)
@@ -100,10 +94,6 @@ def _verdict(values: dict[str, list[float]]) -> Verdict:
 
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-def _text(values: dict[str, list[float]], state: str) -> str:
-    return seconds(values[state])
 
 
 def _conditions(r: dict[str, Any]) -> list[str]:
