@@ -34,7 +34,8 @@ _STYLE = (
     ".soft,figcaption{color:var(--soft);font-size:.9em}"
     ".pictures{display:grid;grid-template-columns:repeat(3,1fr);gap:.6em}"
     "figure{margin:0}img{width:100%;display:block;image-rendering:pixelated;border-radius:3px}"
-    "pre{white-space:pre-wrap;overflow-wrap:anywhere;padding:.7em;border:1px solid var(--line);border-radius:4px}"
+    "pre{white-space:pre-wrap;overflow-wrap:anywhere}"
+    "pre{padding:.7em;border:1px solid var(--line);border-radius:4px}"
     "td{border-bottom:1px solid var(--line);padding:.25em .8em .25em 0;vertical-align:top;"
     "overflow-wrap:anywhere}td:first-child{color:var(--soft)}summary{cursor:pointer}" + STYLE
 )

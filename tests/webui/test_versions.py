@@ -1,0 +1,48 @@
+"""Each WebUI that ACCEL_WEBUI names makes the same pictures off and on: the small acceptance set.
+
+`ACCEL_WEBUI` is one folder or several, separated as in PATH. All other tests here use the first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import folders, rows, served, store_of
+from .host import Server
+
+HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
+CASES = {
+    "plain": {},
+    "wide": {"width": 192},
+    "odd": {"width": 136, "height": 200},
+    "batch size 3": {"batch_size": 3},
+    "long prompt": {"prompt": "a cat, " + "very detailed, " * 60},
+    "unequal prompts": {"prompt": "a cat", "negative_prompt": "blurry, " * 60},
+    "hires": HIRES,
+    "LoRA": {"prompt": "a cat <lora:loraA:1>"},
+    "LoRA, half as strong": {"prompt": "a cat <lora:loraA:0.5>"},
+    "after the LoRA": {},
+    "two LoRAs": {"prompt": "a cat <lora:loraA:0.7> <lora:loraB:-0.5>"},
+    "after both": {},
+}
+
+
+@pytest.mark.parametrize("webui", folders(), ids=lambda folder: folder.name)
+def test_the_same_pictures_in_each_webui(webui: Path, folder: Path) -> None:
+    data = folder / f"versions-{folders().index(webui)}"
+    extension = {"accel": Path(__file__).parents[2]}
+    server = Server(webui, data, store_of(folder), "tinyA", extensions=extension)
+    try:
+        server.wait_ready()
+        made = {name: served(server, name, **payload) for name, payload in CASES.items()}
+        version = made["plain"].on.infotexts[0].rpartition("Version: ")[2]
+        rows.append(f"{version} ({webui}): {len(made)} of {len(CASES)}")
+        assert not any(c.off.served for c in made.values())
+        plain = made["plain"].on
+        assert plain.same(made["after the LoRA"].on)
+        assert plain.same(made["after both"].on)
+        assert made["LoRA"].on.decibels(plain) < 45
+    finally:
+        server.stop()
