@@ -50,7 +50,10 @@ def test_help_explains_each_command(run: Run, command: str) -> None:
         ("demo --store-mib -1", "expected a whole number"),
         ("demo --backend warp", "invalid choice: 'warp'"),
         ("demo --dtype float8", "invalid choice: 'float8'"),
-        ("bench --variants reference,warp", "warp: expected some of reference, reference+sdpa"),
+        (
+            "bench --variants reference,warp",
+            "warp: expected some of stock, reference, reference+sdpa",
+        ),
         ("bench --variants ,", "nothing: expected some of"),
         ("bench --loras 0,x", "'0,x': expected whole numbers, such as 0,1,10"),
         (

@@ -29,16 +29,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("webui", folders(), ids=lambda folder: folder.name)
-def test_the_same_pictures_in_each_webui(webui: Path, folder: Path) -> None:
-    data = folder / f"versions-{folders().index(webui)}"
+@pytest.mark.parametrize("host", folders(), ids=lambda folder: folder.name)
+def test_the_same_pictures_in_each_webui(host: Path, folder: Path) -> None:
+    data = folder / f"versions-{folders().index(host)}"
     extension = {"accel": Path(__file__).parents[2]}
-    server = Server(webui, data, store_of(folder), "tinyA", extensions=extension)
+    server = Server(host, data, store_of(folder), "tinyA", extensions=extension)
     try:
         server.wait_ready()
         made = {name: served(server, name, **payload) for name, payload in CASES.items()}
         version = made["plain"].on.infotexts[0].rpartition("Version: ")[2]
-        rows.append(f"{version} ({webui}): {len(made)} of {len(CASES)}")
+        rows.append(f"{version} ({host}): {len(made)} of {len(CASES)}")
         assert not any(c.off.served for c in made.values())
         plain = made["plain"].on
         assert plain.same(made["after the LoRA"].on)

@@ -39,6 +39,7 @@ of a GPU fixed. Each group of rows (diffusers', torch.compile's, ours by backend
 of the weights. Where the copies do not fit into memory together, the groups take turns.
 
 variants (default: {", ".join(DEFAULT)}):
+  stock                 what the WebUI does by itself: its default attention
   reference             diffusers' UNet with plain attention (pip install diffusers)
   reference+sdpa        the same with fused attention
   compile               the same under torch.compile
