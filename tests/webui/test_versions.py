@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import folders, rows, served, store_of
-from .host import Server
+from .host import KINDS_OF_MODEL, Server
 
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
 CASES = {
@@ -29,11 +29,23 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the servers' data, with the two LoRAs."""
+    place = tmp_path_factory.mktemp("versions")
+    for kind in KINDS_OF_MODEL:
+        (place / kind).mkdir()
+    for name in ("loraA", "loraB"):
+        lora = folders()[0] / "models" / "Lora" / f"{name}.safetensors"
+        (place / "lora" / lora.name).symlink_to(lora)
+    return place
+
+
 @pytest.mark.parametrize("host", folders(), ids=lambda folder: folder.name)
-def test_the_same_pictures_in_each_webui(host: Path, folder: Path) -> None:
-    data = folder / f"versions-{folders().index(host)}"
+def test_the_same_pictures_in_each_webui(host: Path, place: Path) -> None:
+    data = place / f"data{folders().index(host)}"
     extension = {"accel": Path(__file__).parents[2]}
-    server = Server(host, data, store_of(folder), "tinyA", extensions=extension)
+    server = Server(host, data, store_of(place), "tinyA", extensions=extension)
     try:
         server.wait_ready()
         made = {name: served(server, name, **payload) for name, payload in CASES.items()}

@@ -19,7 +19,7 @@ from ...errors import AccelError, printable
 from ...store.private_folder import private_folder
 from .. import webui
 from .bert import check_bert, has_bert
-from .text_model import TaiyiTextModel, is_taiyi
+from .text_model import SUPPORTED, TaiyiTextModel, is_taiyi
 from .vocabulary import find_vocabulary
 
 
@@ -76,7 +76,7 @@ class Taiyi:
         Raises ValueError for a value that means nothing: the WebUI then takes the change back.
         """
         webui.check_options()
-        wanted = webui.option("accel_taiyi")
+        wanted = SUPPORTED and webui.option("accel_taiyi")
         if wanted and self._finding is None:
             self._finding = Replacement(sd_models_config, "find_checkpoint_config", self._find)
         elif not wanted and self._finding is not None:

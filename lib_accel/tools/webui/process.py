@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .client import Client, WebUIFailed
+from .client import Client, Refused, WebUIFailed
 
 FLAGS = (
     "--skip-prepare-environment",
@@ -98,7 +98,14 @@ class WebUI(Client):
             if time.monotonic() > end or self.process.poll() is not None:
                 raise WebUIFailed(f"the WebUI did not start:\n{self.console()[-3000:]}")
             time.sleep(0.5)
-        self.post("/sdapi/v1/reload-checkpoint")  # answers when a model is loaded
+        while True:
+            try:
+                self.post("/sdapi/v1/reload-checkpoint")  # answers when a model is loaded
+                return
+            except Refused:  # WebUI 1.6 loads one in another thread, and the two can collide
+                if time.monotonic() > end:
+                    raise
+                time.sleep(1)
 
     def stop(self) -> None:
         """End the process."""
