@@ -103,7 +103,7 @@ class Project:
         (folder / "more.txt").write_text("accelmore==1.5\n")
         (folder / "job.py").write_text(
             "import sys\nfrom lib_accel.tools.setup_environment import ensure\n"
-            "ensure('job', sys.argv[1:], sys.argv[1].split(','))\nimport acceltiny, torch\n"
+            "ensure(sys.argv[1].split(','))\nimport acceltiny, torch\n"
             "print('ran', torch.__version__, sys.argv[2:])\nsys.exit(7)\n"
         )
 

@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import sys
+from dataclasses import astuple
 
-from ...compile.doctor import examine
-from .common import (
-    Commands,
-    add_device_arguments,
-    add_store_arguments,
-    command,
-    device_and_dtype,
-    make_store,
-    show,
-)
+from .. import setup_environment, webui_python
+from ..terminal import show
 
-
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    p = command(
-        commands,
-        "doctor",
-        "what works on this machine, and what to do about the rest; "
-        "exit status 1 when nothing is accelerated",
-        run,
-    )
-    add_store_arguments(p)
-    add_device_arguments(p)
+_MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings. Exit status 1 where there is a problem."""
-    device, dtype = device_and_dtype(args)
-    findings = examine(device, dtype, make_store(args))
-    marks = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
+    findings = [webui_python.finding(), *_examine(args)]
     text = "\n".join(
-        f"{marks[f.level]}  {f.what}" + (f"\n         -> {f.advice}" if f.advice else "")
-        for f in findings
+        f"{_MARKS[level]}  {what}" + (f"\n         -> {advice}" if advice else "")
+        for level, what, advice in findings
     )
-    healthy = not any(f.level == "problem" for f in findings)
-    show({"healthy": healthy, "findings": [asdict(f) for f in findings]}, args, text)
+    healthy = not any(level == "problem" for level, _, _ in findings)
+    rows = [dict(zip(("level", "what", "advice"), found, strict=True)) for found in findings]
+    show({"healthy": healthy, "findings": rows}, args, text)
     return 0 if healthy else 1
+
+
+def _examine(args: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """Return level, words and advice of each finding, or why this Python can find none."""
+    try:
+        from ...compile.doctor import examine
+        from .common import device_and_dtype, make_store
+    except ModuleNotFoundError as e:
+        return [
+            (
+                "problem",
+                f"{e.name} is not installed in this Python ({sys.version.split()[0]})",
+                _how_to_install(),
+            )
+        ]
+    except (ImportError, OSError) as e:  # a torch without the libraries that it needs
+        return [("problem", f"torch does not work in this Python: {e}", "install torch again")]
+    device, dtype = device_and_dtype(args)
+    return [astuple(found) for found in examine(device, dtype, make_store(args))]
+
+
+def _how_to_install() -> str:
+    if webui_python.other():
+        return "the WebUI's Python is the one to look at, see above"
+    if webui_python.webui_around():
+        return "start the WebUI once: it installs what it needs"
+    own = setup_environment.python_of(setup_environment.ROOT)
+    if own.exists():
+        return f"the other commands use {own}: look at that one"
+    return (
+        f"the other commands install it in {own.parents[1]}, once: about 3 GB, with CUDA 10 GB. "
+        "Or call this with a Python that has it"
+    )
