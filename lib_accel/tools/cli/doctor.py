@@ -9,6 +9,13 @@ from dataclasses import astuple
 from .. import setup_environment, webui_python
 from ..terminal import show
 
+_BROKEN: Exception | None = None
+try:  # here, as imports are for Ctrl-C: see `main`
+    from ...compile.doctor import examine
+    from .common import device_and_dtype, make_store
+except (ImportError, OSError) as e:  # no torch, or one without the libraries that it needs
+    _BROKEN = e
+
 _MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
 
 
@@ -27,21 +34,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _examine(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """Return level, words and advice of each finding, or why this Python can find none."""
-    try:
-        from ...compile.doctor import examine
-        from .common import device_and_dtype, make_store
-    except ModuleNotFoundError as e:
-        return [
-            (
-                "problem",
-                f"{e.name} is not installed in this Python ({sys.version.split()[0]})",
-                _how_to_install(),
-            )
-        ]
-    except (ImportError, OSError) as e:  # a torch without the libraries that it needs
-        return [("problem", f"torch does not work in this Python: {e}", "install torch again")]
-    device, dtype = device_and_dtype(args)
-    return [astuple(found) for found in examine(device, dtype, make_store(args))]
+    if _BROKEN is None:
+        device, dtype = device_and_dtype(args)
+        return [astuple(found) for found in examine(device, dtype, make_store(args))]
+    version = sys.version.split()[0]
+    if isinstance(_BROKEN, ModuleNotFoundError):
+        what = f"{_BROKEN.name} is not installed in this Python ({version})"
+        return [("problem", what, _how_to_install())]
+    what = f"torch does not work in this Python ({version}): {_BROKEN}"
+    return [("problem", what, "install torch again")]
 
 
 def _how_to_install() -> str:
