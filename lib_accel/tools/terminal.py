@@ -71,7 +71,7 @@ def end_on_interrupt() -> None:
 def unwinding() -> Iterator[None]:
     """Let Ctrl-C raise KeyboardInterrupt in the `with`, so that what runs there cleans up.
 
-    It is raised at the end too, in case that other code caught it. At the second Ctrl-C, or after
+    It is raised at the end too, in case that other code lost it. At the second Ctrl-C, or after
     UNWIND_S, the process and its children are ended at once.
     """
     interrupted = threading.Event()
@@ -89,7 +89,7 @@ def unwinding() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if interrupted.is_set():
+        if interrupted.is_set() and not isinstance(sys.exc_info()[1], SystemExit):
             raise KeyboardInterrupt
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.tools import webui_python
+from lib_accel.tools.cli import webui_python
 
 OWN = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 

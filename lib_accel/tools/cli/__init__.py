@@ -12,8 +12,9 @@ import re
 from typing import Any
 
 from ...errors import AccelError
-from .. import setup_environment, webui_python
+from .. import setup_environment
 from ..terminal import INTERRUPTED, end_children, say, unwinding
+from . import webui_python
 from .arguments import parser
 
 _NO_ROOM = re.compile("can't allocate|not enough memory|calculation overflowed")

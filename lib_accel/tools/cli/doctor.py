@@ -6,8 +6,9 @@ import argparse
 import sys
 from dataclasses import astuple
 
-from .. import setup_environment, webui_python
+from .. import setup_environment
 from ..terminal import show
+from . import webui_python
 
 _BROKEN: Exception | None = None
 try:  # here, as imports are for Ctrl-C: see `main`

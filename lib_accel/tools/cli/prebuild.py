@@ -12,8 +12,8 @@ from ...compile.units import units_of
 from ...config import Config
 from ...errors import ArtifactRejected, BackendUnavailable
 from ...store import ArtifactStore
-from .. import webui_python
 from ..terminal import say, show
+from . import webui_python
 from .common import device_and_dtype, family, follow, make_store
 
 

@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..errors import AccelError
-from .bench.webui import python_of
+from ...errors import AccelError
+from ..bench.webui import python_of
 
-HERE = Path(os.path.abspath(__file__)).parents[2]  # noqa: PTH100  (a link to an extension is kept)
+HERE = Path(os.path.abspath(__file__)).parents[3]  # noqa: PTH100  (a link to an extension is kept)
 
 
 def webui_around(folder: Path = HERE) -> Path | None:
