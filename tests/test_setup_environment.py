@@ -226,8 +226,8 @@ def test_an_interrupt_ends_the_set_up_and_all_that_it_started(project: Project):
         time.sleep(0.05)
         started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    err = process.stderr.read()
-    assert (process.wait(), "Traceback" in err) == (130, False)
+    _, err = process.communicate()
+    assert (process.returncode, "Traceback" in err) == (130, False)
     assert "Run the same command again to continue" in err
     _, left = psutil.wait_procs(started, 5)
     assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
