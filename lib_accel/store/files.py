@@ -58,6 +58,9 @@ def os_errors(doing: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and error.filename:
             raise StoreError(f"Could not {doing}: {_absent(error.filename)}") from error
+        if isinstance(error, FileExistsError) and error.filename:
+            what = f"{os.fsdecode(error.filename)} exists already. Choose another name."
+            raise StoreError(f"Could not {doing}: {what}") from error
         advice = _ADVICE.get(error.errno if error.errno is not None else -1, _OTHER)
         where = f" ({error.filename})" if error.filename else ""
         raise StoreError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shlex
 import subprocess
 import sys
@@ -85,6 +87,19 @@ def test_usage_names_the_program_as_it_was_called(root: Path) -> None:
     ):
         shown = program if sys.prefix != sys.base_prefix else f"python3 {program.partition(' ')[2]}"
         assert f"usage: {shown} doctor " in usage(program, folder) + " "
+
+
+def test_no_message_advises_to_call_a_function(root: Path) -> None:
+    """Whoever reads it is at a command line, or in the WebUI."""
+    found = [
+        text.value
+        for file in (root / "lib_accel").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise)
+        for text in ast.walk(node)
+        if isinstance(text, ast.Constant) and re.search(r"\w\(\)", str(text.value))
+    ]
+    assert found == []
 
 
 def test_the_choices_are_those_that_the_code_has(run: Run) -> None:

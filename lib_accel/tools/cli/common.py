@@ -28,6 +28,19 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def no_gpu() -> str:
+    """Return why torch can use no GPU, and what to do."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"this torch ({torch.__version__}) was made for CPUs alone. For a GPU, install one "
+            "that was made for it, see https://pytorch.org/get-started"
+        )
+    return (
+        f"this torch ({torch.__version__}) sees no GPU. For one by NVIDIA, `nvidia-smi` shows "
+        "whether its driver works"
+    )
+
+
 def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
     """Return what --device and --dtype mean here. Raises AccelError where it is missing."""
     try:
@@ -38,10 +51,7 @@ def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device, torch.dtyp
             "expected cpu, cuda, cuda:1 or mps"
         ) from e
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise AccelError(
-            f"--device {args.device}: this torch ({torch.__version__}) sees no CUDA device; "
-            "`doctor` says what is missing"
-        )
+        raise AccelError(f"--device {args.device}: {no_gpu()}")
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as e:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from dataclasses import astuple
 
+from ...errors import AccelError
 from .. import setup_environment
 from ..terminal import show
 from . import webui_python
@@ -13,7 +15,7 @@ from . import webui_python
 _BROKEN: Exception | None = None
 try:  # here, as imports are for Ctrl-C: see `main`
     from ...compile.doctor import examine
-    from .common import device_and_dtype, make_store
+    from .common import device_and_dtype, make_store, no_gpu
 except (ImportError, OSError) as e:  # no torch, or one without the libraries that it needs
     _BROKEN = e
 
@@ -36,8 +38,14 @@ def run(args: argparse.Namespace) -> int:
 def _examine(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """Return level, words and advice of each finding, or why this Python can find none."""
     if _BROKEN is None:
-        device, dtype = device_and_dtype(args)
-        return [astuple(found) for found in examine(device, dtype, make_store(args))]
+        try:
+            device, dtype = device_and_dtype(args)
+        except AccelError as e:
+            return [("problem", str(e), "")]
+        found = [astuple(each) for each in examine(device, dtype, make_store(args))]
+        if device.type == "cpu" and not args.device and shutil.which("nvidia-smi"):
+            found.append(("note", "torch does not use this machine's NVIDIA driver", no_gpu()))
+        return found
     version = sys.version.split()[0]
     if isinstance(_BROKEN, ModuleNotFoundError):
         what = f"{_BROKEN.name} is not installed in this Python ({version})"

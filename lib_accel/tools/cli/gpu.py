@@ -19,7 +19,7 @@ from ..bench.weights import WeightCopy
 from ..terminal import say, show
 from . import bench
 from .arguments.bench import counts
-from .common import default_device, device_and_dtype, family, make_config
+from .common import default_device, device_and_dtype, family, make_config, no_gpu
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the steps. Exit status 1 where an `aoti` row could not be timed."""
     if default_device() == "cpu" and not (args.device or args.dry_run):
         raise AccelError(
-            f"this torch ({torch.__version__}) sees no CUDA device, and a CPU needs hours for what "
-            "`gpu` measures; --device cpu insists on it, `doctor` says what is missing"
+            f"{no_gpu()}. A CPU needs hours for what `gpu` measures; --device cpu insists on it"
         )
     device, dtype = device_and_dtype(args)
     args.out.mkdir(parents=True, exist_ok=True)

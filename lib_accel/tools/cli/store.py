@@ -100,11 +100,13 @@ def _show_freed(freed: int, store: ArtifactStore, args: argparse.Namespace) -> i
 
 def _chosen(store: ArtifactStore, entries: list[Entry], names: list[str]) -> list[Group]:
     """Return the group or the artifact that each name on the command line stands for."""
+    if not entries:
+        raise AccelError(f"the store {store.root} is empty")
     chosen = []
     for name in names:
         found = named(entries, name)
         if len(found) != 1:
-            known = ", ".join(group.key[:12] for group in groups(entries)) or "none"
+            known = ", ".join(group.key[:12] for group in groups(entries))
             raise AccelError(
                 f"{name!r} fits {len(found)} keys of {store.root}; expected exactly one of: "
                 f"{known}, or of those that `store list --json` shows"

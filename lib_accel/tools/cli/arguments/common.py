@@ -76,8 +76,8 @@ class Parser(argparse.ArgumentParser):
     """Prints what it refuses so that a terminal only shows it."""
 
     def error(self, message: str) -> NoReturn:
-        """Print usage and message, and end with status 2."""
-        super().error(printable(message))
+        """Print the message and where help is, and end with status 2."""
+        self.exit(2, f"error: {printable(message)}\nHelp: {self.prog} --help\n")
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:
         write(message.rstrip("\n"), file or sys.stderr)
