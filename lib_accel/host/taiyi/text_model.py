@@ -18,7 +18,6 @@ from torch import Tensor
 from .. import webui
 from .bert import new_bert
 
-
 SUPPORTED = hasattr(sd_hijack_clip, "TextConditionalModel")
 """Whether the WebUI takes other text encoders than CLIP's: from 1.10 on."""
 
