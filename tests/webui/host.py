@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from lib_accel.store.signing import generate_key, write_key
 from lib_accel.tools.webui import process
 
 from .pictures import Pictures
@@ -89,7 +90,8 @@ class Server(process.WebUI):
         self.store = store
         self.names: dict[str, str] = {}  # of control models in the WebUI's list
         own = [x for k in KINDS_OF_MODEL for x in (f"--{k}-dir", str(data.parent / k))]
-        own += ["--accel-store", str(store)] if "accel" in (extensions or {}) else []
+        if "accel" in (extensions or {}):
+            own += ["--accel-store", str(store), "--accel-store-key", str(key_of(store))]
         checkpoint = webui / "models" / "Stable-diffusion" / f"{model}.safetensors"
         flags = [*process.CPU_FLAGS, *flags, *own]
         super().__init__(webui, data, python_of(webui), checkpoint, flags, extensions, login=login)
@@ -144,6 +146,14 @@ class Server(process.WebUI):
             for k in ("accelerated_calls", "host_calls", "compiles")
         )
         return Comparison(on.decibels(off), calls, host_calls, compiles, status, off, on)
+
+
+def key_of(store: Path) -> Path:
+    """Return the key file of a store, beside it: a run's own key would be another in each run."""
+    key = store.with_name(f"{store.name}.key")
+    if not key.exists():
+        write_key(key, generate_key())
+    return key
 
 
 def python_of(webui: Path) -> Path:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..report.verdict import FEWEST
+
 SMALL = 256
 """Pixels of the call that the time of larger ones is estimated from."""
 CHOICES = ((512, 6), (512, 4), (384, 6), (384, 4), (320, 4), (256, 4), (256, 3), (192, 3))
@@ -54,6 +56,10 @@ class Images:
         """Return about how long they take where a call at SMALL takes `small` seconds."""
         calls = 4 * self.steps + 1 + 2  # two to warm up
         return SLACK * calls * small * (self.size / SMALL) ** 2.2
+
+    def within(self, left: float, pair: float) -> Images:
+        """Return these with fewer steps where a pair of steps takes `pair` seconds."""
+        return Images(self.size, min(self.steps, max(FEWEST, int(left / pair / 2.5))))
 
 
 def choose(left: float, small: float) -> Images:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .client import Client, Refused, WebUIFailed
+from .client import Client, WebUIFailed
 
 FLAGS = (
     "--skip-prepare-environment",
@@ -93,19 +93,12 @@ class WebUI(Client):
 
     def _wait_for_model(self, timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
-        # a request before the server is up can keep it from coming up
-        while "Startup time:" not in self.console():
+        # A request before the server is up can keep it from coming up. One that needs the model
+        # before it is loaded makes WebUI 1.6 load it twice at once, and the two collide.
+        while not all(words in self.console() for words in ("Startup time:", "Model loaded in")):
             if time.monotonic() > end or self.process.poll() is not None:
                 raise WebUIFailed(f"the WebUI did not start:\n{self.console()[-3000:]}")
             time.sleep(0.5)
-        while True:
-            try:
-                self.post("/sdapi/v1/reload-checkpoint")  # answers when a model is loaded
-                return
-            except Refused:  # WebUI 1.6 loads one in another thread, and the two can collide
-                if time.monotonic() > end:
-                    raise
-                time.sleep(1)
 
     def stop(self) -> None:
         """End the process."""

@@ -90,12 +90,13 @@ def measure(
     with _switch_restored(client):
         first: dict[str, float] = {}
         status: dict[str, Any] = {}
+        infotext = ""
         for state, enabled in STATES.items():
             _switch(client, enabled)
             if enabled:
                 status = _wait_until_ready(client, say)
             made = _make(client, plan, plan.steps)
-            first[state] = made.seconds
+            first[state], infotext = made.seconds, made.infotexts[0]
             tick()
         for turn in range(plan.rounds):
             last: dict[tuple[str, int], Pictures] = {}
@@ -111,7 +112,7 @@ def measure(
         served = client.get("/accel/v1/status")
     measured = [{"loras": n, "tags": plan.sets[n], **vars(found)} for n, found in sets.items()]
     return {
-        **_conditions(client, plan, made.infotexts[0]),
+        **_conditions(client, plan, infotext),
         **{key: served[key] for key in ("backend", "architecture", "dtype", "device", "reason")},
         "state": status["state"],
         "first_image_s": first,

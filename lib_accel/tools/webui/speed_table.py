@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from typing import Any
 
 from ..report.bars import Bar, bars
@@ -21,7 +22,7 @@ def headline(result: dict[str, Any]) -> str:
     """Return the main figure in one sentence."""
     found = result["sets"][0]["seconds"]
     step, image = (_verdict(found[part]) for part in ("step_s", "image_s"))
-    on, off = (short_seconds(_median(found["image_s"][state])) for state in ("on", "off"))
+    on, off = (short_seconds(statistics.median(found["image_s"][state])) for state in ("on", "off"))
     size = f"{result['size']}x{result['size']}, {result['steps']} steps"
     if image.word in (SAME, UNKNOWN):
         return (
@@ -65,7 +66,7 @@ def picture(result: dict[str, Any]) -> str:
             [
                 Bar(
                     f"{_loras(found)}, {words}",
-                    _median(values[state]),
+                    statistics.median(values[state]),
                     seconds(values[state]),
                     state,
                 )
@@ -90,10 +91,6 @@ def _loras(found: dict[str, Any]) -> str:
 
 def _verdict(values: dict[str, list[float]]) -> Verdict:
     return Verdict.of(values["off"], values["on"])
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _conditions(r: dict[str, Any]) -> list[str]:
