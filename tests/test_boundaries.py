@@ -28,7 +28,6 @@ NOT_AT_IMPORT = (
     "openvino",
     "tensorrt",
     "torch_tensorrt",
-    "matplotlib.pyplot",
 )
 
 IMPORT_PROBE = """

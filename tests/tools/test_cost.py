@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from lib_accel.runtime.accelerated import accelerated
-from lib_accel.tools.bench.cost import CHANGES, PROBE
 from lib_accel.tools.checkpoint import save_random_checkpoint
+from lib_accel.tools.webui.cost import CHANGES, PROBE
 
 from ..standin.host import Host, in_place
 from ..store.kit import OTHERS, posix
@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(run: Run, webui: Path, tmp_path: Path) -> None
     assert f"{absent} does not exist" in failure(run(*here, webui, "--python", absent))
     absent = tmp_path / "absent.safetensors"
     base = ("cost", "--webui", webui, "--python", sys.executable)
-    assert f"there is no checkpoint {absent}" in failure(run(*base, "--checkpoint", absent))
+    assert f"{absent} does not exist, here or in " in failure(run(*base, "--checkpoint", absent))
 
 
 def test_the_probe_times_a_call_without_its_computing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 
 from lib_accel.model import presets
 from lib_accel.runtime.lora_files import random_deltas, save_lora
+from lib_accel.tools import setup_environment
 from lib_accel.tools.checkpoint import save_random_checkpoint
+from lib_accel.tools.demo import clock
 
 from .commands import TINY, Run, failure
 
@@ -22,12 +25,18 @@ def test_the_report_says_what_was_measured(run: Run, tmp_path: Path) -> None:
     status, out, err = run("demo", *TINY, *small, *folders, "--json")
     result = json.loads(out)
     assert status == 0
-    assert "backend eager: eager" in err
+    assert "left] making images of 64x64" in err
     report = json.loads((tmp_path / "report.json").read_text())
     assert result == report | {"report": result["report"]}
-    assert Path(result["report"]).read_text().startswith("<!doctype html>")
-    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert set(result["seconds_per_step"]) == {"off", "on", "off, LoRA", "on, LoRA"}
+    page = Path(result["report"]).read_text()
+    assert page.startswith("<!doctype html>")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [
+        "report.html",
+        "report.json",
+    ]
+    assert set(result["seconds_of_steps"]) == {"off", "on", "off, LoRA", "on, LoRA"}
+    assert {len(s) for s in result["seconds_of_steps"].values()} == {2}
+    assert result["speed"]["word"] == "too few measurements to tell"
     checks = (result["same_after_lora"], result["error_ok"], result["compiles_for_lora"])
     assert checks == (True, True, 0)
     assert result["error_on"] < 1e-5
@@ -49,8 +58,8 @@ def test_a_checkpoint_file_with_two_loras(run: Run, tmp_path: Path) -> None:
         "demo", "--checkpoint", model, *loras, *picture, "--backend", "eager", *folders
     )
     assert status == 0
-    assert "inpainting" in out.splitlines()[0]
-    assert "removed again, the picture is bit-identical" in out
+    assert "inpainting" in out.splitlines()[1]
+    assert "The LoRA removed: the picture is bit-identical" in out
 
 
 def test_files_that_cannot_be_used_are_refused(run: Run, tmp_path: Path) -> None:
@@ -92,5 +101,27 @@ def test_a_store_that_cannot_be_used_is_named_and_pictures_are_made(
     folders = ("--out", tmp_path / "out", "--store", tmp_path / "store")
     status, out, _ = run("demo", *TINY, *small, *folders)
     assert status == 0
-    assert "backend eager" in out.splitlines()[0]
-    assert out.splitlines()[1].startswith("note: aoti: Could not look for artifact")
+    assert "\nCompiled: nothing; eager serves.\n" in out
+    assert "\nnote: aoti: Could not look for artifact" in out
+
+
+def test_the_largest_images_that_fit_into_the_time_are_chosen() -> None:
+    """A call of 256x256 takes 1 second: larger ones take more than the square of their side."""
+    chosen = [clock.choose(left, 1.0) for left in (1000, 100, 30, 1)]
+    assert [(c.size, c.steps) for c in chosen] == [(512, 6), (384, 6), (256, 4), (192, 3)]
+    assert all(c.seconds(1.0) <= left for c, left in zip(chosen[:3], (1000, 100, 30), strict=True))
+
+
+@pytest.mark.slow
+def test_a_compiler_that_needs_longer_than_the_time_is_stopped(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command began so long ago that nothing is left for the compiler."""
+    monkeypatch.setenv(setup_environment.BEGAN, str(time.time() - 290))
+    small = ("--channels", "32", "--backend", "aoti", "--device", "cpu")
+    folders = ("--out", tmp_path / "out", "--store", tmp_path / "store")
+    status, out, _ = run("demo", *small, *folders, "--json")
+    result = json.loads(out)
+    assert status == 0
+    assert (result["compile_unfinished"], result["backend"]) == (True, "eager")
+    assert result["same_after_lora"]

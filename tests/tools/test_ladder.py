@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from lib_accel.model import presets
 from lib_accel.model.random_weights import random_weights
 from lib_accel.model.unet import UNet
-from lib_accel.tools.bench import ladder
+from lib_accel.tools.bench import ladder, stock
 from lib_accel.tools.bench.ladder import Ladder, Plan
 from lib_accel.tools.bench.peers import Reference
 from lib_accel.tools.bench.variants import VARIANTS, Built, Setup, Variant
@@ -162,6 +162,23 @@ def test_memory_that_a_later_call_takes_is_counted(root: Path) -> None:
     command = [sys.executable, "-c", LATER_CALL]
     done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
     assert 60 * MIB < int(done.stdout) < 200 * MIB
+
+
+@pytest.mark.parametrize("most", [32 * 2**20, 2**16, 2**10])
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_the_webui_s_way_computes_the_same(
+    name: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention in one piece, in slices of whole heads, and in slices of a head's rows."""
+    monkeypatch.setattr(stock, "CPU_SLICE_BYTES", most)
+    small = {"context_dim": 48} | ({"adm_channels": 40} if name.startswith("sdxl") else {})
+    architecture = presets.PRESETS[name](64, **small)
+    parameters = random_weights(architecture, torch.float32, 0)
+    inputs = ladder.make_inputs(architecture, 2, 72, 7, CPU, torch.float32)
+    with torch.no_grad():
+        expected = UNet(architecture).adopt(parameters)(*inputs)
+        found = stock.stock_unet(architecture, parameters)(*inputs)
+    assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max())
 
 
 @pytest.mark.parametrize("sdpa", [False, True])

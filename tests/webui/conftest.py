@@ -1,5 +1,6 @@
 """Starts the WebUI whose folder ACCEL_WEBUI names; without it every test here is skipped.
 
+ACCEL_WEBUI may name several, separated as in PATH: test_versions.py goes through all of them.
 ACCEL_WEBUI_PYTHON names its interpreter, where that is not in `venv` inside or beside the folder.
 ACCEL_E2E_STORE names a folder for compiled code that outlives the run. The WebUI needs the
 checkpoints tinyA and tinyB (SD1); the others of cases.py are optional.
@@ -21,6 +22,17 @@ from .pictures import MIN_DB
 HERE = Path(__file__).parent
 Launch = Callable[..., Server]
 rows: list[str] = []
+
+
+def folders() -> list[Path]:
+    """Return the folders that ACCEL_WEBUI names."""
+    named = os.environ.get("ACCEL_WEBUI", "").split(os.pathsep)
+    return [Path(name).resolve() for name in named if name]
+
+
+def store_of(folder: Path) -> Path:
+    """Return the folder of compiled code of this run, or of several runs."""
+    return Path(os.environ.get("ACCEL_E2E_STORE") or folder / "store")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +63,7 @@ def served(server: Server, name: str, **payload: Any) -> Comparison:
 
 @pytest.fixture(scope="session")
 def webui() -> Path:
-    return Path(os.environ["ACCEL_WEBUI"]).resolve()
+    return folders()[0]
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +116,7 @@ def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def launch(webui: Path, folder: Path) -> Iterator[Launch]:
     """A function that starts a server; all servers end with the session."""
-    store = Path(os.environ.get("ACCEL_E2E_STORE") or folder / "store")
+    store = store_of(folder)
     started: list[Server] = []
 
     def start(

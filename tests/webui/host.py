@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import time
@@ -13,11 +12,10 @@ from typing import Any
 
 import psutil
 
-from lib_accel.tools.bench import webui as bench
+from lib_accel.store.signing import generate_key, write_key
+from lib_accel.tools.webui import process
 
 from .pictures import Pictures
-
-Refused = bench.Refused
 
 DEFAULTS: dict[str, Any] = {
     "sd_vae": "Automatic",
@@ -72,7 +70,7 @@ class Comparison:
         return f"{self.decibels:5.1f} dB  {counts}  {seconds}  {self.reason}"
 
 
-class Server(bench.WebUI):
+class Server(process.WebUI):
     """A WebUI on the CPU with compiled code in `store`; it has the models of `webui`.
 
     login: user:password of --api-auth.
@@ -89,24 +87,18 @@ class Server(bench.WebUI):
         login: str | None = None,
     ):
         """Start it; return when a model is loaded. Raises WebUIFailed with the console's end."""
-        self.store, self.login = store, login
+        self.store = store
         self.names: dict[str, str] = {}  # of control models in the WebUI's list
         own = [x for k in KINDS_OF_MODEL for x in (f"--{k}-dir", str(data.parent / k))]
-        own += ["--accel-store", str(store)] if "accel" in (extensions or {}) else []
+        if "accel" in (extensions or {}):
+            own += ["--accel-store", str(store), "--accel-store-key", str(key_of(store))]
         checkpoint = webui / "models" / "Stable-diffusion" / f"{model}.safetensors"
-        flags = [*bench.CPU_FLAGS, *flags, *own]
-        super().__init__(webui, data, python_of(webui), checkpoint, flags, extensions)
+        flags = [*process.CPU_FLAGS, *flags, *own]
+        super().__init__(webui, data, python_of(webui), checkpoint, flags, extensions, login=login)
 
     def memory(self) -> float:
         """Return the MB that its process takes."""
         return psutil.Process(self.process.pid).memory_info().rss / 1e6
-
-    def request(
-        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Any:
-        """Return the JSON of the answer to a request that is logged in. Raises Refused."""
-        own = {"Authorization": basic(self.login)} if self.login else {}
-        return super().request(method, path, body, {**own, **(headers or {})})
 
     def options(self, **values: Any) -> None:
         """Set options."""
@@ -156,12 +148,15 @@ class Server(bench.WebUI):
         return Comparison(on.decibels(off), calls, host_calls, compiles, status, off, on)
 
 
-def basic(login: str) -> str:
-    """Return the header of basic authentication for `user:password`."""
-    return "Basic " + base64.b64encode(login.encode()).decode()
+def key_of(store: Path) -> Path:
+    """Return the key file of a store, beside it: a run's own key would be another in each run."""
+    key = store.with_name(f"{store.name}.key")
+    if not key.exists():
+        write_key(key, generate_key())
+    return key
 
 
 def python_of(webui: Path) -> Path:
     """Return the interpreter that a WebUI runs with. Raises WebUIFailed."""
     named = os.environ.get("ACCEL_WEBUI_PYTHON")
-    return Path(named) if named else bench.python_of(webui)
+    return Path(named) if named else process.python_of(webui)

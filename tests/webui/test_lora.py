@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 from lib_accel.runtime.lora_files import random_deltas, save_lora
 from lib_accel.tools.checkpoint import open_checkpoint
+from lib_accel.tools.webui.client import Refused
 
 from ..network_files import KINDS, network, shapes_of
 from .conftest import HERE, Launch, rows
-from .host import DEFAULTS, Refused, Server
+from .host import DEFAULTS, Server
 from .pictures import MIN_DB, Pictures
 
 BIASED = "full-bias"

@@ -8,8 +8,10 @@ import urllib.request
 
 import pytest
 
+from lib_accel.tools.webui.client import Refused, basic
+
 from .conftest import Launch, rows
-from .host import Refused, Server, basic
+from .host import Server
 from .pictures import MIN_DB, Pictures, picture
 
 LOGIN = "me:secret"

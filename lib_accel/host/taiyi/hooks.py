@@ -19,7 +19,7 @@ from ...errors import AccelError, printable
 from ...store.private_folder import private_folder
 from .. import webui
 from .bert import check_bert, has_bert
-from .text_model import TaiyiTextModel, is_taiyi
+from .text_model import SUPPORTED, TaiyiTextModel, is_taiyi
 from .vocabulary import find_vocabulary
 
 
@@ -74,7 +74,7 @@ class Taiyi:
 
     def option_changed(self) -> None:
         """Recognise checkpoints from now on, or no longer. Models in memory are left alone."""
-        wanted = webui.option("accel_taiyi")
+        wanted = SUPPORTED and webui.option("accel_taiyi")
         if wanted and self._finding is None:
             self._finding = Replacement(sd_models_config, "find_checkpoint_config", self._find)
         elif not wanted and self._finding is not None:

@@ -18,8 +18,13 @@ from torch import Tensor
 from .. import webui
 from .bert import new_bert
 
+SUPPORTED = hasattr(sd_hijack_clip, "TextConditionalModel")
+"""Whether the WebUI takes other text encoders than CLIP's: from 1.10 on."""
 
-class TaiyiTextModel(sd_hijack_clip.TextConditionalModel):
+_Base: Any = sd_hijack_clip.TextConditionalModel if SUPPORTED else torch.nn.Module
+
+
+class TaiyiTextModel(_Base):
     """What the WebUI makes as `cond_stage_model`; `vocabulary` names the file of tokens.
 
     It is made while the WebUI keeps new layers on the meta device and `to` does nothing. An

@@ -1,1 +1,1 @@
-"""Benchmarks: the ladder of variants of one UNet call, and the cost of the extension in a WebUI."""
+"""Benchmarks: the ladder of variants of one UNet call."""

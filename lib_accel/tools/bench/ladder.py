@@ -39,7 +39,7 @@ from .weights import WeightCopy, copies_that_fit
 TURNS = 3
 """How often each group has its turn where the copies of the weights do not fit together."""
 
-MERGED = ("reference", "eager", "jit", "aoti")
+MERGED = ("stock", "reference", "eager", "jit", "aoti")
 """Groups whose code reads the weights in each call, so that LoRAs can be merged beneath it."""
 
 
@@ -190,7 +190,7 @@ class Ladder:
         turns = 1 if self.together else min(TURNS, self.plan.rounds)
         rounds = math.ceil(self.plan.rounds / turns)
         total = turns * (1 + rounds) * len(self._built)
-        with tqdm(total=total, desc="calls") as bar:
+        with tqdm(total=total, desc="calls", disable=None) as bar:
             for _ in range(turns):
                 for groups in self._turns():
                     with self._loaded(groups):

@@ -18,6 +18,7 @@ from ...runtime.engine import Engine
 from .control import driven
 from .measure import Call, Inputs
 from .peers import Reference, openvino_call
+from .stock import stock_unet
 from .weights import WeightCopy
 
 
@@ -60,6 +61,11 @@ class Variant:
 def _reference(setup: Setup, sdpa: bool) -> Built:
     module = Reference(setup.architecture, setup.weights.parameters, sdpa)
     return Built(lambda: module(*setup.inputs))
+
+
+def _stock(setup: Setup) -> Built:
+    unet = stock_unet(setup.architecture, setup.weights.parameters)
+    return Built(lambda: unet(*setup.inputs))
 
 
 def _torch_compile(setup: Setup, mode: str) -> Built:
@@ -107,6 +113,7 @@ def _driven(setup: Setup, backend: str, controls: int) -> Built:
 
 
 VARIANTS: dict[str, Variant] = {
+    "stock": Variant("stock", _stock),
     "reference": Variant("reference", lambda s: _reference(s, sdpa=False)),
     "reference+sdpa": Variant("reference", lambda s: _reference(s, sdpa=True)),
     "compile": Variant("compile", lambda s: _torch_compile(s, "default")),

@@ -1,259 +1,123 @@
-"""`demo`: make a picture with acceleration off and on, with and without a LoRA, and a report."""
+"""`demo`: make images with acceleration off and on, with and without a LoRA, and a report."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from ...errors import BadWeights
+from ...config import MIB
 from ...model import presets
 from ...model.architecture import Architecture
-from ...model.precision import relative_error
-from ...model.unet import UNet
-from ...model.weight_files import finite
-from ...runtime.engine import Engine
-from ...runtime.lora_files import Merger, parse_tag, random_deltas, read_lora, save_lora
-from ...runtime.lora_merge import LowRank
-from ..bench.measure import precise_call, synchronize, timed
-from ..checkpoint import open_checkpoint, save_random_checkpoint
-from ..sampling import Conditions, Denoiser, sample
-from .common import (
-    Commands,
-    add_engine_arguments,
-    command,
-    device_and_dtype,
-    follow,
-    image_size,
-    make_config,
-    positive,
-    say,
-    show,
-)
-from .report import Picture, write_report
+from ...model.random_weights import random_weights
+from ...runtime.lora_files import Deltas, parse_tag, random_deltas, read_lora
+from ..checkpoint import open_checkpoint
+from ..demo.clock import ON_A_GPU, Clock, Images
+from ..demo.measure import Demo, Plan
+from ..report.page import write_report
+from ..report.words import facts, headline
+from ..setup_environment import BEGAN
+from ..terminal import say, show
+from .common import device_and_dtype, follow, make_config
 
-_MORE = """The first run compiles, which takes some minutes; pictures are made meanwhile. Later runs
-find the artifact in the store, for any checkpoint of the same architecture, any size and any LoRA.
-Without --checkpoint a small random one is made: its pictures are coloured noise, and what counts is
-that they are the same with acceleration off and on. "Off" is the same UNet run by torch.
-
-Look at report.html (or report.png) in the folder --out. The exit status is 1 when a picture is not
-what it should be.
-
-examples:
-  python -m lib_accel demo
-  python -m lib_accel demo --checkpoint model.safetensors --lora style.safetensors:0.8 \\
-      --size 512 --steps 20"""
-
-
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    summary = "make pictures with acceleration off and on, with and without a LoRA, and a report"
-    p = command(commands, "demo", summary, run, _MORE)
-    text = "a .safetensors or .ckpt file (default: a small random one)"
-    p.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
-    text = "may be repeated (default: a random one)"
-    p.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help=text)
-    text = "width and height in pixels, a multiple of 8"
-    p.add_argument("--size", type=image_size, metavar="N", default=256, help=text)
-    text = "guided steps; each is one UNet call at batch 2"
-    p.add_argument("--steps", type=positive, metavar="N", default=6, help=text)
-    p.add_argument("--seed", type=seed, metavar="N", default=1, help="seed of the noise")
-    text = "width of the random checkpoint, a multiple of 32; 320 is the real width"
-    p.add_argument("--channels", type=positive, metavar="N", default=64, help=text)
-    text = "folder of the report"
-    p.add_argument("--out", type=Path, metavar="DIR", default=Path("accel-report"), help=text)
-    add_engine_arguments(p)
-
-
-def seed(text: str) -> int:
-    """Parse a seed as torch takes it."""
-    if not -(2**63) <= (number := int(text)) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of 64 bits")
-    return number
+REAL, HALF = 320, 160
+"""Channels of SD1's first level, and half of them."""
+NEEDED_MIB = 6 * 1024
+"""Free memory that the real width takes: weights in float32, compilers, and a LoRA's base."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the pictures, write the report and print a summary."""
     device, dtype = device_and_dtype(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = open_checkpoint(args.checkpoint or _random_checkpoint(args))
-    architecture = checkpoint.architecture()
-    loras = _loras(args, architecture)
-    say(f"{checkpoint.path.name}: {architecture.name}, {dtype}, on {device}")
-    unet = UNet(architecture).adopt(checkpoint.load_unet(device, dtype))
-    conditions = Conditions(architecture, args.size, args.size, args.seed, device)
-
-    started = time.monotonic()
-    engine = Engine(unet, make_config(args, args.backend))
-    first_image = _make_ready(engine, conditions, args.steps)
-    ready = time.monotonic() - started
-    both: dict[str, Denoiser] = {"off": unet, "on": engine.compute}
-    pictures = _pictures(both, conditions, args.steps)
-
-    merger, compiles = Merger(dict(unet.named_parameters())), engine.counters.compiles
-    merge_s, _ = timed(lambda: merger.set(loras), device)
-    _check_merged(unet, args.lora)
-    with_lora = {f"{label}, LoRA": denoiser for label, denoiser in both.items()}
-    pictures += _pictures(with_lora, conditions, args.steps)
-    merger.set([])
-    again = _pictures({"LoRA removed": engine.compute}, conditions, args.steps)[0]
-
-    result = {
-        **_status(engine),
-        **_comparison(unet, engine, pictures, conditions),
-        "seconds_to_first_image": None if first_image is None else round(first_image, 2),
-        "seconds_until_ready": round(ready, 2),
-        "lora_merge_seconds": round(merge_s, 3),
-        "compiles_for_lora": engine.counters.compiles - compiles,
-        "same_after_lora": bool((again.latent == pictures[1].latent).all()),
-        "checkpoint": str(checkpoint.path),
+    clock = Clock(args.minutes, say, _began())
+    channels = args.channels or _channels(device)
+    _announce(args, clock, device, channels)
+    with clock.phase("making the weights" if args.checkpoint is None else "loading the weights"):
+        architecture, parameters = _model(args, channels, device, dtype)
+        loras = _loras(args, architecture)
+    plan = Plan(
+        architecture,
+        parameters,
+        make_config(args, args.backend),
+        device,
+        loras,
+        args.lora,
+        _images(args, device),
+        args.seed,
+    )
+    result, pictures = Demo(plan, clock, follow).measure()
+    result |= {
+        "checkpoint": str(args.checkpoint) if args.checkpoint else None,
         "random_weights": args.checkpoint is None,
-        "size": args.size,
-        "steps": args.steps,
+        "channels": architecture.model_channels,
+        "date": time.strftime("%Y-%m-%d"),
     }
     result["report"] = str(write_report(args.out, result, pictures, architecture))
-    engine.close()
     show(result, args, _summary(result))
     return _exit_status(result)
 
 
-def _random_checkpoint(args: argparse.Namespace) -> Path:
-    path = args.out / f"random-sd1-{args.channels}.safetensors"
-    if not path.exists():
-        say(f"no --checkpoint: making a random SD1 of width {args.channels} at {path}")
-        save_random_checkpoint(path, presets.sd1(args.channels), torch.float32, seed=0)
-    return path
+def _began() -> float | None:
+    began = os.environ.get(BEGAN)
+    return float(began) if began else None
 
 
-def _loras(
-    args: argparse.Namespace, architecture: Architecture
-) -> list[tuple[dict[str, LowRank], float]]:
+def _channels(device: torch.device) -> int:
+    """Return the real width, or half of it where memory is short."""
+    free = psutil.virtual_memory().available / MIB
+    if device.type == "cuda" or free >= NEEDED_MIB:
+        return REAL
+    say(f"{free / 1024:.1f} GiB of memory are free, and the real size takes {NEEDED_MIB / 1024:g}")
+    return HALF
+
+
+def _announce(args: argparse.Namespace, clock: Clock, device: torch.device, width: int) -> None:
+    size = {REAL: "at its real size", HALF: "at half its width"}.get(width, f"{width} wide")
+    what = f"SD1.5 {size}, with random weights" if args.checkpoint is None else args.checkpoint.name
+    limit = "" if _images(args, device) else f"It ends within {args.minutes} minutes. "
+    clock.say(
+        f"{what}, on {device}. {limit}It compiles the UNet for this machine (kept in {args.store}, "
+        "some MB), makes the same images with acceleration off and on, with and without a LoRA, "
+        f"and writes {args.out / 'report.html'}"
+    )
+
+
+def _images(args: argparse.Namespace, device: torch.device) -> Images | None:
+    if args.size is None and args.steps is None:
+        return None
+    size, steps = ON_A_GPU if device.type == "cuda" else (256, 6)
+    return Images(args.size or size, args.steps or steps)
+
+
+def _model(
+    args: argparse.Namespace, channels: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Architecture, Any]:
+    if args.checkpoint:
+        checkpoint = open_checkpoint(args.checkpoint)
+        return checkpoint.architecture(), checkpoint.load_unet(device, dtype)
+    architecture = presets.sd1(channels)
+    weights = random_weights(architecture, dtype, seed=0)
+    return architecture, {
+        name: torch.nn.Parameter(p.data.to(device), requires_grad=False)
+        for name, p in weights.items()
+    }
+
+
+def _loras(args: argparse.Namespace, architecture: Architecture) -> list[tuple[Deltas, float]]:
     tags = [parse_tag(t) for t in args.lora]
     if not tags:
-        path = args.out / "random-lora.safetensors"
-        save_lora(path, architecture, random_deltas(architecture, rank=16, seed=1))
-        tags = [(path, 0.8)]
+        return [(random_deltas(architecture, rank=16, seed=1), 0.8)]
     return [(read_lora(path, architecture), strength) for path, strength in tags]
 
 
-def _check_merged(unet: UNet, loras: list[str]) -> None:
-    """Raise BadWeights where finite LoRAs made weights infinite."""
-    bad = next((name for name, p in unet.named_parameters() if not finite(p)), None)
-    if bad:
-        raise BadWeights(
-            f"with {', '.join(loras)} merged, {bad} is too large for its dtype. Expected finite "
-            "weights. Use smaller strengths or --dtype float32"
-        )
-
-
-def _make_ready(engine: Engine, conditions: Conditions, steps: int) -> float | None:
-    """Wait for compiled code, and make one picture meanwhile.
-
-    Returns the seconds until that picture; None where nothing had to be compiled.
-    """
-    started = time.monotonic()
-    engine.prepare()
-    status, first_image = engine.status, None
-    reason = f" ({status.reason})" if status.reason else ""
-    say(f"backend {status.backend}: {status.state}{reason}")
-    if engine.job:
-        say("while the compiler works, a picture is made without acceleration")
-        _pictures({"meanwhile": engine.compute}, conditions, steps)
-        first_image = time.monotonic() - started
-        follow(engine.job, "compiling")
-        engine.take_up()
-    return first_image
-
-
-def _pictures(unets: dict[str, Denoiser], conditions: Conditions, steps: int) -> list[Picture]:
-    """Make a picture with each UNet, step by step in turn.
-
-    Whatever slows the machine meanwhile slows all of them.
-    """
-    pictures = [Picture(label, conditions.latent) for label in unets]
-    running: list[Iterator[Tensor]] = [sample(unet, conditions, steps) for unet in unets.values()]
-    label = " / ".join(unets)
-    with torch.no_grad(), tqdm(total=steps * len(unets), desc=label, leave=False) as bar:
-        for _ in range(steps):
-            for picture, latents in zip(pictures, running, strict=True):
-                start = time.perf_counter()
-                picture.latent = next(latents)
-                synchronize(conditions.latent.device)
-                picture.seconds.append(time.perf_counter() - start)
-                bar.update()
-    return pictures
-
-
-def _status(engine: Engine) -> dict[str, Any]:
-    s = engine.status
-    return {
-        "backend": s.backend,
-        "state": s.state,
-        "reason": s.reason,
-        "architecture": s.architecture,
-        "dtype": s.dtype,
-        "device": s.device,
-        "torch": torch.__version__,
-        "artifact": s.artifact,
-        "compiled_units": engine.counters.compiles,
-    }
-
-
-def _comparison(
-    unet: UNet, engine: Engine, pictures: list[Picture], conditions: Conditions
-) -> dict[str, Any]:
-    """Compare speeds, the error of one UNet call against higher precision, and pictures."""
-    off, on, off_lora, on_lora = pictures
-    x = torch.cat([conditions.latent, conditions.latent])
-    if conditions.extra is not None:
-        x = torch.cat([x, conditions.extra], dim=1)
-    timesteps = torch.tensor([500.0, 500.0], device=x.device)
-    inputs = (x, timesteps, conditions.context, conditions.y)
-    reference = precise_call(engine.architecture, dict(unet.named_parameters()), *inputs)
-    with torch.no_grad():
-        errors = [relative_error(f(*inputs), reference) for f in (unet, engine.compute)]
-    return {
-        "seconds_per_step": {p.label: round(p.step, 5) for p in pictures},
-        "speedup": round(off.step / on.step, 3),
-        "speedup_with_lora": round(off_lora.step / on_lora.step, 3),
-        "error_off": errors[0],
-        "error_on": errors[1],
-        "error_ok": errors[1] <= 1.25 * errors[0] + torch.finfo(unet.dtype).eps / 4,
-        "latent_difference": relative_error(on.latent, off.latent),
-        "latent_difference_lora": relative_error(on_lora.latent, off_lora.latent),
-        "lora_effect": relative_error(off_lora.latent, off.latent),
-    }
-
-
 def _summary(r: dict[str, Any]) -> str:
-    first = ""
-    if r["seconds_to_first_image"] is not None:
-        first = f"first picture after {r['seconds_to_first_image']} s, not accelerated yet; "
-    seconds = "; ".join(f"{k} {v:.4f}" for k, v in r["seconds_per_step"].items())
-    same = "bit-identical" if r["same_after_lora"] else "DIFFERENT"
-    lines = [
-        f"{r['architecture']} on {r['device']}, {r['dtype']}, {r['size']}x{r['size']}, "
-        f"{r['steps']} guided steps, backend {r['backend']} ({r['state']})",
-        *([f"note: {r['reason']}"] if r["reason"] else []),
-        f"seconds a step: {seconds}",
-        f"speed-up {r['speedup']:.2f}x, with LoRA {r['speedup_with_lora']:.2f}x",
-        f"{first}ready after {r['seconds_until_ready']} s",
-        f"error of a UNet call against higher precision: off {r['error_off']:.1e}, "
-        f"on {r['error_on']:.1e}",
-        f"pictures off and on differ by {r['latent_difference']:.1e}, with LoRA by "
-        f"{r['latent_difference_lora']:.1e}; the LoRA changes them by {r['lora_effect']:.2f}",
-        f"units compiled: {r['compiled_units']}, for the LoRA: {r['compiles_for_lora']}",
-        f"LoRA merged in {r['lora_merge_seconds']} s; removed again, the picture is {same}",
-        f"report: {r['report']}",
-    ]
-    return "\n".join(lines)
+    note = [f"note: {r['reason']}"] if r["reason"] else []
+    return "\n".join([headline(r), *note, *facts(r), f"report: {r['report']}"])
 
 
 def _exit_status(r: dict[str, Any]) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from ...runtime.lora_files import random_deltas, save_lora
 from ...store.private_folder import temporary_folder
 from ..checkpoint import open_checkpoint
-from .webui import WebUI, running
+from .process import WebUI, running
 
 PICTURE = {
     "prompt": "a photo of a cat",

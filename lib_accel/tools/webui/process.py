@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import AccelError
+from .client import Client, WebUIFailed
 
 FLAGS = (
     "--skip-prepare-environment",
@@ -38,18 +35,6 @@ ENVIRONMENT = {
 NOT_COPIED = (".git", ".venv", "__pycache__")
 
 
-class WebUIFailed(AccelError):
-    """The WebUI did not start, or answered a request with an error."""
-
-
-class Refused(WebUIFailed):
-    """The WebUI answered a request with an error; `code` is its HTTP status."""
-
-    def __init__(self, request: str, code: int, text: str):
-        super().__init__(f"{request} was answered with {code}: {text[:600]}")
-        self.code = code
-
-
 def python_of(webui: Path) -> Path:
     """Return the interpreter that a WebUI runs with, in `venv` inside or beside its folder.
 
@@ -64,7 +49,7 @@ def python_of(webui: Path) -> Path:
     return found
 
 
-class WebUI:
+class WebUI(Client):
     """A running WebUI of the folder `webui`.
 
     Its settings and extensions are in `data`, which is made; models and code are those of `webui`.
@@ -80,6 +65,7 @@ class WebUI:
         flags: Sequence[str] = (),
         extensions: Mapping[str, Path] | None = None,
         timeout_s: float = 600,
+        login: str | None = None,
     ):
         """Start it; return when a model is loaded. Raises WebUIFailed with the console's end."""
         (data / "extensions").mkdir(parents=True)
@@ -88,7 +74,8 @@ class WebUI:
         for name, folder in (extensions or {}).items():
             _provide(folder, data / "extensions" / name)
         self.port = _free_port()
-        arguments = ["--port", self.port, "--data-dir", data, "--models-dir", webui / "models"]
+        super().__init__(f"http://127.0.0.1:{self.port}", login)
+        arguments = ["--port", self.port, "--data-dir", data, *_models(webui, data)]
         command = [python, "launch.py", *FLAGS, *arguments, "--ckpt", checkpoint, *flags]
         self._log = (data / "server.log").open("w+", encoding="utf-8", errors="replace")
         self.process = subprocess.Popen(
@@ -106,12 +93,12 @@ class WebUI:
 
     def _wait_for_model(self, timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
-        # a request before the server is up can keep it from coming up
-        while "Startup time:" not in self.console():
+        # A request before the server is up can keep it from coming up. One that needs the model
+        # before it is loaded makes WebUI 1.6 load it twice at once, and the two collide.
+        while not all(words in self.console() for words in ("Startup time:", "Model loaded in")):
             if time.monotonic() > end or self.process.poll() is not None:
                 raise WebUIFailed(f"the WebUI did not start:\n{self.console()[-3000:]}")
             time.sleep(0.5)
-        self.post("/sdapi/v1/reload-checkpoint")  # answers when a model is loaded
 
     def stop(self) -> None:
         """End the process."""
@@ -126,36 +113,6 @@ class WebUI:
     def console(self) -> str:
         """Return what the WebUI has printed so far."""
         return Path(self._log.name).read_text(encoding="utf-8", errors="replace")
-
-    def get(self, path: str) -> Any:
-        """Return the JSON that a GET request is answered with. Raises Refused."""
-        return self.request("GET", path)
-
-    def post(self, path: str, body: Any = None) -> Any:
-        """Return the JSON that a POST request is answered with. Raises Refused."""
-        return self.request("POST", path, {} if body is None else body)
-
-    def request(
-        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Any:
-        """Return the JSON of the answer. Bytes are sent unchanged. Raises Refused."""
-        data = json.dumps(body).encode() if body is not None and type(body) is not bytes else body
-        address = f"http://127.0.0.1:{self.port}{path}"
-        headers = {"Content-Type": "application/json", **(headers or {})}
-        request = urllib.request.Request(address, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=1800) as answer:
-                return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as e:
-            with e:
-                text = e.read().decode(errors="replace")
-            raise Refused(f"{method} {path}", e.code, text) from None
-
-    def picture(self, **payload: Any) -> float:
-        """Make a picture with `/sdapi/v1/txt2img`; return the seconds until the answer."""
-        began = time.perf_counter()
-        self.post("/sdapi/v1/txt2img", payload)
-        return time.perf_counter() - began
 
 
 @contextlib.contextmanager
@@ -174,6 +131,16 @@ def _provide(folder: Path, place: Path) -> None:
         place.symlink_to(folder.resolve(), target_is_directory=True)
     except OSError:  # Windows, for a user who may not make links
         shutil.copytree(folder, place, ignore=shutil.ignore_patterns(*NOT_COPIED))
+
+
+def _models(webui: Path, data: Path) -> list[str | Path]:
+    """Make the WebUI's models appear in `data`: by a link, or by a flag, which needs 1.10."""
+    models = webui / "models"
+    try:
+        (data / "models").symlink_to(models.resolve(), target_is_directory=True)
+    except OSError:  # Windows, for a user who may not make links
+        return ["--models-dir", models]
+    return []
 
 
 def _free_port() -> int:

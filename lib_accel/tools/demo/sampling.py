@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..model.architecture import Architecture
+from ...model.architecture import Architecture
 
 Denoiser = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 """`(x, timesteps, context, y) -> eps`, the call of a UNet."""

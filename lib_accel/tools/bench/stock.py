@@ -1,0 +1,70 @@
+"""What a WebUI without the extension computes: its default attention, and torch's own layers.
+
+The default is chosen in the WebUI's `modules/sd_hijack_optimizations.py`: InvokeAI where there is
+no GPU, else Doggettx. Both hold the scores of plain attention in memory and compute them in slices:
+of at most 32 MiB without a GPU, of a third of the free video memory with one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...model.architecture import Architecture
+from ...model.layers import Attention, Conv2d, FeedForward
+from ...model.unet import Parameters, UNet
+
+CPU_SLICE_BYTES = 32 * 2**20
+GPU_SHARE = 1 / 3.3
+
+
+def attention_name(device: torch.device) -> str:
+    """Return what the WebUI calls its default attention on `device`."""
+    return "InvokeAI" if device.type == "cpu" else "Doggettx"
+
+
+def stock_unet(architecture: Architecture, parameters: Parameters) -> UNet:
+    """Return a UNet of these very parameters that computes as the WebUI does by itself."""
+    unet = UNet(architecture).adopt(parameters)
+    ways = {Attention: _attention, Conv2d: _conv2d, FeedForward: _feed_forward}
+    for module in unet.modules():
+        if way := ways.get(type(module)):
+            module.forward = functools.partial(way, module)
+    return unet
+
+
+def _conv2d(layer: Conv2d, x: Tensor, *_: Tensor) -> Tensor:
+    # the WebUI's activations are never channels-last
+    return F.conv2d(x.contiguous(), layer.weight, layer.bias, layer.stride, layer.padding)
+
+
+def _feed_forward(layer: FeedForward, x: Tensor) -> Tensor:
+    return layer.net["2"](layer.net["0"](x))
+
+
+def _attention(layer: Attention, x: Tensor, context: Tensor) -> Tensor:
+    q, k, v = (
+        t.unflatten(-1, (layer.heads, -1)).transpose(1, 2).flatten(0, 1)
+        for t in (layer.to_q(x), layer.to_k(context), layer.to_v(context))
+    )
+    k = (k * q.shape[-1] ** -0.5).transpose(1, 2)
+    scores = q.shape[0] * q.shape[1] * k.shape[2] * q.element_size()  # bytes
+    slices = 2 ** math.ceil(math.log2(max(1.0, scores / _most_bytes(q.device))))
+    by = 0 if slices <= q.shape[0] else 1  # whole heads, or rows of each head
+    out = torch.empty_like(q)
+    for part in range(0, q.shape[by], size := max(1, q.shape[by] // slices)):
+        some = (slice(part, part + size),) if by == 0 else (slice(None), slice(part, part + size))
+        keys, values = (t[some] if by == 0 else t for t in (k, v))
+        out[some] = (q[some] @ keys).softmax(-1) @ values
+    return layer.to_out["0"](out.unflatten(0, (-1, layer.heads)).transpose(1, 2).flatten(2))
+
+
+def _most_bytes(device: torch.device) -> float:
+    if device.type != "cuda":
+        return CPU_SLICE_BYTES
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + idle) * GPU_SHARE

@@ -1,0 +1,116 @@
+"""A result of the demonstration in sentences."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from typing import Any
+
+from .verdict import FASTER, SAME, UNKNOWN, Verdict, seconds, short_seconds
+
+
+def verdict(r: dict[str, Any], lora: bool = False) -> Verdict:
+    """Return what the steps say, with or without a LoRA."""
+    of = r["seconds_of_steps"]
+    return Verdict.of(*(of[f"{state}, LoRA" if lora else state] for state in ("off", "on")))
+
+
+def headline(r: dict[str, Any]) -> str:
+    """Return the measured speed, be it more or less, and whether the pictures agree."""
+    same = "the same picture" if r["error_ok"] else "A DIFFERENT PICTURE"
+    found = verdict(r)
+    on, off = (_pace(r, values) for values in (found.on, found.off))
+    if found.word in (SAME, UNKNOWN):
+        return f"{found.short.capitalize()}: {off} without acceleration, {on} with; {same}"
+    return f"{found.short.capitalize()}: {on} instead of {off}, {same}"
+
+
+def _pace(r: dict[str, Any], values: tuple[float, ...]) -> str:
+    """Return what a user of that device calls the speed: it/s on a GPU, else seconds a step."""
+    middle = statistics.median(values)
+    return f"{1 / middle:.1f} it/s" if r["gpu"] else f"{short_seconds(middle)} a step"
+
+
+def machine(r: dict[str, Any]) -> str:
+    """Return what was measured, and where."""
+    # without trade marks, and without the digest of a CPU's features
+    device = re.sub(r"\((?:R|TM)\)| [0-9a-f]{8}$", "", r["device"])
+    width = {320: " at its real size", 160: " at half its width"}.get(r["channels"], "")
+    weights = f"{r['architecture']}{width}, random weights"
+    parts = (
+        weights if r["random_weights"] else f"{r['architecture']} ({r['checkpoint']})",
+        f"{r['size']}x{r['size']}, {r['steps']} steps",
+        r["dtype"],
+        device if r["gpu"] else f"{device}, {r['threads']} threads",
+        f"torch {r['torch']}",
+        r["date"],
+    )
+    return " · ".join(parts)
+
+
+def facts(r: dict[str, Any]) -> list[str]:
+    """Return what was seen, a sentence each: speed first, then what cannot be noise."""
+    plain, with_lora = verdict(r), verdict(r, lora=True)
+    return [
+        machine(r),
+        f"Speed: {plain.short} ({plain.spread}). A step takes {seconds(plain.on)} with "
+        f"acceleration and {seconds(plain.off)} as the WebUI does it today, with its default "
+        f"attention ({r['stock_attention']}).",
+        *_why(r, plain),
+        f"With a LoRA: {with_lora.short} ({with_lora.spread}). A step takes "
+        f"{seconds(with_lora.on)} instead of {seconds(with_lora.off)}; merging the LoRA took "
+        f"{short_seconds(r['lora_merge_seconds'])}, once.",
+        _pixels(r),
+        f"Compiled for the LoRA: {r['compiles_for_lora'] or 'nothing'}.",
+        "The LoRA removed: the picture is "
+        + ("bit-identical to the one before." if r["same_after_lora"] else "DIFFERENT."),
+        _compiled(r),
+    ]
+
+
+def _why(r: dict[str, Any], plain: Verdict) -> list[str]:
+    if plain.word == FASTER:
+        return []
+    if r["compile_unfinished"]:
+        return ["Why: no compiled code serves yet. Run the command again to go on compiling."]
+    if r["state"] != "ready":
+        return [f"Why: no compiled code serves here: {r['reason'] or r['state']}."]
+    least = short_seconds(r["least_seconds"])
+    share = r["least_seconds"] / statistics.median(plain.off)
+    if r["products_explain"]:
+        return [
+            f"Why: the products of matrices alone take {least} of a step here ({100 * share:.0f} %)"
+            ", in both cases from the same library; there is little left to gain."
+        ]
+    return [
+        f"Why: at {r['size']}x{r['size']} torch's own layers are as fast as compiled ones here; "
+        f"products of matrices take {100 * share:.0f} % of a step in both cases."
+    ]
+
+
+def _pixels(r: dict[str, Any]) -> str:
+    most = r["largest_pixel_difference"]
+    if most == 0:
+        return "Pixels that differ, off and on: none."
+    share = 100 * r["share_of_differing_pixels"]
+    return f"Pixels that differ, off and on: {share:.2g} %, by {most} of 255 at most."
+
+
+def _compiled(r: dict[str, Any]) -> str:
+    units, kept = len(r["units"]), r["artifact"]
+    took = 0 if r["compile_seconds"] is None else round(r["compile_seconds"])
+    if r["compile_unfinished"]:
+        return (
+            f"Compiled: {r['compiled_units']} of {units} units in {took} s. Then the time was "
+            "over, so the images were made without compiled code. What is finished is kept: run "
+            "the command again."
+        )
+    if r["state"] != "ready":
+        return f"Compiled: nothing; {r['backend']} serves."
+    if r["compile_seconds"] is None or not r["compiled_units"]:
+        return f"Compiled: nothing; all {units} units were in the store."
+    size = f" ({kept['bytes'] / 1e6:.1f} MB)" if kept else ""
+    return (
+        f"Compiled: {r['compiled_units']} units in {took} s{size}, once for "
+        "every checkpoint, LoRA, size and prompt of this architecture."
+    )
