@@ -17,6 +17,7 @@ from ..compile.jobs import CompiledUnits, Job
 from ..compile.machine import Machine, probe
 from ..compile.session import Session
 from ..compile.target import Target
+from ..compile.toolchain import NO_CUDNN
 from ..compile.units import units_of
 from ..config import Config
 from ..errors import BadWeights
@@ -25,7 +26,7 @@ from ..model.layers import LayerFn
 from ..model.precision import without_autocast
 from ..model.unet import UNet
 from .binding import Binding, CompiledLayer
-from .graphs import GraphCache
+from .graphs import GraphCache, out_of_memory_errors
 from .provider import NO_BACKEND, Provider
 from .status import Counters, Status
 
@@ -133,6 +134,9 @@ class Engine:
 
     def _follow(self) -> None:
         """Bind again where weights have moved, and prepare again where they have another dtype."""
+        if self.units and self.device.type == "cuda" and not torch.backends.cudnn.enabled:
+            self._provider.drop(NO_CUDNN)  # somebody has switched it off since
+            self._bind()
         if not self.binding.moved():
             return
         before = self.binding.dtype
@@ -293,8 +297,3 @@ class Engine:
             artifact=provider.artifact,
             counters=self.counters,
         )
-
-
-def out_of_memory_errors(device: torch.device) -> int:
-    """Return how often the allocator of `device` has run out of memory in this process."""
-    return torch.cuda.memory_stats(device).get("num_ooms", 0) if device.type == "cuda" else 0

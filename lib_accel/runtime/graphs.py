@@ -212,3 +212,8 @@ def _end_allocation(pool: Any, recording: torch.cuda.Stream, device: torch.devic
             except RuntimeError:  # it had ended
                 return False
     return False
+
+
+def out_of_memory_errors(device: torch.device) -> int:
+    """Return how often the allocator of `device` has run out of memory in this process."""
+    return torch.cuda.memory_stats(device).get("num_ooms", 0) if device.type == "cuda" else 0

@@ -16,7 +16,7 @@ from ...store import Artifact, ArtifactStore
 from ..accuracy import Verdict
 from ..jobs import CompiledUnits, Job
 from ..target import Target
-from ..toolchain import missing_tools
+from ..toolchain import cannot_run, missing_tools
 from ..units import UnitFn, describe
 from .job import CompileJob
 from .load import load_unit
@@ -49,6 +49,8 @@ class Aoti:
                 f"AOTInductor is not tried on {machine.device_type}; "
                 "it is known to work on cuda and cpu"
             )
+        if why := cannot_run(machine, target.dtype):
+            return why
         if not machine.packaging:
             needs = "2.9" if sys.platform == "win32" else "2.6"
             return (
