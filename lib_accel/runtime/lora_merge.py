@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import AUTO
-from ..model.precision import exact_products, wider, without_autocast
+from ..model.precision import wider, without_autocast
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ def merge(
     """
     device = device or weight.device
     total, bias = base, None
-    with without_autocast(device), exact_products(device):
+    # Where the WebUI has switched TF32 on, the factors for a weight in half precision are rounded to
+    # 10 bits, as half precision itself has; the switch belongs to all threads, so it is left alone.
+    with without_autocast(device):
         for low_rank, group in itertools.groupby(terms, lambda t: isinstance(t, LowRank)):
             run: list[Any] = list(group)
             if low_rank:
