@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def test_temporary_files_and_caches_lie_in_the_folder_of_the_job(tmp_path: Path)
     environment = worker_environment(tmp_path, tiny.target().machine)
     for name in ("TMPDIR", "TEMP", "TMP", "TORCHINDUCTOR_CACHE_DIR"):
         assert Path(environment[name]).is_relative_to(tmp_path)
+
+
+def test_two_workers_share_the_cores(tmp_path: Path):
+    """torch's own default is a compiling process for every core, in each worker."""
+    environment = worker_environment(tmp_path, tiny.target().machine, threads=3)
+    code = "from torch._inductor import config; print(config.compile_threads)"
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert printed.stdout.split() == ["3"]
 
 
 @posix

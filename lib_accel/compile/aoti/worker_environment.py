@@ -30,14 +30,16 @@ exec {compiler} {flags} -mtune=native "$@"
 """
 
 
-def worker_environment(folder: Path, machine: Machine) -> dict[str, str]:
+def worker_environment(folder: Path, machine: Machine, threads: int = 1) -> dict[str, str]:
     """Return the environment of a worker that keeps its files in `folder`.
 
-    torch finds a compiler, CUDA's headers and the driver in it.
+    torch finds a compiler, CUDA's headers and the driver in it. It starts at most `threads`
+    processes that compile; by itself, each worker would start one for every core.
     """
     environment = {
         **python_environment(),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
         # torch may have set it in this process, to a folder that other users can take
         "TRITON_CACHE_DIR": str(folder / "cache" / "triton"),
         # a killed compiler leaves files: they go with the folder
