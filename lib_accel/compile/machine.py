@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -75,6 +76,18 @@ def probe(device: torch.device) -> Machine:
         recordable=_runs_single_threaded(),
         compile=hasattr(torch, "compile") and not (sys.platform == "win32" and _torch_before(2, 5)),
     )
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the bytes of video memory that can be had on `device`; infinity without a GPU.
+
+    It is what this process can have: the unused part of torch's cache is included, and so are the
+    pools of CUDA graphs. For another process, ask the driver.
+    """
+    if device.type != "cuda":
+        return math.inf
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def find_cxx() -> str | None:

@@ -26,7 +26,7 @@ from ..model.layers import LayerFn
 from ..model.precision import without_autocast
 from ..model.unet import UNet
 from .binding import Binding, CompiledLayer
-from .graphs import GraphCache, out_of_memory_errors
+from .graphs.cache import GraphCache, out_of_memory_errors
 from .provider import NO_BACKEND, Provider
 from .status import Counters, Status
 
@@ -61,6 +61,7 @@ class Engine:
         self._layers: dict[str, LayerFn] = {}
         self.graphs: GraphCache | None = None
         self._memory_errors = out_of_memory_errors(self.device)
+        self._bound: CompiledUnits = {}
         self._bind()
 
     # -- getting compiled code
@@ -122,7 +123,8 @@ class Engine:
 
     def _bind(self) -> None:
         """Bind to the weights as they are now. Raises BadWeights."""
-        self._drop_graphs()
+        if self.graphs is not None:
+            self.graphs.clear(other_code=self._bound is not self._provider.units)
         self._bound = self._provider.units
         self.binding.bind(self._bound, self._provider.dtype)
         self._layers = {**self.clean.layers, **self.binding.compiled}
@@ -241,10 +243,7 @@ class Engine:
             self.graphs.clear()
 
     def release_graphs(self) -> bool:
-        """Free the video memory of CUDA graphs; return whether there was any.
-
-        They are recorded again when they are next needed.
-        """
+        """Free the video memory of CUDA graphs; return whether there was any."""
         if not self.graph_bytes:
             return False
         self._drop_graphs()

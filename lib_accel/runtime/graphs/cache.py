@@ -13,11 +13,14 @@ What makes a replay right:
 - Everything happens on the device of the inputs, which need not be torch's current one
   (`--device-id`).
 - A recording serves only after one replay has given what the unrecorded call gives.
+
+A recording costs about two calls. policy.py decides where it pays and where there is room for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import MIB
-from ..model.precision import relative_error
+from ...compile.machine import free_memory
+from ...model.precision import relative_error
+from .policy import PAYS_AFTER, POOL_BYTES, RESERVE, Policy
 
 Inputs = tuple[Tensor | None, ...]
 
@@ -42,6 +46,7 @@ class _Recording:
     inputs: Inputs
     output: Tensor
     bytes: int
+    used: int = 0  # the number of the last call that it served
 
     def replay(self, inputs: Inputs) -> Tensor:
         for static, given in zip(self.inputs, inputs, strict=True):
@@ -54,17 +59,18 @@ class _Recording:
 class GraphCache:
     """Calls `fn` through recorded graphs, which together hold at most `max_bytes` of video memory.
 
-    `refused` says why nothing is recorded, or why the last shape that was too large is not.
+    `refused` says why nothing is recorded, or why the last shape without room is not.
     """
 
     def __init__(self, fn: Callable[..., Tensor], max_bytes: int):
-        self._fn, self._max_bytes = fn, max_bytes
+        self._fn, self._policy = fn, Policy(max_bytes)
         self._recordings: dict[Hashable, _Recording] = {}
         self._met: set[Hashable] = set()  # shapes that were called once
-        self._too_large: set[Hashable] = set()
+        self._timed: dict[Hashable, tuple[Any, Any, float]] = {}  # events around a call, launches
         self._pool: Any = None
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._off = False
+        self._calls = 0
         self.captures = 0  # recordings made so far
         self.refused: str | None = None
 
@@ -77,19 +83,32 @@ class GraphCache:
         """Return `fn(*inputs)`, replayed where these shapes and dtypes are recorded."""
         key = tuple(None if t is None else (t.shape, t.dtype) for t in inputs)
         device = next(t.device for t in inputs if t is not None)
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        self._calls += 1
+        self._policy.count()
+        with torch.cuda.device(device):
             recording = self._recordings.get(key)
             if recording is not None:
+                recording.used = self._calls
                 return recording.replay(inputs).clone()
-            if key not in self._met or key in self._too_large or self._off:
+            if key not in self._met:
                 self._met.add(key)
+                self._make_room(inputs, device)
                 return self._fn(*inputs)
-            return self._record_and_call(key, inputs, device)
+            if self._off:
+                return self._fn(*inputs)
+            if not self._policy.is_measured(key):
+                return self._measure(key, inputs)
+            if self._policy.pays(key) and self._has_room(key, inputs, device):
+                return self._record_and_call(key, inputs, device)
+            return self._fn(*inputs)
 
-    def clear(self) -> None:
-        """Forget every recording and every shape, because weights, code or memory changed hands."""
-        self._recordings.clear()
-        self._met.clear()
+    def clear(self, other_code: bool = False) -> None:
+        """Forget every recording and shape: weights or memory changed hands, or `fn` its code."""
+        self._policy.given_up(bool(self._recordings))
+        if other_code:
+            self._policy.forget_times()
+        for kept in (self._recordings, self._met, self._timed):
+            kept.clear()
         self._pool = None
 
     def refuse(self, why: str) -> None:
@@ -97,30 +116,55 @@ class GraphCache:
         self.clear()
         self._off, self.refused = True, f"CUDA graphs are off: {why}"
 
+    def _measure(self, key: Hashable, inputs: Inputs) -> Tensor:
+        """Call plainly, and find out whether launches bound the call; never wait for the GPU."""
+        if key in self._timed:
+            begun, ended, launch_s = self._timed[key]
+            if ended.query():
+                self._policy.measured(key, launch_s, begun.elapsed_time(ended) / 1000)
+            return self._fn(*inputs)
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        start = time.perf_counter()
+        result = self._fn(*inputs)
+        self._timed[key] = begun, ended, time.perf_counter() - start
+        ended.record()
+        return result
+
+    def _make_room(self, inputs: Inputs, device: torch.device) -> None:
+        """Give up recordings where a shape that is new leaves too little memory beside them."""
+        if self.bytes and free_memory(device) - self.bytes - _estimate(inputs) < RESERVE:
+            self.clear()
+            torch.cuda.empty_cache()
+
+    def _has_room(self, key: Hashable, inputs: Inputs, device: torch.device) -> bool:
+        """Return whether this shape can be recorded; make room where no other one is in use."""
+        since = self._calls - PAYS_AFTER
+        in_use = any(recording.used > since for recording in self._recordings.values())
+        others = self.bytes if in_use else 0
+        free = free_memory(device) - others  # what graphs hold counts as free
+        self.refused = self._policy.no_room(key, _estimate(inputs), others, free)
+        if self.refused is None and self._policy.exceeds(key, self.bytes):
+            self.clear()
+            self._met.add(key)
+        return self.refused is None
+
     def _record_and_call(self, key: Hashable, inputs: Inputs, device: torch.device) -> Tensor:
         """Record this shape, and return the result of an unrecorded call."""
         result = self._fn(*inputs)  # first: beside a recording it would need its memory twice
         made = self._record(inputs, device)
-        if isinstance(made, _Recording) and not self._fits_beside_others(made):
-            made = None
-            self.clear()  # the pool is freed as a whole; alone, this shape may be small enough
-            made = self._record(inputs, device)
-        if isinstance(made, str):
+        if made is None:
+            self._policy.ran_out(key, _estimate(inputs))
+        elif isinstance(made, str):
             self.refuse(made)
-        elif made.bytes > self._max_bytes:
-            needed, made = made.bytes / MIB, None
-            self.clear()
-            self._too_large.add(key)
-            self.refused = (
-                f"no CUDA graph for this size: it needs {needed:.0f} MiB, "
-                f"the cap is {self._max_bytes / MIB:.0f} MiB"
-            )
         else:
-            self._keep_if_equal(key, made, inputs, result)
+            self._policy.took(key, made.bytes)
+            if self._policy.exceeds(key, self.bytes):
+                made = None  # before the pool, which is freed as a whole, is let go
+                self.clear()
+            else:
+                self._keep_if_equal(key, made, inputs, result)
         return result
-
-    def _fits_beside_others(self, made: _Recording) -> bool:
-        return not self._recordings or self.bytes + made.bytes <= self._max_bytes
 
     def _keep_if_equal(
         self, key: Hashable, made: _Recording, inputs: Inputs, expected: Tensor
@@ -129,6 +173,7 @@ class GraphCache:
         difference = relative_error(made.replay(inputs), expected)
         if difference <= DIFFERENCE:
             self._recordings[key] = made
+            made.used = self._calls
             self.captures += 1
         else:  # also for NaN
             self.refuse(
@@ -136,33 +181,33 @@ class GraphCache:
                 f"allowed {DIFFERENCE:.0e}"
             )
 
-    def _record(self, inputs: Inputs, device: torch.device) -> _Recording | str:
-        """Return a recording, or why there is none.
+    def _record(self, inputs: Inputs, device: torch.device) -> _Recording | str | None:
+        """Return a recording, None where memory ran out, or why nothing can be recorded.
 
         The error itself is not returned: its frames hold all memory that the recording had taken.
         """
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        errors = out_of_memory_errors(device)
         try:
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
             static = tuple(None if t is None else t.clone() for t in inputs)
-            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-            # torch.cuda.graph does this too; done before, it is not subtracted from the size
+            graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
-            try:
+            with torch.cuda.stream(self._stream(device)):
                 # thread_local: another thread of the host (previews, a second tab) may allocate
-                with torch.cuda.graph(
-                    graph,
-                    pool=self._pool,
-                    stream=self._stream(device),
-                    capture_error_mode="thread_local",
-                ):
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                try:
                     output = self._fn(*static)
-            except RuntimeError:
-                _mend(self._pool, stream, self._stream(device), device)
-                raise
-        except RuntimeError as e:  # out of memory, or an operation that cannot be recorded
+                finally:
+                    failure = _end(graph, device)
+        except RuntimeError as e:
+            if out_of_memory_errors(device) > errors:  # which compiled code does not name
+                return None
             return f"recording failed: {(str(e).strip() or type(e).__name__).splitlines()[0]}"
+        if failure:
+            return failure
         size = max(0, torch.cuda.memory_reserved() - before) + output.nbytes
         return _Recording(graph, static, output, size)
 
@@ -177,41 +222,27 @@ class GraphCache:
         return self._streams[device]
 
 
-def _mend(
-    pool: Any, stream: torch.cuda.Stream, recording: torch.cuda.Stream, device: torch.device
-) -> None:
-    """Undo what torch leaves behind where a recording breaks off.
+def _end(graph: torch.cuda.CUDAGraph, device: torch.device) -> str | None:
+    """End a recording on the current stream; return what went wrong, or None.
 
-    Its stream stays current, and its allocator and random generator behave as if still recording.
+    Where the driver has broken it off, torch's random generator behaves as if still recording. A
+    recording that succeeds resets it.
     """
-    torch.cuda.set_stream(stream)
-    if _end_allocation(pool, recording, device):
-        torch._C._cuda_releasePool(device.index, pool)  # otherwise the graph frees it
-    with (
-        contextlib.suppress(RuntimeError),
-        torch.cuda.graph(torch.cuda.CUDAGraph(), stream=recording),
-    ):
-        torch.zeros(1, device=device)  # a recording that succeeds resets the generator
+    try:
+        graph.capture_end()
+        return None
+    except RuntimeError as e:
+        with contextlib.suppress(RuntimeError):
+            other = torch.cuda.CUDAGraph()
+            other.capture_begin(capture_error_mode="thread_local")
+            torch.zeros(1, device=device)
+            other.capture_end()
+        return f"recording was broken off: {str(e).splitlines()[0]}; restart to try again"
 
 
-def _end_allocation(pool: Any, recording: torch.cuda.Stream, device: torch.device) -> bool:
-    """End the allocator's recording; return whether it was still recording.
-
-    The function's name changed with torch 2.7, its arguments with 2.2.
-    """
-    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
-    end = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
-    for arguments in ((device.index, pool), (device.index,)):
-        with torch.cuda.stream(recording):
-            try:
-                if end is not None:
-                    end(*arguments)
-                    return True
-            except TypeError:  # pybind11's answer to other arguments
-                continue
-            except RuntimeError:  # it had ended
-                return False
-    return False
+def _estimate(inputs: Inputs) -> int:
+    x = next(t for t in inputs if t is not None)
+    return x.shape[0] * x.shape[2:].numel() * x.element_size() * POOL_BYTES
 
 
 def out_of_memory_errors(device: torch.device) -> int:
