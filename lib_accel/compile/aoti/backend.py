@@ -19,7 +19,7 @@ from ..target import Target
 from ..toolchain import cannot_run, missing_tools
 from ..units import UnitFn, describe
 from .job import CompileJob
-from .load import load_unit
+from .load import load_unit, misfit
 
 _log = logging.getLogger(__name__)
 
@@ -126,13 +126,14 @@ class Aoti:
         name = artifact.checksum, str(target.device)
         with self._loading:
             if name not in self._loaded:
+                what = f"artifact {artifact.key[:12]}: {describe(unit)} does not load"
+                folder = store.place(artifact)
+                if why := misfit(folder, target.machine):
+                    raise ArtifactRejected(f"{what}: {why}", artifact.key)
                 try:
-                    self._loaded[name] = load_unit(store.place(artifact), target.device)
+                    self._loaded[name] = load_unit(folder, target.device)
                 except RuntimeError as e:
-                    raise ArtifactRejected(
-                        f"artifact {artifact.key[:12]}: {describe(unit)} does not load: {e}",
-                        artifact.key,
-                    ) from e
+                    raise ArtifactRejected(f"{what}: {e}", artifact.key) from e
             return self._loaded[name]
 
 
