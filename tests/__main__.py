@@ -2,6 +2,8 @@
 
 With arguments it runs pytest alone and passes them on. `python -m tests attack` makes every attack
 of tests/attack/ and tests/store/ as often as a full run does; words after it choose some by name.
+`python -m tests gpu` runs tests/gpu/ on a pretend card, with torch for CUDA in its own environment;
+words after it go to pytest.
 """
 
 import sys
@@ -14,6 +16,10 @@ if sys.version_info < (3, 10):  # noqa: UP036
 from lib_accel.tools import setup_environment
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["gpu"]:
+        from tests.gpu import laboratory
+
+        sys.exit(laboratory.main(sys.argv[2:]))
     setup_environment.ensure(setup_environment.TEST)
     from tests import checks
 

@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
         print(f"{f'FAILED ({status})' if status else 'ok':12} {name:12} {seconds:6.1f} s")
     if len(results) == len(FAST):
         print(f"{'NOT RUN':12} {', '.join(SLOW)}, as other checks failed")
+    print(f"{'NOT RUN':12} tests/gpu: `python3 -m tests gpu` runs it on a pretend card")
     return int(any(status for _, status, _ in results))
 
 

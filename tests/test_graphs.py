@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lib_accel.config import Config
 from lib_accel.model.unet import UNet
-from lib_accel.runtime.graphs import GraphCache
+from lib_accel.runtime.graphs.cache import GraphCache
+from lib_accel.runtime.graphs.policy import PAYS_AFTER, RESERVE, Policy
 
 from . import tiny
 from .tiny import MIB, Engine
@@ -24,43 +25,78 @@ gpu = pytest.mark.skipif(
 )
 
 
-class Calls:
-    """Counts the plain calls of a function."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        self.count += 1
-        return x * 2 if y is None else x * 2 + y
+# -- what is recorded: without a GPU too
 
 
-# -- without a GPU too
+def policy(max_bytes: int = 100 * MIB, launch_s: float = 1.0) -> Policy:
+    """Return one that knows a shape "a", of 40 MiB, whose call takes 1 s on the GPU."""
+    made = Policy(max_bytes)
+    made.measured("a", launch_s, 1.0)
+    made.took("a", 40 * MIB)
+    return made
 
 
-def test_the_first_call_of_a_shape_runs_plainly():
-    calls = Calls()
-    cache = GraphCache(calls, MIB)
-    for x in (torch.ones(2, 3), torch.ones(3, 2), torch.ones(2, 3, dtype=torch.float64)):
-        assert torch.equal(cache(x), x * 2)
-    assert torch.equal(cache(torch.ones(2, 3), torch.ones(2, 3)), torch.full((2, 3), 3.0))
-    assert (calls.count, cache.captures, cache.bytes, cache.refused) == (4, 0, 0, None)
+def live(made: Policy, calls: int) -> None:
+    """Let recordings serve `calls` calls, and then be given up."""
+    for _ in range(calls):
+        made.count()
+    made.given_up(any_recorded=True)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the recording succeeds")
-def test_where_recording_fails_the_plain_call_goes_on():
-    """Here recording fails because there is no GPU; on one it would fail without free memory."""
-    calls = Calls()
-    cache = GraphCache(calls, MIB)
-    for _ in range(4):
-        assert torch.equal(cache(torch.ones(2)), torch.full((2,), 2.0))
-    assert (calls.count, cache.captures) == (4, 0)
-    assert str(cache.refused).startswith("CUDA graphs are off: recording failed: ")
-    assert len(str(cache.refused)) > 50
-    refused = cache.refused
-    cache(torch.ones(3))
-    cache(torch.ones(3))
-    assert cache.refused == refused, "it is not tried again"
+def test_only_calls_that_their_launches_bound_are_recorded():
+    assert policy(launch_s=0.9).pays("a")
+    assert not policy(launch_s=0.3).pays("a"), "the GPU would be as busy with a recording"
+    assert not policy().pays("b"), "it was not measured"
+    made = policy()
+    made.forget_times()
+    assert not made.is_measured("a"), "other code has other launches"
+
+
+def test_recordings_that_never_live_long_are_made_no_more_until_weights_stay():
+    """Under --medvram, weights move at every image."""
+    made = policy()
+    live(made, 20)
+    assert made.pays("a"), "a model may move once"
+    live(made, 20)
+    assert not made.pays("a")
+    for _ in range(PAYS_AFTER):
+        made.count()
+    assert made.pays("a"), "now they have stayed"
+    live(made, PAYS_AFTER)
+    live(made, 20)
+    assert made.pays("a")
+
+
+def test_a_recording_leaves_video_memory_free():
+    made = policy()
+    assert made.no_room("a", 0, 0, RESERVE + 41 * MIB) is None
+    why = made.no_room("a", 0, 0, RESERVE + 39 * MIB)
+    assert why == (
+        "no CUDA graph for this size: it needs 40 MiB and would leave less than 1024 MiB of video "
+        "memory free"
+    )
+    assert made.no_room("new", 50 * MIB, 0, RESERVE + 49 * MIB), "its size is estimated"
+
+
+def test_a_recording_that_ran_out_of_memory_is_tried_again_with_twice_the_room():
+    made = policy()
+    made.ran_out("a", 0)
+    assert made.no_room("a", 0, 0, RESERVE + 79 * MIB)
+    assert made.no_room("a", 0, 0, RESERVE + 81 * MIB) is None
+    made.ran_out("a", 0)
+    assert made.no_room("a", 0, 0, RESERVE + 101 * MIB) is None, "never more than the cap"
+
+
+def test_a_shape_displaces_others_only_where_they_are_not_in_use():
+    made = policy()
+    assert not made.exceeds("a", 60 * MIB)
+    assert made.exceeds("a", 61 * MIB)
+    why = made.no_room("a", 0, 61 * MIB, float("inf"))
+    assert why == (
+        "no CUDA graph for this size: it needs 40 MiB beside 61 MiB for sizes in use, "
+        "the cap is 100 MiB"
+    )
+    assert made.no_room("a", 0, 0, float("inf")) is None
 
 
 def test_no_graphs_on_a_cpu(tiny_store: Path):
@@ -161,15 +197,18 @@ def test_above_the_cap_all_but_the_newest_go():
         torch.randn(n, 1024, 1024, device="cuda") for n in (8, 9, 10)
     ]  # 32, 36 and 40 MiB; a recording counts twice that
     cache = GraphCache(lambda t: t * 2, 150 * MIB)
-    for t in (x[0], x[0], x[1], x[1], x[0], x[2], x[2]):
+    for t in x * 4:
         assert torch.equal(cache(t), t * 2)
+        torch.cuda.synchronize()
     assert cache.captures == 3
+    assert cache.bytes == 0, "the third displaced the others once, and did not fit beside them"
+    for t in (x[0], x[0], x[2], x[2]):
+        assert torch.equal(cache(t), t * 2)
     assert 0 < cache.bytes <= 150 * MIB
-    cache(x[2])
-    assert cache.captures == 3, "the newest stays"
-    for _ in range(2):
-        assert torch.equal(cache(x[0]), x[0] * 2)
-    assert cache.captures == 4, "the others went"
+    assert "for sizes in use" in str(cache.refused)
+    for _ in range(PAYS_AFTER + 2):
+        assert torch.equal(cache(x[2]), x[2] * 2)
+    assert cache.refused is None, "the others are in use no more"
 
 
 @gpu

@@ -34,7 +34,7 @@ from .aoti.isolated_python import isolating_variables, naming_variables
 from .aoti.times import Times
 from .jobs import CompiledUnits, Job, Parts, stop
 from .target import Target
-from .toolchain import missing_tools, needs_quotes
+from .toolchain import cannot_run, missing_tools, needs_quotes
 from .units import UnitFn, UnitModule, describe
 
 TRACED = (2, 12, 10, 77)
@@ -156,6 +156,8 @@ class Jit:
         if not machine.compile:
             python = f"Python {sys.version_info.major}.{sys.version_info.minor} ({sys.platform})"
             return f"torch.compile does not work with torch {machine.torch} on {python}"
+        if why := cannot_run(machine, target.dtype):
+            return why
         if missing := missing_tools(machine, cpp=machine.device_type == "cpu"):
             return "; ".join(missing[0])
         if machine.device_type not in ("cpu", "cuda", "xpu"):

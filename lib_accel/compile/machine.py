@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -32,7 +33,7 @@ class Machine:
     triton: str | None
     device_type: str  # "cuda", "cpu", "mps" or "xpu"
     device_name: str  # as "NVIDIA GeForce RTX 4090"
-    capability: str  # as "9.0" on CUDA, "AVX512" on a CPU
+    capability: str  # as "9.0" on CUDA; on a CPU its instruction set, as "x86-64-v3"
     platform: str  # as "linux-x86_64"
     # the path of a C++ compiler
     cxx: str | None
@@ -46,8 +47,12 @@ class Machine:
     compile: bool
 
     def identity(self) -> dict[str, str | None]:
-        """Return what must be the same where an artifact was made and where it is loaded."""
-        names = ("torch", "triton", "device_type", "device_name", "capability", "platform")
+        """Return what must be the same where an artifact was made and where it is loaded.
+
+        The name of a card or processor is not in it, and neither is Triton: compiled code needs it
+        no more.
+        """
+        names = ("torch", "device_type", "capability", "platform")
         return {name: getattr(self, name) for name in names}
 
 
@@ -73,6 +78,18 @@ def probe(device: torch.device) -> Machine:
     )
 
 
+def free_memory(device: torch.device) -> float:
+    """Return the bytes of video memory that can be had on `device`; infinity without a GPU.
+
+    It is what this process can have: the unused part of torch's cache is included, and so are the
+    pools of CUDA graphs. For another process, ask the driver.
+    """
+    if device.type != "cuda":
+        return math.inf
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
 def find_cxx() -> str | None:
     """Return the path of the C++ compiler that Inductor would call, or None."""
     names = ["cl", "clang-cl"] if sys.platform == "win32" else ["g++", "clang++", "c++"]
@@ -87,8 +104,7 @@ def find_gpu_headers() -> str | None:
     torch looks for a CUDA toolkit only, and raises where there is none. Triton brings the same
     headers except one, which lies in `aoti/include`.
     """
-    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc")
-    if torch.version.hip or named or CUDA_TOOLKIT.exists():
+    if torch.version.hip or (_toolkit() / "include" / "cuda.h").is_file():
         return ""
     spec = importlib.util.find_spec("triton")
     roots = (spec.submodule_search_locations if spec else None) or ()
@@ -97,29 +113,56 @@ def find_gpu_headers() -> str | None:
     return next(found, None)
 
 
+def _toolkit() -> Path:
+    """Return the folder that torch takes for CUDA's toolkit, whether there is one or not.
+
+    It goes by where nvcc lies, even where that is a script, or comes without any header.
+    """
+    if named := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return Path(named)
+    if nvcc := shutil.which("nvcc"):
+        return Path(nvcc).parent.parent
+    versions = CUDA_TOOLKIT.glob("v*.*") if sys.platform == "win32" else ()
+    return next(iter(versions), CUDA_TOOLKIT)
+
+
 def _device_model(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
         return p.name, f"{p.major}.{p.minor}"
     if device.type == "cpu":
-        return _cpu_name(), torch.backends.cpu.get_cpu_capability()
+        name = _cpu_fields().get("model name") or platform.processor() or platform.machine()
+        return name, instruction_set()
     return device.type, ""
 
 
-def _cpu_name() -> str:
-    """Return the processor's model and a digest of its instruction set."""
+def instruction_set() -> str:
+    """Return the instruction set that code compiled for this processor may use.
+
+    On x86-64 it is a level of the psABI, "x86-64-v2" to "x86-64-v4", no higher than what torch's
+    own kernels use here. Elsewhere the compiler chooses, so a digest of all features is part of it.
+    """
+    name = torch.backends.cpu.get_cpu_capability()
+    if is_x86_64():
+        return {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}.get(name, "x86-64-v2")
+    features = _cpu_fields().get("Features", "")
+    return f"{name} {hashlib.sha256(features.encode()).hexdigest()[:8]}"
+
+
+def is_x86_64() -> bool:
+    """Return whether the processor is a 64-bit one of Intel's kind."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _cpu_fields() -> dict[str, str]:
+    """Return what Linux says of the first processor; nothing elsewhere."""
     try:
         # on Windows this would be a folder of the drive, which every user may make
         lines = [] if sys.platform == "win32" else Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
-        lines = []
-    if not lines:
-        return platform.processor() or platform.machine()
+        return {}
     fields = [[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]
-    first = dict(reversed(fields))
-    # in a virtual machine, one model name can stand for several instruction sets
-    features = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]
-    return f"{first.get('model name', platform.machine())} {features}"
+    return dict(reversed(fields))
 
 
 def _triton_version() -> str | None:

@@ -1,4 +1,4 @@
-"""The tools that compiling needs: which of them a machine lacks, and how to get them."""
+"""What compiled code needs: devices that can run it, and the tools that make it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,41 @@ from typing import NamedTuple
 import torch
 
 from .machine import Machine
+
+OLDEST_CARD = (7, 0)
+"""The compute capability from which on Triton makes code (its documentation, "Compatibility")."""
+
+BFLOAT16_CARD = (8, 0)
+"""The compute capability from which on Inductor makes code that computes in bfloat16."""
+
+NO_CUDNN = (
+    "cuDNN is switched off (torch.backends.cudnn.enabled), and compiled code relies on the memory "
+    "layout of its results; expected it on"
+)
+
+
+def cannot_run(machine: Machine, dtype: torch.dtype) -> str | None:
+    """Return why a device cannot run what Inductor compiles for it; None where it can."""
+    if machine.device_type != "cuda":
+        return None
+    if "[ZLUDA]" in machine.device_name:
+        return f"{machine.device_name}: ZLUDA does not run what torch compiles"
+    if not torch.backends.cudnn.enabled:
+        return NO_CUDNN
+    if torch.version.hip:
+        return None
+    capability = tuple(map(int, machine.capability.split(".")))
+    if capability < OLDEST_CARD:
+        return (
+            f"{machine.device_name} has compute capability {machine.capability}; "
+            "torch compiles for 7.0 and later"
+        )
+    if dtype == torch.bfloat16 and capability < BFLOAT16_CARD:
+        return (
+            f"{machine.device_name} has compute capability {machine.capability}; "
+            "torch compiles bfloat16 for 8.0 and later, float16 also for this card"
+        )
+    return None
 
 
 class Missing(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..compile.machine import free_memory
 from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
@@ -159,7 +160,7 @@ class Service:
         if here is None or params.sampling_step + 2 < params.total_sampling_steps:
             return
         height, width = params.x.shape[-2:]
-        free = webui.free_memory() - here.engine.graph_bytes
+        free = free_memory(webui.device()) - here.engine.graph_bytes
         if free < 64 * height * width * VAE_BYTES:
             here.release_memory()
 

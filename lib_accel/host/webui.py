@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import math
 import re
 import reprlib
 import sys
@@ -126,18 +125,6 @@ def device() -> torch.device:
     if found.type == "cuda" and found.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return found
-
-
-def free_memory() -> float:
-    """Return the bytes of video memory that can be had; infinity without a GPU.
-
-    The unused part of torch's cache and of CUDA graphs' pools is included.
-    """
-    where = device()
-    if where.type != "cuda":
-        return math.inf
-    cached = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
-    return torch.cuda.mem_get_info(where)[0] + cached
 
 
 def unet_of(sd_model: Any) -> nn.Module | None:

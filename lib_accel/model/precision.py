@@ -82,10 +82,8 @@ def exact_products(device: torch.device) -> Iterator[None]:
     TF32 rounds the factors of float32 products to 10 bits. The WebUI switches it on for some cards,
     and torch does so for convolutions.
 
-    The switches belong to the process. So other threads compute without TF32 for that time as well,
-    and torch.compile, which guards on the switches, may compile once more there. Two threads must
-    not be in this context at once: the one that entered first would switch TF32 on when it leaves,
-    while the other still computes.
+    The switches belong to the process, and torch.compile guards on them: only a process that
+    computes in one thread, and makes no images, may use this.
     """
     if device.type != "cuda":
         yield

@@ -17,6 +17,7 @@ from ..compile.jobs import CompiledUnits, Job
 from ..compile.machine import Machine, probe
 from ..compile.session import Session
 from ..compile.target import Target
+from ..compile.toolchain import NO_CUDNN
 from ..compile.units import units_of
 from ..config import Config
 from ..errors import BadWeights
@@ -25,7 +26,7 @@ from ..model.layers import LayerFn
 from ..model.precision import without_autocast
 from ..model.unet import UNet
 from .binding import Binding, CompiledLayer
-from .graphs import GraphCache
+from .graphs.cache import GraphCache, out_of_memory_errors
 from .provider import NO_BACKEND, Provider
 from .status import Counters, Status
 
@@ -60,6 +61,7 @@ class Engine:
         self._layers: dict[str, LayerFn] = {}
         self.graphs: GraphCache | None = None
         self._memory_errors = out_of_memory_errors(self.device)
+        self._bound: CompiledUnits = {}
         self._bind()
 
     # -- getting compiled code
@@ -122,7 +124,8 @@ class Engine:
 
     def _bind(self) -> None:
         """Bind to the weights as they are now. Raises BadWeights."""
-        self._drop_graphs()
+        if self.graphs is not None:
+            self.graphs.clear(other_code=self._bound is not self._provider.units)
         self._bound = self._provider.units
         self.binding.bind(self._bound, self._provider.dtype)
         self._layers = {**self.clean.layers, **self.binding.compiled}
@@ -134,6 +137,9 @@ class Engine:
 
     def _follow(self) -> None:
         """Bind again where weights have moved, and prepare again where they have another dtype."""
+        if self.units and self.device.type == "cuda" and not torch.backends.cudnn.enabled:
+            self._provider.drop(NO_CUDNN)  # somebody has switched it off since
+            self._bind()
         if not self.binding.moved():
             return
         before = self.binding.dtype
@@ -238,7 +244,7 @@ class Engine:
             self.graphs.clear()
 
     def release_graphs(self) -> bool:
-        """Free the video memory of CUDA graphs, recorded again later; return whether any was."""
+        """Free the video memory of CUDA graphs; return whether there was any."""
         if not self.graph_bytes:
             return False
         self._drop_graphs()
@@ -291,8 +297,3 @@ class Engine:
             artifact=provider.artifact,
             counters=self.counters,
         )
-
-
-def out_of_memory_errors(device: torch.device) -> int:
-    """Return how often the allocator of `device` has run out of memory in this process."""
-    return torch.cuda.memory_stats(device).get("num_ooms", 0) if device.type == "cuda" else 0

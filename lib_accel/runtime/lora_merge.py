@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compile.machine import free_memory
 from ..config import AUTO
-from ..model.precision import exact_products, wider, without_autocast
+from ..model.precision import wider, without_autocast
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def merge(
     """
     device = device or weight.device
     total, bias = base, None
-    with without_autocast(device), exact_products(device):
+    # Where the WebUI has switched TF32 on, the factors for a weight in half precision are rounded
+    # to 10 bits, which is what half precision has; the switch belongs to all threads.
+    with without_autocast(device):
         for low_rank, group in itertools.groupby(terms, lambda t: isinstance(t, LowRank)):
             run: list[Any] = list(group)
             if low_rank:
@@ -140,7 +143,7 @@ class BasePlacement:
             return "host"
         where = self._where
         if where == AUTO:
-            fits = torch.cuda.mem_get_info(device)[0] - base.nbytes > FREE_BYTES
+            fits = free_memory(device) - base.nbytes > FREE_BYTES
             where = "gpu" if fits else "pinned"
         return "host" if where == "pinned" and self._pinned_ran_out else where
 

@@ -104,8 +104,8 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         f"code in the store was made for torch '2.9.1', here '{torch.__version__}'",
     ),
     "another GPU": (
-        {"device_type": "cuda", "device_name": "H100"},
-        "device_name 'H100', here",
+        {"device_type": "cuda", "capability": "9.0"},
+        "capability '9.0', here",
     ),
 }
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from lib_accel.compile.aoti import worker_environment as module
 from lib_accel.compile.aoti.worker_environment import worker_environment
+from lib_accel.compile.machine import is_x86_64
 
 from .. import tiny
 from .kit import posix
@@ -17,7 +21,8 @@ from .kit import posix
 @posix
 def test_the_environment_names_compiler_and_headers(tmp_path: Path):
     cpu = tiny.target().machine
-    assert worker_environment(tmp_path, replace(cpu, cxx="/opt/clang++"))["CXX"] == "/opt/clang++"
+    compiler = worker_environment(tmp_path, replace(cpu, cxx="/opt/clang++"))["CXX"]
+    assert Path(compiler).name == "clang++"
     gpu = worker_environment(tmp_path, replace(cpu, device_type="cuda", gpu_headers="/triton"))
     assert gpu["CUDA_HOME"] == "/triton"
     assert Path(gpu["CPATH"].split(os.pathsep)[-1], "nv", "target").is_file()
@@ -25,10 +30,64 @@ def test_the_environment_names_compiler_and_headers(tmp_path: Path):
     assert "CUDA_HOME" not in toolkit.keys() - os.environ.keys()
 
 
+NATIVE = "-march=native -mavx512f -mavx512dq -mavx512vl -mavx512bw -mfma -mamx-tile"
+"""What torch asks a compiler for on a new processor."""
+
+
+@posix
+@pytest.mark.skipif(not is_x86_64(), reason="only x86-64 has levels")
+@pytest.mark.parametrize(
+    ("device_type", "level", "without"),
+    [
+        ("cpu", "x86-64-v4", ["AMX_TILE", "AVX512VNNI", "AVX512BF16"]),
+        ("cpu", "x86-64-v3", ["AVX512F"]),
+        ("cpu", "x86-64-v2", ["AVX", "FMA"]),
+        ("cuda", "8.6", ["AVX", "FMA"]),
+    ],
+)
+def test_the_compiler_keeps_to_the_instruction_set_of_the_key(
+    device_type: str, level: str, without: list[str], tmp_path: Path
+):
+    """An artifact for a GPU, or for a level, is loaded on other processors as well."""
+    machine = replace(tiny.target().machine, device_type=device_type, capability=level)
+    environment = worker_environment(tmp_path, machine)
+    command = [environment["CXX"], *NATIVE.split(), "-dM", "-E", "-x", "c++", os.devnull]
+    defined = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "#define __SSE4_2__ 1\n" in defined
+    assert ("#define __AVX2__ 1\n" in defined) == (level in ("x86-64-v3", "x86-64-v4"))
+    assert ("#define __AVX512F__ 1\n" in defined) == (level == "x86-64-v4")
+    for feature in without:
+        assert f"#define __{feature}__ 1\n" not in defined
+    gpu = device_type == "cuda"
+    assert (environment.get("ATEN_CPU_CAPABILITY") == "default") == gpu
+
+
+@posix
+def test_a_compiler_with_a_quote_in_its_path_is_called(tmp_path: Path):
+    real = tmp_path / "o'brien's $HOME" / "c++"
+    real.parent.mkdir()
+    real.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    real.chmod(0o700)
+    machine = replace(tiny.target().machine, cxx=str(real))
+    compiler = worker_environment(tmp_path, machine)["CXX"]
+    given = ["-march=native", "a b.cpp", "*", "-DX='1'"]
+    passed = subprocess.run([compiler, *given], check=True, capture_output=True, text=True).stdout
+    assert passed.splitlines()[-3:] == given[1:]
+
+
 def test_temporary_files_and_caches_lie_in_the_folder_of_the_job(tmp_path: Path):
     environment = worker_environment(tmp_path, tiny.target().machine)
     for name in ("TMPDIR", "TEMP", "TMP", "TORCHINDUCTOR_CACHE_DIR"):
         assert Path(environment[name]).is_relative_to(tmp_path)
+
+
+def test_two_workers_share_the_cores(tmp_path: Path):
+    """torch's own default is a compiling process for every core, in each worker."""
+    environment = worker_environment(tmp_path, tiny.target().machine, threads=3)
+    code = "from torch._inductor import config; print(config.compile_threads)"
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert printed.stdout.split() == ["3"]
 
 
 @posix

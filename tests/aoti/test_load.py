@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.aoti import compiler
 from lib_accel.compile.aoti.backend import Aoti
-from lib_accel.compile.aoti.load import ARCHIVE, load_unit
+from lib_accel.compile.aoti.load import ARCHIVE, load_unit, misfit
 from lib_accel.compile.units import UnitModule
 from lib_accel.errors import ArtifactRejected
 from lib_accel.store import Artifact, ArtifactStore
@@ -54,6 +56,42 @@ def assert_right(code: Any) -> None:
     activations, weights = example_inputs(OUTPUT, size, torch.float32, CPU)
     expected = UnitModule(OUTPUT)(activations, weights)
     torch.testing.assert_close(code([*activations, *weights]), expected, atol=1e-4, rtol=1e-4)
+
+
+def cubin(card: int, newer: bool = False) -> bytes:
+    """Return the ELF header of GPU code for compute capability `card`/10, as ptxas writes it."""
+    header = bytearray(64)
+    header[:8] = b"\x7fELF\x02\x01\x01" + (b"\x41" if newer else b"\x33")
+    flags = card << 8 if newer else 0x560500 | card
+    struct.pack_into("<H28xI", header, 18, 190, flags)
+    return bytes(header)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.parametrize(
+    ("code", "card", "fits"),
+    [
+        (cubin(86), "8.6", True),
+        (cubin(80), "8.6", True),
+        (cubin(86), "8.0", False),
+        (cubin(75), "8.6", False),
+        (cubin(120, newer=True), "12.0", True),
+        (cubin(120, newer=True), "9.0", False),
+        (b"MZ, no cubin", "8.6", False),
+    ],
+)
+def test_gpu_code_for_another_card_is_refused_before_it_is_called(
+    code: bytes, card: str, fits: bool, archived: bool, tmp_path: Path
+):
+    if archived:
+        with zipfile.ZipFile(tmp_path / ARCHIVE, "w") as archive:
+            archive.writestr("unit/data/aotinductor/model/kernel.cubin", code)
+    else:
+        (tmp_path / "kernel.cubin").write_bytes(code)
+    machine = replace(tiny.target().machine, device_type="cuda", capability=card)
+    why = misfit(tmp_path, machine)
+    assert (why is None) == fits
+    assert fits or str(why).endswith(f"expected {card}")
 
 
 def test_loading_writes_no_file(root: Path, own_store: Path, tmp_path: Path):

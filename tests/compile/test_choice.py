@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lib_accel.compile.session import BACKENDS, Session
 from lib_accel.config import Config
@@ -30,6 +31,8 @@ def choose(
 
     `machine`: how the machine differs from this one, with a torch that makes packages.
     """
+    if machine.get("device_type") == "cuda":
+        machine = {"device_name": "A card", "capability": "8.6", **machine}
     chosen = Session().choose(
         tiny.target(**{"packaging": True, **machine}),
         ArtifactStore(store, readonly=readonly),
@@ -105,6 +108,36 @@ def test_a_gpu_without_the_headers_of_cuda_falls_to_jit(tmp_path: Path):
     assert "aoti: CUDA's headers were not found; install the CUDA toolkit" in reason
     found = choose(tmp_path, device_type="cuda", triton="3.2", gpu_headers="/triton")
     assert found == ("aoti", "")
+
+
+CARDS: dict[str, tuple[dict[str, Any], str]] = {
+    "a card that Triton does not know": (
+        {"device_name": "GTX 1080", "capability": "6.1"},
+        "GTX 1080 has compute capability 6.1; torch compiles for 7.0 and later",
+    ),
+    "bfloat16 on Turing": (
+        {"device_name": "RTX 2080", "capability": "7.5", "dtype": torch.bfloat16},
+        "RTX 2080 has compute capability 7.5; torch compiles bfloat16 for 8.0 and later",
+    ),
+    "ZLUDA": ({"device_name": "Radeon [ZLUDA]"}, "ZLUDA does not run what torch compiles"),
+}
+
+
+@pytest.mark.parametrize(("card", "words"), CARDS.values(), ids=CARDS)
+def test_a_card_that_cannot_run_compiled_code_falls_to_eager_at_once(
+    card: dict[str, Any], words: str, tmp_path: Path
+):
+    name, reason = choose(tmp_path, device_type="cuda", triton="3.2", gpu_headers="/t", **card)
+    assert name == "eager"
+    assert reason.count(words) == 2, "of aoti and of jit"
+
+
+def test_without_cudnn_no_compiled_code_serves(tmp_path: Path):
+    """It would read the results of convolutions in the wrong memory layout."""
+    with torch.backends.cudnn.flags(enabled=False):
+        name, reason = choose(tmp_path, device_type="cuda", triton="3.2", gpu_headers="/t")
+    assert name == "eager"
+    assert reason.count("cuDNN is switched off") == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="paths are quoted there")

@@ -61,17 +61,21 @@ def test_a_missing_compiler_is_named_with_the_backends_that_need_it(findings: Ex
 
 
 def test_everything_that_a_gpu_lacks_is_named_at_once(findings: Examine):
-    found = findings(device_type="cuda", cxx=None, triton=None, gpu_headers=None)
+    found = findings(device_type="cuda", capability="8.6", cxx=None, triton=None, gpu_headers=None)
     for what in ("no C++ compiler was found", "Triton is not", "CUDA's headers were not found"):
         assert find(found, what).level == "note"
     assert find(found, "automatic choice: eager with CUDA graphs").level == "ok"
 
 
 def test_a_gpu_that_has_everything_is_served_with_cuda_graphs(findings: Examine):
-    found = findings(device_type="cuda", triton="3.2", gpu_headers="", recordable=True)
+    found = findings(
+        device_type="cuda", capability="8.6", triton="3", gpu_headers="", recordable=True
+    )
     assert find(found, "Triton 3.2").level == "ok"
     assert find(found, "automatic choice: aoti with CUDA graphs")
-    found = findings(device_type="cuda", triton="3.2", gpu_headers="", recordable=False)
+    found = findings(
+        device_type="cuda", capability="8.6", triton="3", gpu_headers="", recordable=False
+    )
     assert find(found, "automatic choice: aoti").what == "automatic choice: aoti"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,31 @@ def test_the_gpu_headers_are_those_of_the_toolkit_else_those_of_triton(
     headers.mkdir(parents=True)
     (headers / "cuda_runtime.h").touch()
     assert find_gpu_headers() == str(headers.parent)
-    (tmp_path / "toolkit").mkdir()
+    toolkit = tmp_path / "toolkit" / "include"
+    toolkit.mkdir(parents=True)
+    assert find_gpu_headers() == str(headers.parent), "a folder without headers is no toolkit"
+    (toolkit / "cuda.h").touch()
     assert find_gpu_headers() == ""
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/local/bin/nvcc")
+    assert find_gpu_headers() == str(headers.parent), "torch goes by where nvcc lies"
+
+
+def test_code_depends_on_the_instruction_set_and_not_on_the_name_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    here = probe(torch.device("cpu"))
+    other = replace(here, device_name="Another processor", triton="3.6.0", cxx="/opt/c++")
+    assert other.identity() == here.identity()
+    assert replace(here, capability="x86-64-v2").identity() != here.identity()
+    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
+    for torchs, ours in (("AVX512", "4"), ("AVX2", "3"), ("DEFAULT", "2"), ("NO AVX", "2")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=torchs: name)
+        assert machine.instruction_set() == f"x86-64-v{ours}"
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(machine, "_cpu_fields", lambda: {"Features": "fp asimd"})
+    without = machine.instruction_set()
+    monkeypatch.setattr(machine, "_cpu_fields", lambda: {"Features": "fp asimd sve"})
+    assert machine.instruction_set() != without
 
 
 def test_on_windows_nothing_is_read_from_a_folder_that_others_can_make(
@@ -40,7 +65,7 @@ def test_on_windows_nothing_is_read_from_a_folder_that_others_can_make(
     """There, `/proc` is `C:\\proc`, which every user may make."""
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(Path, "read_text", lambda path: pytest.fail(f"{path} was read"))
-    assert machine._cpu_name()
+    assert machine.probe.__wrapped__(torch.device("cpu")).device_name
 
 
 def test_no_compiler_is_found_on_an_empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -76,7 +76,7 @@ def test_video_memory_is_given_back_before_the_vae_needs_it(
     )
     host.image(steps=4)
     assert released == [], "there is enough memory"
-    monkeypatch.setattr(host.module("lib_accel.host.webui"), "free_memory", lambda: 1000)
+    monkeypatch.setattr(host.module("lib_accel.host.service"), "free_memory", lambda device: 1000)
     begun = host.counters()["accelerated_calls"]
     host.image(steps=4)
     assert [calls - begun for calls in released] == [3, 4]

@@ -16,10 +16,10 @@ from ...store import Artifact, ArtifactStore
 from ..accuracy import Verdict
 from ..jobs import CompiledUnits, Job, stop
 from ..target import Target
-from ..toolchain import missing_tools
+from ..toolchain import cannot_run, missing_tools
 from ..units import UnitFn, describe
 from .job import CompileJob
-from .load import load_unit
+from .load import load_unit, misfit
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class Aoti:
                 f"AOTInductor is not tried on {machine.device_type}; "
                 "it is known to work on cuda and cpu"
             )
+        if why := cannot_run(machine, target.dtype):
+            return why
         if not machine.packaging:
             needs = "2.9" if sys.platform == "win32" else "2.6"
             return (
@@ -122,13 +124,14 @@ class Aoti:
         name = artifact.checksum, str(target.device)
         with self._loading:
             if name not in self._loaded:
+                what = f"artifact {artifact.key[:12]}: {describe(unit)} does not load"
+                folder = store.place(artifact)
+                if why := misfit(folder, target.machine):
+                    raise ArtifactRejected(f"{what}: {why}", artifact.key)
                 try:
-                    self._loaded[name] = load_unit(store.place(artifact), target.device)
+                    self._loaded[name] = load_unit(folder, target.device)
                 except RuntimeError as e:
-                    raise ArtifactRejected(
-                        f"artifact {artifact.key[:12]}: {describe(unit)} does not load: {e}",
-                        artifact.key,
-                    ) from e
+                    raise ArtifactRejected(f"{what}: {e}", artifact.key) from e
             return self._loaded[name]
 
 

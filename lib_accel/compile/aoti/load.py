@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...model import cpu_operators
+from ..machine import Machine
 from ..units import UnitFn
 
 ARCHIVE = "unit.pt2"
@@ -27,6 +31,60 @@ def load_unit(folder: Path, device: torch.device) -> UnitFn:
         return run(inputs)[0]
 
     return call
+
+
+def misfit(folder: Path, machine: Machine) -> str | None:
+    """Return why the GPU code in `folder` cannot run on `machine`, or None.
+
+    The driver would refuse it too, but only in the first call, in the middle of an image.
+    """
+    if machine.device_type != "cuda":
+        return None
+    here = tuple(map(int, machine.capability.split(".")))
+    for header in _cubin_headers(folder):
+        card = _compute_capability(header)
+        # code of one major version runs on cards of this version, from its minor version on
+        if card is None or card[0] != here[0] or card[1] > here[1]:
+            made_for = (
+                "no known card" if card is None else f"compute capability {card[0]}.{card[1]}"
+            )
+            return f"it has GPU code for {made_for}; expected {machine.capability}"
+    return None
+
+
+_ELF_HEADER = 64
+_EM_CUDA = 190
+
+
+def _cubin_headers(folder: Path) -> Iterator[bytes]:
+    """Yield the ELF header of every file of GPU code in `folder`."""
+    if (folder / ARCHIVE).is_file():
+        with zipfile.ZipFile(folder / ARCHIVE) as archive:
+            for name in filter(_is_cubin, archive.namelist()):
+                with archive.open(name) as stream:
+                    yield stream.read(_ELF_HEADER)
+    for file in filter(_is_cubin, folder.rglob("*")):
+        with file.open("rb") as stream:
+            yield stream.read(_ELF_HEADER)
+
+
+def _is_cubin(name: str | Path) -> bool:
+    return str(name).endswith(".cubin")
+
+
+def _compute_capability(header: bytes) -> tuple[int, int] | None:
+    """Read what card a cubin was made for; None where it is none.
+
+    The architecture, 86 for 8.6, is the first byte of `e_flags`. CUDA 13 has a newer ABI of cubins
+    (0x41 in `e_ident`), where it is the second.
+    """
+    if len(header) < _ELF_HEADER or header[:4] != b"\x7fELF":
+        return None
+    machine, flags = struct.unpack_from("<18xH28xI", header)
+    if machine != _EM_CUDA:
+        return None
+    newer = header[7] == 0x41
+    return divmod((flags >> 8 if newer else flags) & 0xFF, 10)
 
 
 def _runner(folder: Path, device: torch.device) -> Any:

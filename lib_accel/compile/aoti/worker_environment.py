@@ -4,31 +4,80 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
 
-from ..machine import Machine
+from ..machine import Machine, is_x86_64
 from .isolated_python import python_environment
 
+_V2 = "-march=x86-64 -mcx16 -mpopcnt -msahf -msse3 -mssse3 -msse4.1 -msse4.2"
+_V3 = f"{_V2} -mavx -mavx2 -mbmi -mbmi2 -mf16c -mfma -mlzcnt -mmovbe -mxsave"
+_V4 = f"{_V3} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl"
+_FLAGS = {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
+"""What each level of the x86-64 psABI means to g++ and clang++. GCC knows the names since 11."""
 
-def worker_environment(folder: Path, machine: Machine) -> dict[str, str]:
+_COMPILER = """#!/bin/sh
+# torch asks for code for this very processor. The store may be shared with another one.
+for flag do
+  shift
+  case $flag in
+    -march=*|-mcpu=*|-mtune=*|-mavx*|-mamx*|-mfma) ;;
+    *) set -- "$@" "$flag" ;;
+  esac
+done
+exec {compiler} {flags} -mtune=native "$@"
+"""
+
+
+def worker_environment(folder: Path, machine: Machine, threads: int = 1) -> dict[str, str]:
     """Return the environment of a worker that keeps its files in `folder`.
 
-    torch finds a compiler, CUDA's headers and the driver in it.
+    torch finds a compiler, CUDA's headers and the driver in it. It starts at most `threads`
+    processes that compile; by itself, each worker would start one for every core.
     """
     environment = {
         **python_environment(),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
         # torch may have set it in this process, to a folder that other users can take
         "TRITON_CACHE_DIR": str(folder / "cache" / "triton"),
         # a killed compiler leaves files: they go with the folder
         **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
     }
     if machine.cxx and sys.platform != "win32":
-        environment.setdefault("CXX", machine.cxx)  # torch itself looks for g++ alone
+        environment["CXX"] = _compiler(folder, machine.cxx, code_level(machine))
     if machine.device_type == "cuda":
+        environment["ATEN_CPU_CAPABILITY"] = "default"  # torch then asks for no vector units
         environment |= _for_gpu(folder, machine)
     return environment
+
+
+def code_level(machine: Machine) -> str:
+    """Return the instruction set that the C++ part of code for `machine` may use.
+
+    Code for a GPU computes nothing in C++: it can do with what every processor has.
+    """
+    if machine.device_type == "cpu":
+        return machine.capability
+    return "x86-64-v2" if is_x86_64() else ""
+
+
+def _compiler(folder: Path, compiler: str, level: str) -> str:
+    """Return the path of a C++ compiler that keeps to `level`, where that is a level of x86-64.
+
+    It has the name of the real one, by which torch tells compilers apart.
+    """
+    if level not in _FLAGS:
+        return compiler
+    script = folder / "compiler" / Path(compiler).name
+    if not script.exists():
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(
+            _COMPILER.format(compiler=shlex.quote(compiler), flags=_FLAGS[level]), encoding="utf-8"
+        )
+        script.chmod(0o700)
+    return str(script)
 
 
 def _for_gpu(folder: Path, machine: Machine) -> dict[str, str]:

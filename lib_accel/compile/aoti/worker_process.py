@@ -68,7 +68,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=folder,  # for what torch starts: it is private
-                env=worker_environment(folder, machine),
+                env=worker_environment(folder, machine, threads),
                 start_new_session=True,
                 creationflags=_APART,
             )

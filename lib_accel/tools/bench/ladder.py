@@ -225,7 +225,7 @@ class Ladder:
     def _conditions(self) -> dict[str, Any]:
         plan = self.plan
         machine = {
-            **probe(plan.device).identity(),
+            **vars(probe(plan.device)),
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
         }

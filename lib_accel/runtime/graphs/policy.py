@@ -1,0 +1,88 @@
+"""Where a CUDA graph pays, and where there is room for one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from ...config import MIB
+
+RESERVE = 2**30
+"""Bytes of video memory that a recording must leave free.
+
+On Windows the driver moves memory out instead of running out of it: ten times slower, no error."""
+
+POOL_BYTES = 16 * 1024
+"""What a recording is taken to need before one was made: bytes for each pixel of the latent image
+and byte of its dtype. SD1's takes 13 KiB in float16 (208 MB at 2 x 64 x 64)."""
+
+LAUNCH_BOUND = 0.8
+"""A call is bound by launches where they take this share of its time on the GPU."""
+
+PAYS_AFTER = 60
+"""Calls for which recordings must live to be worth their time: three images."""
+
+
+class Policy:
+    """Decides which shapes are recorded, from what is known of them and of earlier recordings."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self._bytes: dict[Hashable, int] = {}
+        self._launch_bound: dict[Hashable, bool] = {}
+        self._calls = 0  # since recordings were last given up
+        self._short_lived = 0  # how often in a row that was too early
+
+    def count(self) -> None:
+        """Note a call."""
+        self._calls += 1
+
+    def given_up(self, any_recorded: bool) -> None:
+        """Note that all recordings are gone: the weights have moved, or memory was short."""
+        if any_recorded:
+            self._short_lived = 0 if self._calls >= PAYS_AFTER else self._short_lived + 1
+        self._calls = 0
+
+    def measured(self, key: Hashable, launch_s: float, gpu_s: float) -> None:
+        """Note the seconds that the launches of a call took, and all of it on the GPU."""
+        self._launch_bound[key] = launch_s >= LAUNCH_BOUND * gpu_s
+
+    def is_measured(self, key: Hashable) -> bool:
+        """Return whether it is known what bounds this shape."""
+        return key in self._launch_bound
+
+    def forget_times(self) -> None:
+        """Forget what was measured: other code serves."""
+        self._launch_bound.clear()
+
+    def pays(self, key: Hashable) -> bool:
+        """Return whether a recording would make the calls of this shape faster."""
+        # they move at every image under --medvram, and on a card that is always full
+        moving = self._short_lived >= 2 and self._calls < PAYS_AFTER
+        return self._launch_bound.get(key, False) and not moving
+
+    def took(self, key: Hashable, size: int) -> None:
+        """Note the bytes that a recording of this shape takes."""
+        self._bytes[key] = size
+
+    def ran_out(self, key: Hashable, estimate: int) -> None:
+        """Note that a recording found less room than it needed: twice that must be there."""
+        self._bytes[key] = min(2 * self._bytes.get(key, estimate), self.max_bytes)
+
+    def exceeds(self, key: Hashable, others: int) -> bool:
+        """Return whether this shape is known not to fit under the cap beside `others` bytes."""
+        return others + self._bytes.get(key, 0) > self.max_bytes
+
+    def no_room(self, key: Hashable, estimate: int, others: int, free: float) -> str | None:
+        """Return why there is no room to record this shape, or None.
+
+        `estimate`: its bytes where they are not known yet; `others`: the bytes of recordings that
+        are in use; `free`: video memory that can be had.
+        """
+        size = self._bytes.get(key, estimate)
+        needs = f"no CUDA graph for this size: it needs {size / MIB:.0f} MiB"
+        if self.exceeds(key, others):
+            beside = f" beside {others / MIB:.0f} MiB for sizes in use" if others else ""
+            return f"{needs}{beside}, the cap is {self.max_bytes / MIB:.0f} MiB"
+        if free - size < RESERVE:
+            return f"{needs} and would leave less than {RESERVE / MIB:.0f} MiB of video memory free"
+        return None

@@ -1,0 +1,181 @@
+"""Compiled code for a card: what is in it, and that it is loaded, called, recorded and refused."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_accel.compile.aoti.backend import Aoti
+from lib_accel.compile.aoti.load import ARCHIVE, misfit
+from lib_accel.compile.aoti.worker_process import Results, Worker
+from lib_accel.compile.machine import probe
+from lib_accel.compile.target import Target
+from lib_accel.compile.units import units_of
+from lib_accel.config import Config
+from lib_accel.model.specs import Spec
+from lib_accel.runtime.graphs.policy import PAYS_AFTER
+from lib_accel.store import ArtifactStore
+
+from .. import tiny
+
+CARD = torch.device("cuda:0")
+PATIENCE_S = 600
+PASSED = {"compiled": [1e-3] * 4, "eager": [1e-3] * 4}
+"""Stands for the verdict of the accuracy check, which kernels that compute nothing cannot pass."""
+
+
+@dataclass(frozen=True)
+class Built:
+    target: Target
+    files: dict[Spec, dict[str, Path]]
+    store: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Compile the units of the tiny UNet in float16, as a job does, and store them."""
+    folder = tmp_path_factory.mktemp("compiled")
+    units = units_of(tiny.TINY)
+    target = Target(units, torch.float16, CARD, probe(CARD))
+    files = {}
+    results: Results = queue.SimpleQueue()
+    (folder / "work").mkdir()
+    worker = Worker(folder / "work", results, 2, target.machine)
+    store = ArtifactStore(folder / "store")
+    try:
+        for unit in units:
+            worker.give(unit, target)
+            answer: dict[str, Any] = {}
+            while answer.get("stage") != "check":
+                _, given = results.get(timeout=PATIENCE_S)
+                assert given is not None, worker.log_tail()
+                assert "error" not in given, given
+                answer = given
+            while not {"error", "ok"} & answer.keys():  # how the check ends means nothing here
+                answer = results.get(timeout=PATIENCE_S)[1] or {"error": "the worker ended"}
+            kept = folder / f"unit{len(files)}"
+            files[unit] = {
+                name: Path(shutil.copy(file, kept.mkdir(exist_ok=True) or kept))
+                for name, file in worker.files().items()
+            }
+            store.put(target.recipe(unit), files[unit], PASSED)
+            worker.take_back()
+    finally:
+        worker.kill()
+    return Built(target, files, store.root)
+
+
+def engine_of(built: Built, **options: Any) -> tiny.Engine:
+    network = tiny.donor(dtype=torch.float16).to(CARD)
+    return tiny.Engine(network, Config(store=built.store, compile=False, **options))
+
+
+def call(engine: tiny.Engine, count: int = 5) -> None:
+    x, timesteps, context, _ = tiny.inputs()
+    for _ in range(count):
+        out = engine.compute(x.half().to(CARD), timesteps.to(CARD), context.half().to(CARD))
+        assert out.shape == x.shape
+
+
+def unpacked(files: dict[str, Path], folder: Path) -> list[Path]:
+    for file in files.values():
+        if file.name == ARCHIVE:
+            shutil.unpack_archive(file, folder, "zip")
+        else:
+            shutil.copy(file, folder)
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def test_the_host_code_runs_on_every_processor(built: Built, tmp_path: Path):
+    """An instruction of AVX-512 would kill a WebUI on another processor."""
+    unit = built.target.units[0]
+    libraries = [f for f in unpacked(built.files[unit], tmp_path) if f.suffix == ".so"]
+    assert libraries
+    for library in libraries:
+        command = ["objdump", "-d", "--no-show-raw-insn", str(library)]
+        code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert len(code) > 10_000
+        assert "%ymm" not in code
+        assert "%zmm" not in code
+
+
+def test_the_gpu_code_fits_the_card_and_no_other_one(built: Built, tmp_path: Path):
+    unit = built.target.units[0]
+    assert any(f.suffix == ".cubin" for f in unpacked(built.files[unit], tmp_path))
+    here = built.target.machine
+    assert misfit(tmp_path, here) is None
+    assert misfit(tmp_path, replace(here, capability="8.9")) is None
+    for other in ("8.0", "7.5", "9.0", "12.0"):
+        assert "expected" in str(misfit(tmp_path, replace(here, capability=other)))
+
+
+def test_compiled_code_is_loaded_called_and_recorded(built: Built):
+    engine = engine_of(built)
+    engine.prepare()
+    assert (engine.status.state, engine.status.reason) == ("ready", None)
+    call(engine)
+    assert engine.counters.accelerated_calls == 5
+    assert engine.graphs is not None
+    assert engine.graphs.captures == 1
+    assert engine.release_graphs()
+    assert engine.graph_bytes == 0
+
+
+def test_an_import_needs_neither_triton_nor_a_compiler_nor_the_same_card(built: Built):
+    """Machines without them are those that imports are for."""
+    machine = replace(
+        built.target.machine,
+        triton=None,
+        cxx=None,
+        gpu_headers=None,
+        device_name="Another card with this compute capability",
+    )
+    target = replace(built.target, machine=machine)
+    backend, store = Aoti(), ArtifactStore(built.store)
+    assert backend.why_not(target, store, Config(store=built.store)) is None
+    assert len(backend.make(target, store)) == len(target.units)  # type: ignore[arg-type]
+
+
+def test_weights_that_move_at_every_image_are_bound_again_and_recorded_no_more(built: Built):
+    """As under --medvram."""
+    engine = engine_of(built)
+    engine.prepare()
+    taken = []
+    for _ in range(4):
+        taken += [p.data for p in engine.network.parameters()]  # else they move back to the place
+        engine.network.cpu()
+        engine.network.to(CARD)
+        call(engine)
+    assert engine.graphs is not None
+    assert engine.graphs.captures == 2, "after two that lived for an image only, none is made"
+    call(engine, PAYS_AFTER)
+    assert engine.graphs.captures == 3, "now the weights have stayed"
+
+
+def test_without_cudnn_compiled_code_stops_serving(built: Built):
+    engine = engine_of(built)
+    engine.prepare()
+    with torch.backends.cudnn.flags(enabled=False):
+        call(engine, 1)
+    assert engine.counters.accelerated_calls == 0
+    assert "cuDNN is switched off" in str(engine.status.reason)
+
+
+def test_the_driver_logs_the_kernels_of_compiled_code(built: Built):
+    if not (log := os.environ.get("PRETEND_LOG")):
+        pytest.skip("PRETEND_LOG is not set")
+    engine = engine_of(built, graphs=False)
+    engine.prepare()
+    before = Path(log).stat().st_size
+    call(engine, 1)
+    lines = Path(log).read_text()[before:].splitlines()
+    assert sum(line.startswith("kernel triton_") for line in lines) > 20
+    assert sum(line.startswith("convolution ") for line in lines) > 5

@@ -1,0 +1,111 @@
+"""Recording and replaying where memory is short or the driver breaks a recording off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_accel.compile.machine import free_memory
+from lib_accel.runtime.graphs.cache import GraphCache
+from lib_accel.runtime.graphs.policy import RESERVE
+
+CARD = torch.device("cuda:0")
+GIB = 2**30
+CALLS = 5
+"""Enough for a shape to be met, measured and recorded."""
+
+
+class Layer:
+    """A function of one product, which can be given faults while it is recorded."""
+
+    def __init__(self) -> None:
+        self.weight = torch.zeros(64, 64, device=CARD)
+        self.wanted_bytes = 0
+        self.recordable = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            torch.empty(self.wanted_bytes, dtype=torch.uint8, device=CARD)
+            if not self.recordable:
+                raise RuntimeError("operation not permitted when stream is capturing")
+        return x @ self.weight
+
+
+def call(cache: GraphCache, rows: int = 8) -> None:
+    x = torch.zeros(rows, 64, device=CARD)
+    for _ in range(CALLS):
+        assert cache(x).shape == (rows, 64)
+
+
+def usable() -> bool:
+    """Return whether torch works as before: its cache, its generator, its current stream."""
+    torch.cuda.empty_cache()
+    torch.randn(3, device=CARD)
+    return torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+def test_a_shape_is_recorded_once():
+    cache = GraphCache(Layer(), GIB)
+    call(cache)
+    call(cache)
+    assert (cache.captures, cache.refused) == (1, None)
+    assert usable()
+
+
+def test_a_recording_that_runs_out_of_memory_is_made_when_there_is_room():
+    layer = Layer()
+    cache = GraphCache(layer, GIB)
+    layer.wanted_bytes = 2**45
+    call(cache)
+    assert (cache.captures, cache.refused) == (0, None)
+    assert usable()
+    layer.wanted_bytes = 0
+    call(cache)
+    assert cache.captures == 1
+
+
+def test_what_cannot_be_recorded_ends_recordings_and_nothing_else():
+    layer = Layer()
+    layer.recordable = False
+    cache = GraphCache(layer, GIB)
+    call(cache)
+    assert cache.refused == (
+        "CUDA graphs are off: recording failed: operation not permitted when stream is capturing"
+    )
+    assert usable()
+    other = GraphCache(Layer(), GIB)
+    call(other)
+    assert other.captures == 1
+
+
+def test_a_recording_that_the_driver_breaks_off_leaves_the_generator_usable(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Without a recording that succeeds after it, torch.randn raises."""
+    cache = GraphCache(Layer(), GIB)
+    monkeypatch.setenv("PRETEND_FAIL", "capture")
+    call(cache)
+    assert "recording was broken off" in str(cache.refused)
+    assert usable()
+
+
+def test_a_full_card_is_left_alone():
+    """Where less than the reserve would stay free, nothing is recorded; it is later."""
+    filled = torch.empty(int(free_memory(CARD)) - RESERVE, dtype=torch.uint8, device=CARD)
+    cache = GraphCache(Layer(), GIB)
+    call(cache)
+    assert cache.captures == 0
+    assert "would leave less than 1024 MiB of video memory free" in str(cache.refused)
+    del filled
+    call(cache)
+    assert (cache.captures, cache.refused) == (1, None)
+
+
+def test_a_new_shape_that_needs_the_memory_gets_that_of_the_recordings():
+    cache = GraphCache(Layer(), GIB)
+    call(cache)
+    filled = torch.empty(int(free_memory(CARD)) - RESERVE, dtype=torch.uint8, device=CARD)
+    call(cache, rows=16)
+    assert cache.bytes == 0
+    del filled
