@@ -1,7 +1,8 @@
 """The manifest of an artifact: what it holds, how it is written, what is refused when read.
 
     {"format": 2, "key": ..., "recipe": {...}, "files": {name: {"sha256": ..., "bytes": ...}},
-     "verdict": {...} or null, "created": ..., "origin": ..., "name": "SD1", "signature": ...,
+     "verdict": {...} or null, "created": ..., "origin": ..., "name": "SD1", "made_with": {...},
+     "signature": ...,
      "sha256": ...}
 
 `recipe` names all that the compiled code depends on, and `key` is its sha256: `{"unit": {...},
@@ -39,7 +40,11 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 
 
 def new_manifest(
-    recipe: Mapping[str, Any], verdict: Mapping[str, Any] | None, created: str, name: str = ""
+    recipe: Mapping[str, Any],
+    verdict: Mapping[str, Any] | None,
+    created: str,
+    name: str = "",
+    made_with: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Return the manifest of an artifact made here, without files yet.
 
@@ -57,6 +62,7 @@ def new_manifest(
                     "created": created,
                     "files": {},
                     **({"name": name} if name else {}),
+                    **({"made_with": made_with} if made_with else {}),
                 }
             )
         )
@@ -182,6 +188,7 @@ def _wrong_fields(manifest: Mapping[str, Any]) -> list[str]:
         "origin": _is_text(manifest.get("origin")),
         "signature": _is_text(manifest.get("signature", "")),
         "name": _is_text(manifest.get("name", "")),
+        "made_with": _is_plain(manifest.get("made_with", {"": ""})),
     }
     unknown = manifest.keys() - good.keys() - {"format", "sha256"}
     return [*(name for name, fine in good.items() if not fine), *map(repr, sorted(unknown))]

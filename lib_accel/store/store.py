@@ -102,16 +102,17 @@ class ArtifactStore:
         verdict: Mapping[str, Any] | None = None,
         keep: Collection[str] = (),
         name: str = "",
+        made_with: Mapping[str, str | None] | None = None,
     ) -> Artifact:
         """Copy `sources` (name in the artifact: where the file is now) into the store.
 
         The key is the sha256 of `recipe`. A good artifact that is there already is kept and
         returned. Others are removed when the store exceeds its limit, but none whose key is in
-        `keep`. `name` is the model family, to show to users. Raises StoreError when a name or the
-        recipe is not acceptable.
+        `keep`. `name` is the model family and `made_with` the tools and the machine: neither is
+        part of the key. Raises StoreError when a name or the recipe is not acceptable.
         """
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        manifest = new_manifest(recipe, verdict, created, name)
+        manifest = new_manifest(recipe, verdict, created, name, made_with)
         key = manifest["key"]
         require_names(sources)
         self._prepare(f"store artifact {key[:12]}")

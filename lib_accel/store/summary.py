@@ -43,12 +43,13 @@ class Group:
 
     @property
     def made_for(self) -> str:
-        """One line: `16 units, float16, torch 2.13.0, NVIDIA H100`, or what is wrong."""
+        """One line: `16 units, float16, torch 2.13.0, cuda 9.0`, or what is wrong."""
         artifact = self.entries[0].artifact
         if artifact is None:
             return self.problem or ""
         machine, dtype = artifact.recipe["machine"], artifact.recipe["dtype"]
-        torch, device = machine.get("torch"), machine.get("device_name")
+        torch = machine.get("torch")
+        device = f"{machine.get('device_type')} {machine.get('capability')}"
         count = f"{len(self.entries)} units" if len(self.entries) != 1 else "1 unit"
         return f"{count}, {dtype}, torch {torch}, {device}"
 
@@ -82,9 +83,9 @@ def misfit(entry: Entry, here: Mapping[str, Any]) -> str:
     differ = {name for name in ours if theirs["machine"].get(name) != ours[name]}
     if "torch" in differ:
         return "not for this torch"
-    if differ & {"device_type", "device_name", "capability"}:
+    if differ & {"device_type", "capability"}:
         return "not for this device"
-    if differ:  # its system, or its Triton
+    if differ:
         return "not for this system"
     return "" if theirs.get("source") == here["source"] else "not for this version of the extension"
 

@@ -29,7 +29,8 @@ def put_again(store: ArtifactStore, artifact: Artifact, **changes: Any) -> None:
         files[library(artifact)].write_bytes(code)
     store.discard(artifact.key, "replaced by a test")
     recipe, verdict = changes.get("recipe", artifact.recipe), artifact.verdict
-    store.put(recipe, files, changes.get("verdict", verdict))
+    made_with = changes.get("made_with")
+    store.put(recipe, files, changes.get("verdict", verdict), made_with=made_with)
 
 
 def library(artifact: Artifact) -> str:
@@ -57,6 +58,10 @@ BAD: dict[str, tuple[Callable[[ArtifactStore, Artifact], Any], str]] = {
     "no verdict": (
         lambda s, a: put_again(s, a, verdict=None),
         "has no accuracy check for Output 64 -> 4",
+    ),
+    "code for a newer processor": (
+        lambda s, a: put_again(s, a, made_with={"cpu": "x86-64-v9"}),
+        "its code is for processors with x86-64-v9",
     ),
     "no code in it": (lambda s, a: put_again(s, a, code=b"no library"), "does not load"),
 }

@@ -21,6 +21,7 @@ from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.aoti import compiler
 from lib_accel.compile.aoti.backend import Aoti
 from lib_accel.compile.aoti.load import ARCHIVE, load_unit, misfit
+from lib_accel.compile.machine import is_x86_64
 from lib_accel.compile.units import UnitModule
 from lib_accel.errors import ArtifactRejected
 from lib_accel.store import Artifact, ArtifactStore
@@ -89,9 +90,24 @@ def test_gpu_code_for_another_card_is_refused_before_it_is_called(
     else:
         (tmp_path / "kernel.cubin").write_bytes(code)
     machine = replace(tiny.target().machine, device_type="cuda", capability=card)
-    why = misfit(tmp_path, machine)
+    why = misfit(tmp_path, machine, "x86-64-v2")
     assert (why is None) == fits
     assert fits or str(why).endswith(f"expected {card}")
+
+
+@pytest.mark.skipif(not is_x86_64(), reason="only x86-64 has levels")
+def test_code_for_a_newer_processor_is_refused_before_it_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    machine = tiny.target().machine
+    assert misfit(tmp_path, machine, "x86-64-v2") is None
+    assert misfit(tmp_path, machine, "x86-64-v3") is None
+    assert misfit(tmp_path, machine, "x86-64-v4") == (
+        "its code is for processors with x86-64-v4; this one has x86-64-v3"
+    )
+    gpu = replace(machine, device_type="cuda", capability="8.6")
+    assert "does not name" in str(misfit(tmp_path, gpu, None))
 
 
 def test_loading_writes_no_file(root: Path, own_store: Path, tmp_path: Path):

@@ -15,6 +15,7 @@ import torch
 
 from lib_accel.compile.aoti.backend import Aoti
 from lib_accel.compile.aoti.load import ARCHIVE, misfit
+from lib_accel.compile.aoti.worker_environment import made_with
 from lib_accel.compile.aoti.worker_process import Results, Worker
 from lib_accel.compile.machine import probe
 from lib_accel.compile.target import Target
@@ -66,7 +67,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
                 name: Path(shutil.copy(file, kept.mkdir(exist_ok=True) or kept))
                 for name, file in worker.files().items()
             }
-            store.put(target.recipe(unit), files[unit], PASSED)
+            made = made_with(target.machine)
+            store.put(target.recipe(unit), files[unit], PASSED, made_with=made)
             worker.take_back()
     finally:
         worker.kill()
@@ -111,10 +113,10 @@ def test_the_gpu_code_fits_the_card_and_no_other_one(built: Built, tmp_path: Pat
     unit = built.target.units[0]
     assert any(f.suffix == ".cubin" for f in unpacked(built.files[unit], tmp_path))
     here = built.target.machine
-    assert misfit(tmp_path, here) is None
-    assert misfit(tmp_path, replace(here, capability="8.9")) is None
+    assert misfit(tmp_path, here, "x86-64-v2") is None
+    assert misfit(tmp_path, replace(here, capability="8.9"), "x86-64-v2") is None
     for other in ("8.0", "7.5", "9.0", "12.0"):
-        assert "expected" in str(misfit(tmp_path, replace(here, capability=other)))
+        assert "expected" in str(misfit(tmp_path, replace(here, capability=other), "x86-64-v2"))
 
 
 def test_compiled_code_is_loaded_called_and_recorded(built: Built):

@@ -36,7 +36,12 @@ def recipe(name: object) -> dict[str, Any]:
     return {
         "unit": {"layer": "ResBlock", "name": str(name)},
         "dtype": "float16",
-        "machine": {"torch": "2.13.0", "device_name": "CPU", "triton": None},
+        "machine": {
+            "torch": "2.13.0",
+            "device_type": "cpu",
+            "capability": "x86-64-v3",
+            "platform": "linux",
+        },
     }
 
 

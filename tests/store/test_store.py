@@ -159,7 +159,7 @@ def test_a_root_that_is_a_file(tmp_path):
     (tmp_path / "store").write_bytes(b"")
     store = ArtifactStore(tmp_path / "store")
     for look in (store.contains, store.entry, store.get):
-        with pytest.raises(StoreError, match=r"Could not .*Not a directory.*choose another folder"):
+        with pytest.raises(StoreError, match=r"Could not .*Not a directory.*Choose another folder"):
             look(key_of("a"))
 
 

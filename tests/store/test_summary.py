@@ -21,8 +21,8 @@ def test_artifacts_are_grouped_by_what_they_were_made_for(store, units):
     assert [len(group.entries) for group in found] == [1, 1, 2]
     damaged, single, pair = found[0], *found[1:]
     assert [group.made_for for group in (single, pair)] == [
-        "1 unit, float32, torch 2.13.0, CPU",
-        "2 units, float16, torch 2.13.0, CPU",
+        "1 unit, float32, torch 2.13.0, cpu x86-64-v3",
+        "2 units, float16, torch 2.13.0, cpu x86-64-v3",
     ]
     assert (damaged.key, damaged.made_for) == (key_of("d"), damaged.problem)
     assert "its own checksum does not match" in str(damaged.problem)
@@ -72,9 +72,9 @@ def test_a_group_says_what_of_this_machine_it_was_not_made_for(store, units):
     here = {"machine": recipe("a")["machine"], "source": "new"}
     expected = {
         "": {},
-        "not for this torch": {"torch": "2.9.1", "device_name": "NVIDIA H100"},
-        "not for this device": {"device_name": "NVIDIA H100"},
-        "not for this system": {"triton": "3.3.0"},
+        "not for this torch": {"torch": "2.9.1", "capability": "9.0"},
+        "not for this device": {"capability": "9.0"},
+        "not for this system": {"platform": "win32-amd64"},
     }
     for state, changes in expected.items():
         made = {**recipe("a"), "machine": {**here["machine"], **changes}, "source": "new"}

@@ -19,7 +19,7 @@ RECIPES = [
     {
         "unit": {"layer": layer},
         "dtype": "float16",
-        "machine": {"device_name": "Test GPU", "torch": "2.13.0"},
+        "machine": {"device_type": "cuda", "capability": "8.6", "torch": "2.13.0"},
     }
     for layer in ("ResBlock", "Output")
 ]
@@ -94,7 +94,7 @@ def test_artifacts_are_listed_verified_and_cleared(run: Run, store: ArtifactStor
     status, out, _ = run("store", "list", "--store", store.root)
     assert status == 0
     assert len(out.splitlines()) == 2
-    shown = "SD1, 2 units, float16, torch 2.13.0, Test GPU, built here (not for this torch)"
+    shown = "SD1, 2 units, float16, torch 2.13.0, cuda 8.6, built here (not for this torch)"
     assert shown in out
     assert out.endswith(f"2 units, 0.0 MB in {store.root}\n")
     listed = json.loads(run("store", "list", "--store", store.root, "--json")[1])

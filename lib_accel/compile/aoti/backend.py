@@ -126,7 +126,8 @@ class Aoti:
             if name not in self._loaded:
                 what = f"artifact {artifact.key[:12]}: {describe(unit)} does not load"
                 folder = store.place(artifact)
-                if why := misfit(folder, target.machine):
+                made_with = artifact.manifest.get("made_with", {})
+                if why := misfit(folder, target.machine, made_with.get("cpu")):
                     raise ArtifactRejected(f"{what}: {why}", artifact.key)
                 try:
                     self._loaded[name] = load_unit(folder, target.device)

@@ -22,6 +22,7 @@ from ..target import Target
 from ..units import describe
 from .process_tree import remove
 from .times import Times
+from .worker_environment import made_with
 from .worker_process import Answer, Results, Worker, worker_count
 
 # as torch and the system word it
@@ -198,6 +199,7 @@ class CompileJob(Job):
             {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)},
             keep=self.target.keys.values(),
             name=self.target.name,
+            made_with=made_with(self.target.machine),
         )
         assert self.parts is not None
         self.parts.finish(unit, answer["seconds"])

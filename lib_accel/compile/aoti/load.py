@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...model import cpu_operators
-from ..machine import Machine
+from ..machine import Machine, instruction_set, is_x86_64
 from ..units import UnitFn
 
 ARCHIVE = "unit.pt2"
@@ -33,21 +33,24 @@ def load_unit(folder: Path, device: torch.device) -> UnitFn:
     return call
 
 
-def misfit(folder: Path, machine: Machine) -> str | None:
-    """Return why the GPU code in `folder` cannot run on `machine`, or None.
+def misfit(folder: Path, machine: Machine, cpu: str | None) -> str | None:
+    """Return why the code in `folder`, whose C++ part is for `cpu`, cannot run here, or None.
 
-    The driver would refuse it too, but only in the first call, in the middle of an image.
+    Without this, the first call would fail in the middle of an image, or end the process.
     """
+    here = instruction_set()
+    if cpu and is_x86_64() and cpu > here:  # levels are in the order of their names
+        return f"its code is for processors with {cpu}; this one has {here}"
     if machine.device_type != "cuda":
         return None
-    here = tuple(map(int, machine.capability.split(".")))
+    if cpu is None:  # the key of code for a CPU says it
+        return "it does not name the processors that its C++ part is for"
+    ours = tuple(map(int, machine.capability.split(".")))
     for header in _cubin_headers(folder):
         card = _compute_capability(header)
         # code of one major version runs on cards of this version, from its minor version on
-        if card is None or card[0] != here[0] or card[1] > here[1]:
-            made_for = (
-                "no known card" if card is None else f"compute capability {card[0]}.{card[1]}"
-            )
+        if card is None or card[0] != ours[0] or card[1] > ours[1]:
+            made_for = f"compute capability {card[0]}.{card[1]}" if card else "no known card"
             return f"it has GPU code for {made_for}; expected {machine.capability}"
     return None
 

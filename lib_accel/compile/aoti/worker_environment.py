@@ -63,6 +63,16 @@ def code_level(machine: Machine) -> str:
     return "x86-64-v2" if is_x86_64() else ""
 
 
+def made_with(machine: Machine) -> dict[str, str | None]:
+    """Return what an artifact tells of where it was made; only `cpu` decides where it may run."""
+    return {
+        "device": machine.device_name,
+        "triton": machine.triton,
+        "compiler": machine.cxx,
+        "cpu": code_level(machine),
+    }
+
+
 def _compiler(folder: Path, compiler: str, level: str) -> str:
     """Return the path of a C++ compiler that keeps to `level`, where that is a level of x86-64.
 

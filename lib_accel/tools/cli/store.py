@@ -30,9 +30,11 @@ def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
         "last_used": _time(entry.last_used),
         "unit": recipe.get("unit"),
         "dtype": recipe.get("dtype"),
-        "device": machine.get("device_name"),
+        "device": machine.get("device_type"),
+        "capability": machine.get("capability"),
         "torch": machine.get("torch"),
         "origin": entry.artifact.manifest["origin"] if entry.artifact else None,
+        "made_with": entry.artifact.manifest.get("made_with") if entry.artifact else None,
         "problem": entry.problem,
         "misfit": misfit(entry, here) or None,
     }
