@@ -47,9 +47,9 @@ def reasons() -> set[str]:
     for file in LIB.rglob("*.py"):
         folder, source = file.relative_to(LIB).parts[0], Source(file)
         if folder in ("compile", "runtime"):
-            found |= source.answers("why_not|^_no|__str__") | source.arguments(
-                "Finding", "Missing", "report"
-            )
+            found |= source.answers(
+                "why_not|^_no|__str__|cannot_run|no_room|misfit|^_end$|^_record$"
+            ) | source.arguments("Finding", "Missing", "report")
         if folder in ("compile", "host", "model", "runtime", "store") and file.name not in OTHERS:
             found |= source.arguments(*ERRORS, "damaged", "_refuse")
         if folder == "store":
