@@ -1,4 +1,4 @@
-"""What other extensions do to the Lora extension's own functions takes effect."""
+"""What other extensions do to the Lora extension's own functions and marks takes effect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .host import MIDDLE_QUERY, Host, factors
 
@@ -70,17 +70,36 @@ def test_a_patch_of_one_part_of_a_network_is_called(eager_host: Host, name: str)
     assert torch.allclose(out, host.plain(), atol=1e-4)
 
 
-@pytest.mark.parametrize("removed", [False, True], ids=["another LoRA", "fewer layers"])
-def test_a_layer_whose_mark_was_reset_is_given_its_base(eager_host: Host, removed: bool) -> None:
-    """Extensions reset the marks to have a changed network merged again; backups stay."""
-    host, other = eager_host, "middle_block.1.proj_in"
-    one = host.network("one", {MIDDLE_QUERY: factors(), other: factors()})
-    two = host.network("two", {MIDDLE_QUERY: factors()})
-    host.want(one)
-    host.call()
-    for module in host.unet.modules():
-        vars(module).pop("network_current_names", None)
-    if removed:
-        del one.modules[f"diffusion_model_{other.replace('.', '_')}"]
-    host.want(one if removed else two)
-    assert torch.allclose(host.call(), host.plain(), atol=1e-4)
+ELSEWHERE = "middle_block.0.in_layers.2"
+BIASED = {"diff": torch.eye(64), "diff_b": torch.ones(64)}  # the layer has no bias of its own
+
+
+def _reset_marks(unet: nn.Module) -> None:
+    for module in unet.modules():
+        if hasattr(module, "network_current_names"):
+            module.network_current_names = ()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("parts", [factors(), BIASED], ids=["", "with a bias"])
+@pytest.mark.parametrize("then", ["nothing", "same", "weaker", "elsewhere", "both"])
+def test_marks_that_are_reset_while_backups_stay(
+    eager_host: Host, parts: dict[str, Tensor], then: str
+) -> None:
+    """The layer is as the Lora extension's own code leaves it, now and in the pictures after it.
+
+    Without a mark it leaves what is merged where nothing is wanted, and otherwise begins at the
+    backups.
+    """
+    host, plain = eager_host, eager_host.plain_unet()
+    lora = host.network("lora", {MIDDLE_QUERY: parts})
+    conv = {"diff": torch.randn(64, 64, 3, 3) * 0.1}
+    other = host.network("other", {ELSEWHERE: conv})
+    host.want(lora)
+    assert torch.allclose(host.call(), host.call(unet=plain), atol=1e-4)
+    for unet in (host.unet, plain):
+        _reset_marks(unet)
+    lora.unet_multiplier = 0.3 if then == "weaker" else 1.0
+    sets = {"nothing": (), "elsewhere": (other,), "both": (lora, other)}
+    for wanted in (sets.get(then, (lora,)), (), (other,), ()):
+        host.want(*wanted)
+        assert torch.allclose(host.call(), host.call(unet=plain), atol=1e-4), wanted

@@ -38,7 +38,6 @@ class Loras:
         self._wanted: Any = None
         self._foreign: tuple[type, ...] = ()  # kinds of layers that are left to others
         self._marks: list[object] = []
-        self._merged: set[nn.Module] = set()  # layers that hold networks, whatever their mark says
         self._told: set[str] = set()  # the networks of layers that our merge has failed on
         self._by_extension = False  # whose code merges, because ours has differed
         self.kinds: frozenset[str] = frozenset()  # the types of the networks that are wanted
@@ -107,17 +106,15 @@ class Loras:
 
     def _update(self, extension: Any, layer: Any, mark: object, wanted: tuple[object, ...]) -> bool:
         """Merge the wanted networks into one layer. Return whether that changed it."""
-        if mark:
-            self._merged.add(layer)
-        else:
+        if not mark:
             _remove_added_bias(layer)
         name = getattr(layer, "network_layer_name", None)
         if name is None or mark == wanted:
             return False
         parts = [net.modules[name] for net in extension.loaded_networks if name in net.modules]
-        if not parts and (layer not in self._merged or _backup(layer) is None):
+        # with a backup it may hold networks though its mark is gone: extensions reset marks
+        if not parts and not mark and _backup(layer) is None:
             return False
-        (self._merged.add if parts else self._merged.discard)(layer)
         if self._by_extension or not webui.merges_unpatched(extension):
             extension.network_apply_weights(layer)
             return True
@@ -156,9 +153,10 @@ class Loras:
     def _base(self, layer: Any) -> Tensor:
         """Return the weight without networks, from where the Lora extension keeps it: one copy."""
         weight, bias = layer.weight, getattr(layer, "bias", None)
+        mark = getattr(layer, "network_current_names", ())
         base: Tensor | None = getattr(layer, "network_weights_backup", None)
         if base is None:
-            if getattr(layer, "network_current_names", ()):
+            if mark:
                 raise RuntimeError(
                     f"{layer.network_layer_name}: networks are merged into this layer and the "
                     "weight without them was not kept; load the checkpoint again"
@@ -167,7 +165,11 @@ class Loras:
                 weight.detach(), weight.device
             )
             layer.network_bias_backup = None if bias is None else bias.detach().clone()
-        elif self._belongs_elsewhere(base, weight):
+            return base
+        if bias is not None and layer.network_bias_backup is None and not mark:
+            # a network added it and the mark was reset: the extension takes it for the layer's own
+            layer.network_bias_backup = bias.detach().clone()
+        if self._belongs_elsewhere(base, weight):
             base = layer.network_weights_backup = self._placement.keep(base, weight.device)
         return base
 
@@ -186,7 +188,7 @@ def _backup(layer: Any) -> Tensor | None:
 
 def _remove_added_bias(layer: Any) -> None:
     """Remove a bias that a network added, after another checkpoint was loaded into the layer."""
-    if vars(layer).pop("_accel_grown", False) and layer.network_bias_backup is None:
+    if _backup(layer) is None and vars(layer).pop("_accel_grown", False):
         layer.bias = None
 
 
