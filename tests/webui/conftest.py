@@ -1,8 +1,8 @@
 """Starts the WebUI whose folder ACCEL_WEBUI names; without it every test here is skipped.
 
 ACCEL_WEBUI_PYTHON names its interpreter, where that is not in `venv` inside or beside the folder.
-ACCEL_E2E_STORE names a folder for compiled code that outlives the run. The WebUI needs the
-checkpoints tinyA and tinyB (SD1); the others of cases.py are optional.
+ACCEL_E2E_STORE names a folder for compiled code that outlives the run; its key lies beside it. The
+WebUI needs the checkpoints tinyA and tinyB (SD1); the others of cases.py are optional.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lib_accel.store.signing import generate_key, write_key
 
 from ..network_files import bad_files, with_text, write_all
 from .host import KINDS_OF_MODEL, Comparison, Server
@@ -104,7 +106,12 @@ def folder(webui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def launch(webui: Path, folder: Path) -> Iterator[Launch]:
     """A function that starts a server; all servers end with the session."""
-    store = Path(os.environ.get("ACCEL_E2E_STORE") or folder / "store")
+    kept = os.environ.get("ACCEL_E2E_STORE")
+    store = Path(kept or folder / "store")
+    # tests have a profile of their own, with another key in each run
+    key = store.with_suffix(".key")
+    if kept and not key.exists():
+        write_key(key, generate_key())
     started: list[Server] = []
 
     def start(
@@ -117,6 +124,8 @@ def launch(webui: Path, folder: Path) -> Iterator[Launch]:
         """`others`: further extensions, by their folders."""
         extensions = {"accel": HERE.parent.parent} if extension else {}
         extensions |= {folder.name: folder for folder in others}
+        if kept and extension:
+            flags = ("--accel-store-key", str(key), *flags)
         data = folder / f"data{len(started)}"
         started.append(Server(webui, data, store, model, flags, extensions, login))
         return started[-1]
