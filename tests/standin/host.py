@@ -144,10 +144,14 @@ class Host:
 
     def plain(self, given: Inputs | None = None, seed: int = 0) -> Tensor:
         """Make the same call of an equal UNet that was never accelerated."""
+        return self.call(given, self.plain_unet(seed))
+
+    def plain_unet(self, seed: int = 0) -> nn.Module:
+        """Return a UNet with the names that LoRAs go by, which is never accelerated."""
         unet = self.new_unet(seed)
         for name, module in unet.named_modules(prefix="diffusion_model"):
             module.network_layer_name = name.replace(".", "_")
-        return self.call(given, unet)
+        return unet
 
     def image(self, *networks: Any, **options: Any) -> Any:
         """Run a job with these networks in its prompt. Returns it, with its batches as `made`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -31,13 +32,6 @@ def host(eager_host: Host) -> Host:
     return eager_host
 
 
-def _unaccelerated(host: Host) -> nn.Module:
-    unet = host.new_unet()
-    for name, module in unet.named_modules(prefix="diffusion_model"):
-        module.network_layer_name = name.replace(".", "_")  # type: ignore[assignment]
-    return unet
-
-
 def _ends(host: Host, unet: nn.Module | None = None) -> tuple[str, Tensor | None, dict[str, int]]:
     """Return how one call ends: what it raises, what it computes, and what it counts."""
     errors, out, raised = host.networks.extra_network_lora.errors, None, ""
@@ -61,7 +55,7 @@ def _read(host: Host, layer: str, parts: dict[str, Tensor], name: str = "odd") -
 @pytest.mark.parametrize("kind", _facts.KINDS)
 def test_a_malformed_network_ends_as_without_acceleration(host: Host, kind: str) -> None:
     """The same picture or the same error, and the picture after it is right to the bit."""
-    bare, plain, seen, wrong = host.call(SMALL), _unaccelerated(host), 0, []
+    bare, plain, seen, wrong = host.call(SMALL), host.plain_unet(), 0, []
     for layer in LAYERS:
         module: Any = plain.get_submodule(layer)
         good, shape = copy.deepcopy(module.state_dict()), tuple(module.weight.shape)
@@ -96,6 +90,14 @@ def _brief(end: Any) -> str:
     return raised or f"a picture of norm {out.norm():.4f}, errors {errors}"
 
 
+def test_the_facts_do_not_depend_on_which_warnings_raise(host: Host) -> None:
+    host.listen()
+    raising = host.facts("lora")["malformed"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert host.facts("lora")["malformed"] == raising
+
+
 @pytest.mark.parametrize("rank", [0, 1, -1, 1000, -1000])
 def test_any_number_of_ranks_in_the_prompt_ends_as_without_acceleration(
     host: Host, rank: int
@@ -105,7 +107,7 @@ def test_any_number_of_ranks_in_the_prompt_ends_as_without_acceleration(
     net = _read(host, LAYERS[0], parts)
     net.dyn_dim = rank
     host.want(net)
-    assert _same(_ends(host, _unaccelerated(host)), _ends(host))
+    assert _same(_ends(host, host.plain_unet()), _ends(host))
     host.want()
     assert torch.equal(host.call(SMALL), bare)
 
@@ -132,6 +134,6 @@ def test_a_layer_left_to_the_lora_extension_is_merged_with_the_other_networks(ho
     bare = host.call(SMALL)
     for wanted in ((good, odd), (odd, good), (good,), (odd,)):
         host.want(*wanted)
-        assert _same(_ends(host, _unaccelerated(host)), _ends(host))
+        assert _same(_ends(host, host.plain_unet()), _ends(host))
     host.want()
     assert torch.equal(host.call(SMALL), bare)

@@ -101,6 +101,7 @@ def test_what_is_missing_is_named(run: Run, webui: Path, tmp_path: Path) -> None
 def test_the_probe_times_a_call_without_its_computing(tmp_path: Path) -> None:
     with in_place():
         host = Host("--accel-store", str(tmp_path), "--accel-backend", "eager")
+        host.witness()  # nothing is computed: compared with the WebUI's own step, that differs
         host.load()
         before = host.call()
         probe = types.ModuleType("probe")
@@ -111,6 +112,8 @@ def test_the_probe_times_a_call_without_its_computing(tmp_path: Path) -> None:
         output_layer.register_forward_hook(lambda *_: computed.append(None))
         assert overhead(calls=20)["ms"] > 0
         assert not computed
+        assert host.status()["difference"] is None
+        assert host.counters()["host_calls"] == 0
         assert torch.equal(host.call(), before), "computing goes on as before"
         assert computed
         host.opts.set("accel_enable", False)

@@ -2,8 +2,8 @@
 
 ACCEL_WEBUI may name several, separated as in PATH: test_versions.py goes through all of them.
 ACCEL_WEBUI_PYTHON names its interpreter, where that is not in `venv` inside or beside the folder.
-ACCEL_E2E_STORE names a folder for compiled code that outlives the run. The WebUI needs the
-checkpoints tinyA and tinyB (SD1); the others of cases.py are optional.
+ACCEL_E2E_STORE names a folder for compiled code that outlives the run; its key lies beside it. The
+WebUI needs the checkpoints tinyA and tinyB (SD1); the others of cases.py are optional.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 
 from ..network_files import bad_files, with_text, write_all
 from .host import KINDS_OF_MODEL, Comparison, Server

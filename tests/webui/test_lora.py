@@ -178,6 +178,27 @@ def test_a_bad_file_or_strength_is_treated_as_the_webui_does(
     assert probed.make().same(plain)
 
 
+@pytest.mark.parametrize("tag", ["", "<lora:locon:0.4>", "<lora:norm:1>"])
+def test_marks_that_are_reset_while_backups_stay(probed: Server, plain: Pictures, tag: str) -> None:
+    """The Lora extension leaves what is merged where it wants nothing; else it starts at base."""
+    made = []
+    for enabled in (False, True):
+        probed.options(accel_enable=enabled)
+        probed.make(prompt="a photo of a cat <lora:locon:1>")
+        probed.get("/accel-probe/reset_marks")
+        prompts = [
+            f"a photo of a cat {tag}",
+            "a photo of a cat <lora:norm:0.5>",
+            "a photo of a cat",
+        ]
+        made.append([probed.make(prompt=prompt) for prompt in prompts])
+    for off, on in zip(*made, strict=True):
+        rows.append(f"marks reset, then {tag:18} {on.decibels(off):5.1f} dB")
+        assert on.decibels(off) >= MIN_DB, rows[-1]
+    assert made[1][0].decibels(plain) < 45
+    assert made[1][-1].same(plain)
+
+
 def test_a_changed_file_is_read_again(probed: Server, plain: Pictures, folder: Path) -> None:
     path = folder / "lora" / "changing.safetensors"
     path.write_bytes((folder / "lora" / "lora.safetensors").read_bytes())

@@ -112,7 +112,8 @@ class Loras:
         if name is None or mark == wanted:
             return False
         parts = [net.modules[name] for net in extension.loaded_networks if name in net.modules]
-        if not parts and not mark:
+        # with a backup it may hold networks though its mark is gone: extensions reset marks
+        if not parts and not mark and _backup(layer) is None:
             return False
         if self._by_extension or not webui.merges_unpatched(extension):
             extension.network_apply_weights(layer)
@@ -152,9 +153,10 @@ class Loras:
     def _base(self, layer: Any) -> Tensor:
         """Return the weight without networks, from where the Lora extension keeps it: one copy."""
         weight, bias = layer.weight, getattr(layer, "bias", None)
+        mark = getattr(layer, "network_current_names", ())
         base: Tensor | None = getattr(layer, "network_weights_backup", None)
         if base is None:
-            if getattr(layer, "network_current_names", ()):
+            if mark:
                 raise RuntimeError(
                     f"{layer.network_layer_name}: networks are merged into this layer and the "
                     "weight without them was not kept; load the checkpoint again"
@@ -163,7 +165,11 @@ class Loras:
                 weight.detach(), weight.device
             )
             layer.network_bias_backup = None if bias is None else bias.detach().clone()
-        elif self._belongs_elsewhere(base, weight):
+            return base
+        if bias is not None and layer.network_bias_backup is None and not mark:
+            # a network added it and the mark was reset: the extension takes it for the layer's own
+            layer.network_bias_backup = bias.detach().clone()
+        if self._belongs_elsewhere(base, weight):
             base = layer.network_weights_backup = self._placement.keep(base, weight.device)
         return base
 
@@ -182,7 +188,7 @@ def _backup(layer: Any) -> Tensor | None:
 
 def _remove_added_bias(layer: Any) -> None:
     """Remove a bias that a network added, after another checkpoint was loaded into the layer."""
-    if vars(layer).pop("_accel_grown", False) and layer.network_bias_backup is None:
+    if _backup(layer) is None and vars(layer).pop("_accel_grown", False):
         layer.bias = None
 
 
@@ -229,7 +235,7 @@ def _factors(part: Any, weight: Tensor) -> LowRank | None:
     if (
         kind.calc_updown.__module__ != "network_lora"
         or kind.finalize_updown.__module__ != "network"
-        or "calc_updown" in vars(part)
+        or not vars(part).keys().isdisjoint(("calc_updown", "finalize_updown"))
         or not (runs_original(kind.calc_updown) and runs_original(kind.finalize_updown))
     ):
         return None

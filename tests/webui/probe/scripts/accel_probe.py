@@ -162,6 +162,12 @@ def overhead():
     return {name: _median(piece) for name, piece in pieces.items()}
 
 
+def reset_marks():
+    """Forget which networks each layer holds, as other extensions do. Backups stay."""
+    for layer in _layers():
+        layer.network_current_names = ()
+
+
 def _median(piece):
     times = []
     for _ in range(200):
@@ -172,7 +178,7 @@ def _median(piece):
 
 
 def _add_routes(_, app):
-    for function in (errors, seconds, overhead):
+    for function in (errors, seconds, overhead, reset_marks):
         app.add_api_route(f"/accel-probe/{function.__name__}", function, methods=["GET"])
 
 
