@@ -32,7 +32,9 @@ class CompiledLayer:
     def __init__(self, unit: UnitFn, module: nn.Module, spec: Spec, dtype: torch.dtype):
         self.unit, self.module, self.dtype = unit, module, dtype
         self._side = side_input(spec)
-        self._weights: list[Tensor] = list(module.parameters())
+        # a weight that stands in two places counts twice
+        named = module.named_parameters(remove_duplicate=False)
+        self._weights: list[Tensor] = [weight for _, weight in named]
         # asked once: `to` on each of SD1's 686 weights takes 0.7 ms even where it does nothing
         self._widen = any(w.dtype != dtype for w in self._weights)
         self._widths, self._widest = input_widths(spec), widest(spec)

@@ -32,7 +32,7 @@ class ControlLayers:
     def adopt(self, parameters: Parameters) -> None:
         """Share these Parameter objects, by the network's names for them."""
         for name, layer in self._modules.items():
-            for own, _ in list(layer.named_parameters()):
+            for own, _ in list(layer.named_parameters(remove_duplicate=False)):
                 set_parameter(layer, own, parameters[f"{name}.{own}"])
 
     def release(self) -> None:

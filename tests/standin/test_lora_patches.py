@@ -49,3 +49,38 @@ def test_a_patch_of_a_type_of_networks_is_called(eager_host: Host, name: str) ->
     host.want(host.network("lora", {MIDDLE_QUERY: parts}))
     assert torch.allclose(host.call(), host.plain(), atol=1e-4)
     assert not torch.allclose(host.call(), merged, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["calc_updown", "finalize_updown", "calc_scale", "multiplier"])
+def test_a_patch_of_one_part_of_a_network_is_called(eager_host: Host, name: str) -> None:
+    host = eager_host
+    lora = host.network("lora", {MIDDLE_QUERY: factors()})
+    [part] = lora.modules.values()
+    original = getattr(part, name)
+
+    def theirs(*given: Any) -> Any:
+        out = original(*given)
+        return (out[0] * 2, *out[1:]) if isinstance(out, tuple) else out * 2
+
+    setattr(part, name, theirs)
+    host.want(lora)
+    out = host.call()
+    setattr(part, name, original)
+    part.network.unet_multiplier = 2
+    assert torch.allclose(out, host.plain(), atol=1e-4)
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["another LoRA", "fewer layers"])
+def test_a_layer_whose_mark_was_reset_is_given_its_base(eager_host: Host, removed: bool) -> None:
+    """Extensions reset the marks to have a changed network merged again; backups stay."""
+    host, other = eager_host, "middle_block.1.proj_in"
+    one = host.network("one", {MIDDLE_QUERY: factors(), other: factors()})
+    two = host.network("two", {MIDDLE_QUERY: factors()})
+    host.want(one)
+    host.call()
+    for module in host.unet.modules():
+        vars(module).pop("network_current_names", None)
+    if removed:
+        del one.modules[f"diffusion_model_{other.replace('.', '_')}"]
+    host.want(one if removed else two)
+    assert torch.allclose(host.call(), host.plain(), atol=1e-4)

@@ -38,6 +38,7 @@ class Loras:
         self._wanted: Any = None
         self._foreign: tuple[type, ...] = ()  # kinds of layers that are left to others
         self._marks: list[object] = []
+        self._merged: set[nn.Module] = set()  # layers that hold networks, whatever their mark says
         self._told: set[str] = set()  # the networks of layers that our merge has failed on
         self._by_extension = False  # whose code merges, because ours has differed
         self.kinds: frozenset[str] = frozenset()  # the types of the networks that are wanted
@@ -106,14 +107,17 @@ class Loras:
 
     def _update(self, extension: Any, layer: Any, mark: object, wanted: tuple[object, ...]) -> bool:
         """Merge the wanted networks into one layer. Return whether that changed it."""
-        if not mark:
+        if mark:
+            self._merged.add(layer)
+        else:
             _remove_added_bias(layer)
         name = getattr(layer, "network_layer_name", None)
         if name is None or mark == wanted:
             return False
         parts = [net.modules[name] for net in extension.loaded_networks if name in net.modules]
-        if not parts and not mark:
+        if not parts and (layer not in self._merged or _backup(layer) is None):
             return False
+        (self._merged.add if parts else self._merged.discard)(layer)
         if self._by_extension or not webui.merges_unpatched(extension):
             extension.network_apply_weights(layer)
             return True
@@ -229,7 +233,7 @@ def _factors(part: Any, weight: Tensor) -> LowRank | None:
     if (
         kind.calc_updown.__module__ != "network_lora"
         or kind.finalize_updown.__module__ != "network"
-        or "calc_updown" in vars(part)
+        or not vars(part).keys().isdisjoint(("calc_updown", "finalize_updown"))
         or not (runs_original(kind.calc_updown) and runs_original(kind.finalize_updown))
     ):
         return None
