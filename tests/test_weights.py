@@ -45,6 +45,7 @@ MOVES = {
         linear(m).weight, "data", linear(m).weight.data.view(torch.int32)
     ),
     "another dtype of a vector": lambda m: setattr(m[0].bias, "data", m[0].bias.data.half()),
+    "other strides": lambda m: setattr(linear(m).weight, "data", linear(m).weight.data.t()),
     "a part of it": lambda m: setattr(linear(m).weight, "data", linear(m).weight.data[:2]),
     "another length": lambda m: setattr(m[0].bias, "data", m[0].bias.data[:3]),
     "a new bias": lambda m: setattr(linear(m), "bias", nn.Parameter(torch.zeros(4))),

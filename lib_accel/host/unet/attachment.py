@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ...compile.session import Session
 from ...config import Config
-from ...errors import AccelError, UnsupportedArchitecture
+from ...errors import UnsupportedArchitecture
 from ...model.layers import LayerFn
 from ...model.precision import without_autocast
-from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner
+from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner, why_failed
 from ...runtime.attributes import Weakly, put, take_away
 from ...runtime.binding import CompiledLayer
 from ...runtime.lora_merge import BasePlacement
@@ -141,7 +141,9 @@ class Attachment(Accelerated):
     def compute(self, call: Call) -> Tensor:
         """Compute a call that `why_not` has let pass."""
         replaced, around = self.inspector.look()
-        if around:  # the UNet's own forward contains the change; its layers run compiled code
+        # the UNet's own forward contains the change; its layers run compiled code, but not where
+        # others of them may learn
+        if around or (replaced and torch.is_grad_enabled()):
             return super().original(call)
         with self._layers.paused():
             self._merge_loras()
@@ -211,8 +213,8 @@ class Attachment(Accelerated):
                 self._merge_loras()
                 compiled = self.engine.compiled_layers()
                 self._accelerate_controls()
-            except AccelError as error:
-                reason = str(error)
+            except Exception as error:  # noqa: BLE001  the UNet's own layers need none of this
+                reason = why_failed(error)
             else:
                 both = None
                 if compiled and self._is_due(h, side):
@@ -277,7 +279,10 @@ class Attachment(Accelerated):
             return
         with contextlib.suppress(TypeError):  # it has no weak references: looked at in each pass
             self._driver = weakref.ref(driver)
+        own = set(self.unet.modules())
         for network in control_networks_behind(driver, but=self.unet):
+            if not own.isdisjoint(network.modules()):  # it holds our layers; they are accelerated
+                continue
             there = accelerated(network)
             if isinstance(there, Attachment) or (there and there.engine is self.engine):
                 continue

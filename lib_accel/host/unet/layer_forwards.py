@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...model.layers import LayerFn
-from ...runtime.accelerated import why_failed
+from ...runtime.accelerated import is_plain, why_failed
 from ...runtime.attributes import Forward, put, take_away
 from ...runtime.binding import CompiledLayer
 from ...runtime.engine import Engine
@@ -38,18 +38,20 @@ class HostLayer:
     """A layer computed by the network's own module, called as the clean UNet calls its layers."""
 
     def __init__(self, module: nn.Module):
-        names = {c.__name__ for c in type(module).__mro__}
         self.module = module
-        self._takes_emb = "TimestepBlock" in names
-        self._takes_context = "SpatialTransformer" in names
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        if not h.is_contiguous():  # as the WebUI's is; whoever has the tensor still has this one
+            h.data = h.contiguous()
         with webui.autocast():
             return self.module(h, *self.side(emb, context)).to(h.dtype)
 
     def side(self, emb: Tensor, context: Tensor) -> list[Tensor]:
-        """Return what the layer takes beside `h`."""
-        return [emb] if self._takes_emb else [context] if self._takes_context else []
+        """Return what the layer takes beside `h`: somebody may have given it another class."""
+        names = {c.__name__ for c in type(self.module).__mro__}
+        if "TimestepBlock" in names:
+            return [emb]
+        return [context] if "SpatialTransformer" in names else []
 
 
 class Recording:
@@ -209,7 +211,7 @@ class _LayerForward(Forward):
             except TypeError:  # the layer's own code raises that too
                 return ()
             given = () if arguments.kwargs else arguments.args
-        if not all(isinstance(t, Tensor) for t in given) or len(given) > 2:
+        if not all(map(is_plain, given)) or len(given) > 2:
             return ()
         if torch.is_grad_enabled() and any(t.requires_grad for t in given):
             return ()
