@@ -176,7 +176,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_no_image_fails_that_the_webui_makes(host: Host, change: Any) -> None:
     host.witness()
-    host.opts.set("accel_witness_steps", 1)
+    host.opts.set("accel_witness_steps", 0)  # the first step is witnessed, the others are not
     change(host)
     for _ in range(3):
         host.service.before_images()
@@ -207,6 +207,19 @@ def test_a_layer_of_somebody_else_is_given_contiguous_inputs(host: Host) -> None
     with counted(host, accelerated_calls=1, host_calls=0):
         host.call(SMALL)
     assert len(calls) == 1
+
+
+def test_calls_of_two_threads_leave_layers_accelerated(host: Host) -> None:
+    layers = host.service.current()._layers
+    first, second = layers.paused(), layers.paused()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    drive(host.unet)
+    with host.watched() as unaccelerated:
+        host.call(SMALL)
+        assert unaccelerated(host.unet) == set()
 
 
 # -- who computes

@@ -138,7 +138,8 @@ class LayerForwards:
         self._position = len(names)  # of the layer that ran last
         self._compiled: Mapping[str, CompiledLayer] = {}
         self._both: Both | None = None
-        self._paused = self._removed = False
+        self._paused = 0  # how many calls run the modules' own code: several threads may call
+        self._removed = False
 
     def install(self) -> None:
         """Put our forwards in place where nobody else's stand. Idempotent."""
@@ -155,11 +156,11 @@ class LayerForwards:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Inside the `with`, every layer runs its module's own code: a whole call is computed."""
-        before, self._paused = self._paused, True
+        self._paused += 1
         try:
             yield
         finally:
-            self._paused = before
+            self._paused -= 1
 
     def run(self, forward: _LayerForward, h: Tensor, side: Tensor | None = None) -> Tensor | None:
         """Compute a layer with compiled code; None where its module must.
