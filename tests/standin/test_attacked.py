@@ -222,6 +222,16 @@ def test_calls_of_two_threads_leave_layers_accelerated(host: Host) -> None:
         assert unaccelerated(host.unet) == set()
 
 
+def test_an_attribute_that_takes_the_place_of_another_is_seen(host: Host) -> None:
+    """A module has as many attributes as before."""
+    conv = host.unet.middle_block[0].in_layers[2]
+    conv.mark = True
+    host.call(SMALL)
+    del conv.mark
+    conv._call_impl = lambda x: type(conv)._call_impl(conv, x) * 1.5
+    check(host)
+
+
 # -- who computes
 
 

@@ -188,7 +188,7 @@ class _Sight:
             if names := tuple(filter(own.__contains__, place.blueprint.names)):
                 self._settings.setdefault(names, []).append(own)
         self._methods = []
-        for name in ("forward", "_forward", "_conv_forward"):
+        for name in ("forward", "_forward", "_conv_forward", "_call_impl"):
             having = {cls for cls in set(map(type, self._modules)) if hasattr(cls, name)}
             self._methods.append((name, [vars(m) for m in self._modules if type(m) in having]))
 
