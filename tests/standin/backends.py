@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from lib_accel.compile import session
-from lib_accel.compile.units import UnitFn
+from lib_accel.compile.units import UnitFn, UnitModule
 
 
 class Stub:
@@ -30,6 +32,20 @@ class Stub:
         return None
 
     def cancel(self) -> None: ...
+
+
+class Uncompiled(Stub):
+    """A backend whose units are torch's own kernels."""
+
+    name = "uncompiled"
+
+    def code(self, unit: Any) -> UnitFn:
+        return functools.partial(_compute, UnitModule(unit))
+
+
+def _compute(module: UnitModule, given: list[Tensor]) -> Tensor:
+    count = len(given) - len(module.names)
+    return module(given[:count], given[count:])
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, backend: type[Stub]) -> None:

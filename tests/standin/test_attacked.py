@@ -13,29 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel.compile.units import UnitFn, UnitModule
-
 from ..tiny import inputs
-from .backends import Stub, serve
+from .backends import Uncompiled, serve
 from .driver import ControlNet, Unit, drive
 from .host import MIDDLE_QUERY, Host, counted, factors, in_place
 
 SMALL = inputs(batch=1, height=8, width=8, length=7)
 ATTENTION = "middle_block.1.transformer_blocks.0.attn1"
-
-
-class Uncompiled(Stub):
-    """A backend whose units are torch's own kernels."""
-
-    name = "uncompiled"
-
-    def code(self, unit: Any) -> UnitFn:
-        return functools.partial(_compute, UnitModule(unit))
-
-
-def _compute(module: UnitModule, given: list[Tensor]) -> Tensor:
-    count = len(given) - len(module.names)
-    return module(given[:count], given[count:])
 
 
 @pytest.fixture

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from lib_accel.compile.units import UnitFn, UnitModule
 
 from ..tiny import inputs
-from .backends import Stub, serve
+from .backends import Uncompiled, serve
 from .driver import ControlNet, Unit, drive
 from .host import MIDDLE_QUERY, Host, counted, factors
 from .test_witness import change, change_on, seen, witnessed, witnessing
 
 __all__ = ["seen"]
-
-
-class Uncompiled(Stub):
-    """A backend whose units are torch's own kernels."""
-
-    name = "uncompiled"
-
-    def code(self, unit: Any) -> UnitFn:
-        return functools.partial(_compute, UnitModule(unit))
-
-
-def _compute(module: UnitModule, given: list[Tensor]) -> Tensor:
-    count = len(given) - len(module.names)
-    return module(given[:count], given[count:])
 
 
 @pytest.fixture
