@@ -15,7 +15,7 @@ from ..errors import BadWeights
 
 COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_parameters = operator.itemgetter("_parameters")  # read anew: somebody may put another dict there
+_parameters = operator.attrgetter("_parameters")  # read anew: somebody may put another dict there
 _dtype, _bytes = operator.attrgetter("dtype"), operator.attrgetter("nbytes")
 
 
@@ -29,7 +29,7 @@ class Weights:
 
     def __init__(self, network: nn.Module):
         self._modules = [(name, m) for name, m in network.named_modules() if m._parameters]
-        self._own = [vars(m) for _, m in self._modules]
+        self._having = [m for _, m in self._modules]
         # channels-last convolutions that the host made so (--opt-channelslast)
         self._channels_last = {
             name for name, p in self._named() if p.ndim == 4 and not p.is_contiguous()
@@ -88,12 +88,12 @@ class Weights:
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, module in self._modules:
-            for own, p in _parameters(vars(module)).items():
+            for own, p in _parameters(module).items():
                 if p is not None:
                     yield f"{name}.{own}".lstrip("."), p
 
     def _take(self) -> list[nn.Parameter | None]:
-        return list(itertools.chain.from_iterable(map(dict.values, map(_parameters, self._own))))
+        return list(itertools.chain.from_iterable(map(dict.values, map(_parameters, self._having))))
 
     def _look(self) -> tuple[list[Any], ...]:
         """Return addresses, sizes in bytes, strides and dtypes.
@@ -103,6 +103,7 @@ class Weights:
         matrices.
         """
         return (
+            list(map(type, self._all)),
             list(map(Tensor.data_ptr, self._all)),
             list(map(_bytes, self._all)),
             list(map(Tensor.stride, self._matrices)),
