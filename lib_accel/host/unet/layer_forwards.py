@@ -136,6 +136,7 @@ class LayerForwards:
             for i, name in enumerate(names)
         ]
         self._position = len(names)  # of the layer that ran last
+        self._wanted: object = None  # LoRAs
         self._compiled: Mapping[str, CompiledLayer] = {}
         self._both: Both | None = None
         self._paused = 0  # how many calls run the modules' own code: several threads may call
@@ -165,13 +166,16 @@ class LayerForwards:
     def run(self, forward: _LayerForward, h: Tensor, side: Tensor | None = None) -> Tensor | None:
         """Compute a layer with compiled code; None where its module must.
 
-        A layer that does not come after the last one that ran begins a new pass.
+        A layer that does not come after the last one that ran begins a new pass, and so does one
+        for which other LoRAs are wanted.
         """
         begin_pass, explain = self._begin_pass(), self._explain()
         if self._paused or self._removed or not (begin_pass and explain):
             return None
-        if forward.position <= self._position:
+        wanted = webui.wanted_loras()
+        if forward.position <= self._position or wanted != self._wanted:
             self._compiled, self._both = begin_pass(h, side)
+            self._wanted = wanted
         self._position = forward.position
         layer = self._compiled.get(forward.name)
         if layer is None or layer.takes_side != (side is not None):
