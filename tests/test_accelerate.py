@@ -154,6 +154,17 @@ def test_remove_inside_a_with_takes_the_loras_out(
     assert torch.equal(call(unet), plain)
 
 
+def test_gradients_reach_every_input(tmp_path: Path):
+    unet = tiny.donor(tiny.WITH_Y).requires_grad_(False)
+    lib_accel.accelerate(unet, lib_accel.Config(store=tmp_path, backend="eager"))
+    for i in (0, 2, 3):
+        x, timesteps, context, _ = tiny.inputs()
+        given = [x, timesteps, context, torch.randn(2, 12)]
+        given[i].requires_grad_()
+        unet(*given).sum().backward()
+        assert given[i].grad is not None, i
+
+
 def test_wait_returns_when_code_cannot_be_made(unet: nn.Module, tmp_path: Path):
     config = lib_accel.Config(store=tmp_path, backend="aoti", compile=False)
     with lib_accel.accelerate(unet, config) as accelerated:

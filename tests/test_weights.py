@@ -35,6 +35,10 @@ def linear(m: nn.Module) -> nn.Linear:
     return m[1]  # type: ignore[index]
 
 
+class Other(nn.Parameter):
+    """A parameter that may compute in its own way."""
+
+
 MOVES = {
     "another Parameter": lambda m: setattr(
         linear(m), "weight", nn.Parameter(linear(m).weight.data)
@@ -45,12 +49,17 @@ MOVES = {
         linear(m).weight, "data", linear(m).weight.data.view(torch.int32)
     ),
     "another dtype of a vector": lambda m: setattr(m[0].bias, "data", m[0].bias.data.half()),
+    "another class": lambda m: setattr(linear(m).weight, "__class__", Other),
+    "other strides": lambda m: setattr(linear(m).weight, "data", linear(m).weight.data.t()),
     "a part of it": lambda m: setattr(linear(m).weight, "data", linear(m).weight.data[:2]),
     "another length": lambda m: setattr(m[0].bias, "data", m[0].bias.data[:3]),
     "a new bias": lambda m: setattr(linear(m), "bias", nn.Parameter(torch.zeros(4))),
     "a bias gone": lambda m: setattr(m[0], "bias", None),
     "another table": lambda m: setattr(
         linear(m), "_parameters", {"weight": nn.Parameter(torch.zeros(4, 4))}
+    ),
+    "another table of attributes": lambda m: setattr(
+        linear(m), "__dict__", {**vars(linear(m)), "_parameters": {"weight": nn.Parameter()}}
     ),
     "one more": lambda m: setattr(linear(m), "weight_g", nn.Parameter(torch.zeros(4))),
     "unloaded": lambda m: m.to("meta"),

@@ -168,7 +168,7 @@ def switched_on(p: Any) -> object:
         return options, ()
     active = list(runner.alwayson_scripts)
     if given and isinstance(given[0], int) and given[0]:  # the number of the script that was chosen
-        active.append(runner.selectable_scripts[given[0] - 1])
+        active += runner.selectable_scripts[given[0] - 1 : given[0]]
     return options, [(script.filename, _arguments(script, given)) for script in active]
 
 

@@ -155,9 +155,11 @@ class Accelerated:
         if call.unknown or not isinstance(call.context, Tensor):
             given = ", ".join(call.unknown) or type(call.context).__name__
             return f"this call gives the UNet more than compiled code knows: {given}"
-        differentiated = call.x.requires_grad or call.context.requires_grad
-        if torch.is_grad_enabled() and differentiated:
+        given = [t for t in (call.x, call.context, call.y) if isinstance(t, Tensor)]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in given):
             return "this call is differentiated"
+        if not all(map(is_plain, given)):
+            return "this call gives the UNet tensors of a class that computes in its own way"
         weight = next(self.unet.parameters())
         if weight.device != call.x.device:
             return f"the weights are on {weight.device} and the image on {call.x.device}"
@@ -196,7 +198,7 @@ class Accelerated:
         if reason is None:
             try:
                 return self.compute(call)
-            except (AccelError, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001  raised again where the original fails too
                 reason = why_failed(error)
         return self.fall_back(call, reason)
 
@@ -243,6 +245,11 @@ def set_owner(network: nn.Module, owner: object) -> None:
 def take_owner(own: dict[str, Any], owner: object) -> None:
     """Take that record away, from the `vars` of a network."""
     take_away(own, _KEY, owner)
+
+
+def is_plain(t: object) -> bool:
+    """Return whether this is a tensor that computes as tensors do; a subclass may do otherwise."""
+    return type(t) in (Tensor, nn.Parameter)
 
 
 def why_failed(error: Exception) -> str:

@@ -42,7 +42,7 @@ def put(module: nn.Module, name: str, value: object) -> None:
     if not isinstance(ours, _Ours):
         ours = own[_COPIED_BY] = _Ours(module)
     there = own.get(name)
-    if there != value:  # a bound method is made anew each time it is read
+    if not _same(there, value):
         ours.put[name] = value, None if isinstance(there, Forward) else there
         own[name] = value
 
@@ -55,12 +55,17 @@ def take_away(own: dict[str, Any], name: str, value: object) -> None:
     ours = own.get(_COPIED_BY)
     put = ours.put if isinstance(ours, _Ours) else {}
     there, before = put.get(name, (None, None))
-    if own.get(name) == value:
-        _restore(own, name, before if there == value else None)
-    if there == value:
+    if _same(own.get(name), value):
+        _restore(own, name, before if _same(there, value) else None)
+    if _same(there, value):
         del put[name]
         if not put:
             del own[_COPIED_BY]
+
+
+def _same(there: object, value: object) -> bool:
+    """Compare what stands somewhere with what we put; a bound method is made anew each time."""
+    return type(there) is type(value) and there == value  # anybody else's may raise
 
 
 def _restore(own: dict[str, Any], name: str, before: Any) -> None:
@@ -90,7 +95,7 @@ class _Ours:
             own = rest[0] = dict(rest[0])
             own.pop(_COPIED_BY, None)  # a class may choose what its state is
             for name, (value, before) in self.put.items():
-                if own.get(name) == value:
+                if _same(own.get(name), value):
                     _restore(own, name, before)
         return make, given, *rest
 

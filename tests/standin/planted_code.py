@@ -217,6 +217,48 @@ def mode(unet: Any) -> Undo:
     return lambda: louder.__exit__(None, None, None)
 
 
+def operator_of_tensors(unet: Any) -> Undo:
+    """Code calls it without naming it."""
+    before = Tensor.__mul__
+    return put(Tensor, "__mul__", lambda a, b: before(before(a, b), 1.5))
+
+
+def base_of_a_class(unet: Any) -> Undo:
+    """A class in between, with a forward that its heirs call."""
+    cls = sys.modules["ldm.unet"].GroupNorm32
+
+    class Louder(nn.GroupNorm):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return nn.GroupNorm.forward(self, input) * 1.5
+
+    before, cls.__bases__ = cls.__bases__, (Louder,)
+    return lambda: setattr(cls, "__bases__", before)
+
+
+def script_called(name: str) -> Plant:
+    """Patch with a function of an extension's script file, whose module the WebUI names so."""
+
+    def plant(unet: Any) -> Undo:
+        there = {"__name__": name, "__file__": name}
+        source = "def wrap(f):\n    return lambda *given, **named: f(*given, **named) * 1.5"
+        exec(compile(source, name, "exec"), there)
+        cls = sys.modules["ldm.unet"].CrossAttention
+        return put(cls, "forward", there["wrap"](cls.forward))
+
+    return plant
+
+
+def class_of_a_condfunc(unet: Any) -> Undo:
+    """Of one that the WebUI itself has put there."""
+    from modules.sd_hijack_utils import CondFunc
+
+    code: Any = sys.modules["ldm.unet"]
+    undo = put(code, "timestep_embedding", code.timestep_embedding)
+    hijack = sys.modules["modules.sd_hijack_unet"]
+    CondFunc("ldm.unet.timestep_embedding", hijack.timestep_embedding_cast_result)
+    return all_of(undo, put(CondFunc, "__call__", _louder(CondFunc.__call__)))
+
+
 def function_below(unet: Any) -> Undo:
     """torch's own function calls this one."""
     return put(torch, "group_norm", _louder(torch.group_norm))
@@ -248,4 +290,9 @@ CODE: dict[str, Plant] = {
     "hooks_of_all_modules": hooks_of_all_modules,
     "mode": mode,
     "torch.group_norm": function_below,
+    "operator": operator_of_tensors,
+    "base of a class": base_of_a_class,
+    "script called network.py": script_called("network.py"),
+    "script called modules.py": script_called("modules.py"),
+    "class of a CondFunc": class_of_a_condfunc,
 }

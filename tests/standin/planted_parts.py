@@ -141,6 +141,33 @@ def other_weights(unet: Any) -> Undo:
     return lambda: setattr(norm, "_parameters", before)
 
 
+def another_dict(unet: Any) -> Undo:
+    """The module's whole table of attributes is another one."""
+    conv = unet.get_submodule("middle_block.0.in_layers.2")
+    before = conv.__dict__
+    conv.__dict__ = {**before, "dilation": (2, 2), "padding": (2, 2)}
+    return lambda: setattr(conv, "__dict__", before)
+
+
+class _Lying(dict[str, Any]):
+    """A table that answers with other things than it holds."""
+
+    def values(self) -> Any:
+        return [*super().values(), Louder()]
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(name) * 1.5
+
+
+def lying_parts(unet: Any) -> Undo:
+    return put(unet.middle_block, "_modules", _Lying(unet.middle_block._modules))
+
+
+def lying_weights(unet: Any) -> Undo:
+    norm = unet.get_submodule("middle_block.0.in_layers.0")
+    return put(norm, "_parameters", _Lying(norm._parameters))
+
+
 class _Twice(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight * 1.5
@@ -166,6 +193,9 @@ PARTS: dict[str, Plant] = {
         swapped,
         attribute_before_a_part,
         attribute_before_a_weight,
+        another_dict,
+        lying_parts,
+        lying_weights,
         parametrized,
     )
 }

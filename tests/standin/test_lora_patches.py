@@ -103,3 +103,19 @@ def test_marks_that_are_reset_while_backups_stay(
     for wanted in (sets.get(then, (lora,)), (), (other,), ()):
         host.want(*wanted)
         assert torch.allclose(host.call(), host.call(unet=plain), atol=1e-4), wanted
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["another LoRA", "fewer layers"])
+def test_a_layer_whose_mark_was_reset_is_given_its_base(eager_host: Host, removed: bool) -> None:
+    """Extensions reset the marks to have a changed network merged again; backups stay."""
+    host, other = eager_host, "middle_block.1.proj_in"
+    one = host.network("one", {MIDDLE_QUERY: factors(), other: factors()})
+    two = host.network("two", {MIDDLE_QUERY: factors()})
+    host.want(one)
+    host.call()
+    for module in host.unet.modules():
+        vars(module).pop("network_current_names", None)
+    if removed:
+        del one.modules[f"diffusion_model_{other.replace('.', '_')}"]
+    host.want(one if removed else two)
+    assert torch.allclose(host.call(), host.plain(), atol=1e-4)

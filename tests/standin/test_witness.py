@@ -240,13 +240,14 @@ def test_a_step_whose_own_way_fails_is_ours(host: Host, capsys: pytest.CaptureFi
     assert witnessed(host) == 1
 
 
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, TypeError])
 def test_a_step_whose_compiled_code_fails_is_the_webuis(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+    host: Host, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    def no_memory(*_: Any) -> Tensor:
-        raise torch.cuda.OutOfMemoryError("out of memory")
+    def fail(*_: Any) -> Tensor:
+        raise error("it failed")
 
     engine = host.service.current().engine
-    monkeypatch.setattr(engine, "compute", no_memory)
+    monkeypatch.setattr(engine, "compute", fail)
     with counted(host, accelerated_calls=0, host_calls=1):
         assert torch.equal(host.call(), host.plain())

@@ -121,3 +121,17 @@ def test_right_merges_are_taken_for_right(host: Host, dtype: torch.dtype) -> Non
         counted_before = dict(host.networks.extra_network_lora.errors)
         assert loras.check() is None
     assert host.networks.extra_network_lora.errors == counted_before
+
+
+def test_loras_that_are_wanted_between_two_layers(host: Host) -> None:
+    """A driver may want others for the decoder than for the encoder."""
+    lora = host.network("lora", {MIDDLE_QUERY: factors()})
+    drive(host.unet)
+    plain = host.call()
+    first: Any = host.unet.middle_block[0]
+    before = first.forward
+    first.forward = lambda *given: (host.want(lora), before(*given))[1]
+    out = [(host.want(), host.call())[1] for _ in range(2)]
+    first.forward = before
+    assert all(torch.allclose(o, host.plain(), atol=1e-4) for o in out)
+    assert not torch.allclose(out[0], plain, atol=1e-3)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-
 from ..network_files import bad_files, with_text, write_all
 from .host import KINDS_OF_MODEL, Comparison, Server
 from .pictures import MIN_DB

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ...compile.jobs import Job
 from ...compile.session import Session
 from ...config import Config
-from ...errors import AccelError, UnsupportedArchitecture
+from ...errors import UnsupportedArchitecture
 from ...model.layers import LayerFn
 from ...model.precision import without_autocast
-from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner
+from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner, why_failed
 from ...runtime.attributes import Weakly, put, take_away
 from ...runtime.binding import CompiledLayer
 from ...runtime.lora_merge import BasePlacement
@@ -149,7 +149,9 @@ class Attachment(Accelerated):
     def compute(self, call: Call) -> Tensor:
         """Compute a call that `why_not` has let pass."""
         replaced, around = self.inspector.look()
-        if around:  # the UNet's own forward contains the change; its layers run compiled code
+        # the UNet's own forward contains the change; its layers run compiled code, but not where
+        # others of them may learn
+        if around or (replaced and torch.is_grad_enabled()):
             return super().original(call)
         with self._layers.paused():
             self._merge_loras()
@@ -219,8 +221,8 @@ class Attachment(Accelerated):
                 self._merge_loras()
                 compiled = self.engine.compiled_layers()
                 self._accelerate_controls()
-            except AccelError as error:
-                reason = str(error)
+            except Exception as error:  # noqa: BLE001  the UNet's own layers need none of this
+                reason = why_failed(error)
             else:
                 both = None
                 if compiled and self._is_due(h, side):
@@ -243,8 +245,8 @@ class Attachment(Accelerated):
         """Return why the WebUI or the weights keep compiled code from serving now, or None."""
         if not webui.enabled():
             return "acceleration is switched off for this image"
-        if now := webui.blocked_by(self.unet):
-            return now
+        if why := webui.blocked_by(self.unet):
+            return why
         weight = next(self.unet.parameters())
         if weight.device != x.device:
             return (
@@ -286,6 +288,8 @@ class Attachment(Accelerated):
         with contextlib.suppress(TypeError):  # it has no weak references: looked at in each pass
             self._driver = weakref.ref(driver)
         for network in control_networks_behind(driver, but=self.unet):
+            if not set(self.unet.modules()).isdisjoint(network.modules()):
+                continue  # it holds our layers, which are accelerated
             there = accelerated(network)
             if isinstance(there, Attachment) or (there and there.engine is self.engine):
                 continue

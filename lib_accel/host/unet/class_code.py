@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
 import itertools
@@ -35,7 +36,15 @@ _BEGINNINGS = (
 _MERGES = "network_"
 """How the names of the Lora extension's merging functions start; a patch of one is called."""
 
-_TENSOR = vars(torch.Tensor)
+_TENSOR, _PARAMETER, _BUILTINS = map(vars, (torch.Tensor, torch.nn.Parameter, builtins))
+
+_OPERATORS = (
+    *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__"),
+    *("__mul__", "__rmul__", "__imul__", "__truediv__", "__rtruediv__", "__itruediv__"),
+    *("__pow__", "__neg__", "__matmul__", "__rmatmul__", "__getitem__", "__setitem__"),
+    "__torch_function__",
+)
+"""The methods of tensors that code calls without naming them."""
 
 
 class ClassCode:
@@ -47,7 +56,7 @@ class ClassCode:
 
     def __init__(self) -> None:
         self._walk = _Walk()
-        self._seen: list[Any] = []
+        self._seen: tuple[list[Any], list[Any]] = [], []
 
     def look(self, classes: Mapping[type, Collection[str]]) -> dict[type, str]:
         """Return what was replaced in the code of which class, and watch all of that code.
@@ -61,10 +70,10 @@ class ClassCode:
 
     def changed(self) -> bool:
         """Return whether anything of it is another than at the last `look`."""
-        now = self._walk.take()
-        if len(now) == len(self._seen) and all(map(operator.is_, now, self._seen)):
-            return False
-        return not all(map(equivalent, now, self._seen))
+        (named, code), (seen, seen_code) = self._walk.take(), self._seen
+        if not all(map(operator.is_, code, seen_code)):
+            return True
+        return not (all(map(operator.is_, named, seen)) or all(map(equivalent, named, seen)))
 
     def methods(self, cls: type) -> set[str]:
         """Return the names of the methods that calling an instance of `cls` may run."""
@@ -90,6 +99,9 @@ class _Walk:
         self.methods[cls] = set()
         for name in _BEGINNINGS:
             self._method(name)
+        for name in _OPERATORS:
+            self._check(_TENSOR, name)
+            self._check(_PARAMETER, name)
         for base in cls.__mro__[:-1]:
             for name in own:  # a property would stand before the attribute
                 self._watch(base, name)
@@ -97,13 +109,16 @@ class _Walk:
                     self._blame(f"the class {cls.__name__} was patched")
         return self._problem
 
-    def take(self) -> list[Any]:
-        """Return what stands now in all places that were found."""
+    def take(self) -> tuple[list[Any], list[Any]]:
+        """Return what stands now in all places that were found, and what makes up its code."""
         functions, places = self._functions.values(), self._places.values()
-        return [
+        named = [
             *itertools.chain.from_iterable(map(p.get, names) for p, names in places),
             *[_function_of(each, name) for (_, name), each in self._stand_ins.items()],
             *map(content, self._cells.values()),
+        ]
+        return named, [
+            *map(operator.attrgetter("__mro__"), self.methods),
             *map(operator.attrgetter("__code__"), functions),
             *map(operator.attrgetter("__defaults__"), functions),
             *map(operator.attrgetter("__kwdefaults__"), functions),
@@ -140,6 +155,7 @@ class _Walk:
             if _is_read(function.__globals__.get("__name__", "")):
                 self._read(function)
         elif package(type(function).__module__) in WEBUI:
+            self._check(vars(type(function)), "__call__")
             for name in vars(function):
                 self._watch(function, name)
         else:
@@ -154,6 +170,8 @@ class _Walk:
             if any(inspect.isroutine(vars(base).get(name)) for base in self._cls.__mro__[:-1]):
                 self._method(name)
             self._check(_TENSOR, name)
+            if name in _BUILTINS and name not in ("print", "open"):  # nothing is computed by these
+                self._check(_BUILTINS, name)
 
     def _look_up(self, names: tuple[str, ...], place: Mapping[str, Any]) -> None:
         """Check what these names mean in a file, or in a module that is named there."""

@@ -129,16 +129,18 @@ def both_ways(
     if expected is None:
         before.restore()
         return Outcome(None, ours(), between - began, _now(device) - between, problem)
-    out, problem = _attempt(ours)
+    out, problem = _attempt(ours, (Exception,))  # theirs has worked
     after.restore()
     return Outcome(expected, out, between - began, _now(device) - between, problem)
 
 
-def _attempt(way: Callable[[], Tensor]) -> tuple[Tensor | None, str | None]:
+def _attempt(
+    way: Callable[[], Tensor], errors: tuple[type[Exception], ...] = (RuntimeError, AccelError)
+) -> tuple[Tensor | None, str | None]:
     """Return what a way computes, or why it cannot. Its error would hold all its activations."""
     try:
         return way(), None
-    except (RuntimeError, AccelError) as error:
+    except errors as error:
         return None, (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

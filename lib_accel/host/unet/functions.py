@@ -89,7 +89,7 @@ def _at_home(function: Any, seen: set[int]) -> bool:
 def _comes_from_home(function: types.FunctionType) -> bool:
     """Look at the code and where it stands: functools.wraps copies names, not these."""
     module = function.__globals__.get("__name__", "")
-    if not is_known(module):
+    if not is_known(module) or vars(sys.modules[module]) is not function.__globals__:
         return False
     if package(module) in sys.stdlib_module_names:  # partly frozen, without files
         return True
@@ -119,8 +119,11 @@ def package(module: str) -> str:
 
 
 def is_known(module: str) -> bool:
-    """Return whether a module of that name is original code, or a library that this calls."""
-    return package(module) in _KNOWN
+    """Return whether a module of that name is original code, or a library that this calls.
+
+    A script file of an extension, as network.py, is a module of that name that nobody imports.
+    """
+    return package(module) in _KNOWN and module in sys.modules
 
 
 def is_own(cls: type, name: str, function: Any) -> bool:

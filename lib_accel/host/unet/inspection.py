@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from .class_code import ClassCode
 from .functions import is_known
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_TABLES = {dict, OrderedDict}  # torch 2.1 has ordered ones
 _TORCHS = vars(nn.modules.module)
 
 
@@ -69,6 +72,16 @@ class Inspector:
         Then the network's own forward has to run. Each call compares a cheap snapshot; only if
         it differs from the last one is every module examined, which is slow.
         """
+        try:
+            return self._look()
+        except Exception as error:  # noqa: BLE001  whatever anybody's property or comparison raises
+            what = f"it cannot be looked at ({type(error).__name__})"
+            found = dict.fromkeys(self._layers, what), what
+            self.version += found != self._found
+            self._seen, self._found = None, found
+            return found
+
+    def _look(self) -> tuple[dict[str, str], str | None]:
         now, patched = self._sight.take(), self._code.changed()
         if patched or not _equal(now, self._seen):
             # attributes that change nothing, as the Lora extension's, are only counted
@@ -144,6 +157,8 @@ class Inspector:
     def _has_other_parts(self, place: _Place) -> bool:
         module, blueprint, path, _ = place
         own, parts = vars(module), blueprint.parts
+        if not {type(own["_modules"]), type(own["_parameters"])} <= _TABLES:
+            return True  # it may answer with others
         if blueprint.weights:  # an attribute of the name of a part or weight stands before it
             return "weight" in own or "bias" in own
         children, prefix = own["_modules"], path and f"{path}."
@@ -166,13 +181,14 @@ class _Sight:
         self._networks = [weakref.ref(p.module) for p in places if not p.path]
         self._own = [vars(p.module) for p in places]
         self._parents = [vars(p.module) for p in places if p.blueprint.parts]
+        self._weighted = [vars(p.module) for p in places if p.blueprint.weights]
         self._inner = [vars(p.module) for p in places if p.path]  # hooks of the network itself run
         self._settings: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for place, own in zip(places, self._own, strict=True):
             if names := tuple(filter(own.__contains__, place.blueprint.names)):
                 self._settings.setdefault(names, []).append(own)
         self._methods = []
-        for name in ("forward", "_forward", "_conv_forward"):
+        for name in ("forward", "_forward", "_conv_forward", "_call_impl"):
             having = {cls for cls in set(map(type, self._modules)) if hasattr(cls, name)}
             self._methods.append((name, [vars(m) for m in self._modules if type(m) in having]))
 
@@ -184,9 +200,12 @@ class _Sight:
         try:
             return (
                 list(map(len, self._own)),
+                list(map(operator.is_, map(_OWN, self._modules), self._inner)),
                 list(map(type, self._modules)),
                 [type(network()) for network in self._networks],
                 [list(map(dict.get, own, itertools.repeat(name))) for name, own in self._methods],
+                list(map(type, map(_PARTS, self._parents))),
+                list(map(type, map(_PARAMETERS, self._weighted))),
                 list(_chain(map(dict.values, map(_PARTS, self._parents)))),
                 [_filled(map(names, self._inner)) for names in _CONTENTS],
                 [list(map(operator.itemgetter(*n), own)) for n, own in self._settings.items()],
@@ -200,7 +219,8 @@ class _Sight:
 _function_modes: Any = getattr(torch.overrides, "_get_current_function_mode_stack", list)
 _dispatch_modes: Any = getattr(_python_dispatch, "_get_current_dispatch_mode_stack", list)
 _chain = itertools.chain.from_iterable
-_PARTS = operator.itemgetter("_modules")
+_OWN = operator.attrgetter("__dict__")
+_PARTS, _PARAMETERS = operator.itemgetter("_modules"), operator.itemgetter("_parameters")
 _CONTENTS = [operator.itemgetter(name) for name in (*_HOOKS, "_buffers")]
 
 
@@ -221,12 +241,15 @@ def _equal(a: Any, b: Any) -> bool:
     """Compare; what cannot be compared, as tensors cannot, differs."""
     try:
         return bool(a == b)
-    except (RuntimeError, TypeError, ValueError):
+    except Exception:  # noqa: BLE001  whatever anybody's comparison raises
         return False
 
 
 def _is_kind(module: nn.Module | None, blueprint: Blueprint) -> bool:
-    return not blueprint.kinds or type(module).__name__ in blueprint.kinds
+    cls = type(module)
+    if cls.__module__.startswith("torch.ao."):  # they quantize, under the names of others
+        return False
+    return not blueprint.kinds or cls.__name__ in blueprint.kinds
 
 
 def _wrong_setting(module: nn.Module, blueprint: Blueprint) -> str | None:
@@ -263,4 +286,5 @@ def own_forward(module: nn.Module, name: str) -> bool:
         return True
     if isinstance(there, functools.partial):
         return there.func is own and there.args == (module,) and not there.keywords
-    return getattr(there, "__self__", None) is module and there.__func__ is own
+    is_method = isinstance(there, types.MethodType)
+    return is_method and there.__self__ is module and there.__func__ is own

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...model.layers import LayerFn
-from ...runtime.accelerated import why_failed
+from ...runtime.accelerated import is_plain, why_failed
 from ...runtime.attributes import Forward, put, take_away
 from ...runtime.binding import CompiledLayer
 from ...runtime.engine import Engine
@@ -38,18 +38,20 @@ class HostLayer:
     """A layer computed by the network's own module, called as the clean UNet calls its layers."""
 
     def __init__(self, module: nn.Module):
-        names = {c.__name__ for c in type(module).__mro__}
         self.module = module
-        self._takes_emb = "TimestepBlock" in names
-        self._takes_context = "SpatialTransformer" in names
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        if not h.is_contiguous():  # as the WebUI's is; whoever has the tensor still has this one
+            h.data = h.contiguous()
         with webui.autocast():
             return self.module(h, *self.side(emb, context)).to(h.dtype)
 
     def side(self, emb: Tensor, context: Tensor) -> list[Tensor]:
-        """Return what the layer takes beside `h`."""
-        return [emb] if self._takes_emb else [context] if self._takes_context else []
+        """Return what the layer takes beside `h`: somebody may have given it another class."""
+        names = {c.__name__ for c in type(self.module).__mro__}
+        if "TimestepBlock" in names:
+            return [emb]
+        return [context] if "SpatialTransformer" in names else []
 
 
 class Recording:
@@ -134,9 +136,11 @@ class LayerForwards:
             for i, name in enumerate(names)
         ]
         self._position = len(names)  # of the layer that ran last
+        self._wanted: object = None  # LoRAs
         self._compiled: Mapping[str, CompiledLayer] = {}
         self._both: Both | None = None
-        self._paused = self._removed = False
+        self._paused = 0  # how many calls run the modules' own code: several threads may call
+        self._removed = False
 
     def install(self) -> None:
         """Put our forwards in place where nobody else's stand. Idempotent."""
@@ -153,22 +157,25 @@ class LayerForwards:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Inside the `with`, every layer runs its module's own code: a whole call is computed."""
-        before, self._paused = self._paused, True
+        self._paused += 1
         try:
             yield
         finally:
-            self._paused = before
+            self._paused -= 1
 
     def run(self, forward: _LayerForward, h: Tensor, side: Tensor | None = None) -> Tensor | None:
         """Compute a layer with compiled code; None where its module must.
 
-        A layer that does not come after the last one that ran begins a new pass.
+        A layer that does not come after the last one that ran begins a new pass, and so does one
+        for which other LoRAs are wanted.
         """
         begin_pass, explain = self._begin_pass(), self._explain()
         if self._paused or self._removed or not (begin_pass and explain):
             return None
-        if forward.position <= self._position:
+        wanted = webui.wanted_loras()
+        if forward.position <= self._position or wanted != self._wanted:
             self._compiled, self._both = begin_pass(h, side)
+            self._wanted = wanted
         self._position = forward.position
         layer = self._compiled.get(forward.name)
         if layer is None or layer.takes_side != (side is not None):
@@ -209,7 +216,7 @@ class _LayerForward(Forward):
             except TypeError:  # the layer's own code raises that too
                 return ()
             given = () if arguments.kwargs else arguments.args
-        if not all(isinstance(t, Tensor) for t in given) or len(given) > 2:
+        if not all(map(is_plain, given)) or len(given) > 2:
             return ()
         if torch.is_grad_enabled() and any(t.requires_grad for t in given):
             return ()

@@ -28,3 +28,7 @@ class TorchHijackForUnet:
 
 
 th = TorchHijackForUnet()
+
+
+def timestep_embedding_cast_result(orig_func: Any, timesteps: Tensor, *args: Any) -> Tensor:
+    return orig_func(timesteps, *args)
