@@ -10,7 +10,7 @@ loaded when they are first used.
 """
 
 # Python versions that lib_accel.__main__ refuses must still read this file: no f-string here.
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as in `typing`, whose import takes longer than all that runs here
 
 if TYPE_CHECKING:
     from .compile.session import Session

@@ -1,5 +1,7 @@
-"""`python -m lib_accel`: prepare the environment, then run the command line."""
+"""`python3 -m lib_accel`, or `python3 PATH/lib_accel` from any folder: run the command line."""
 
+import os
+import signal
 import sys
 
 # Older versions must still read this file, so it has no f-string.
@@ -7,29 +9,15 @@ if sys.version_info < (3, 10):  # noqa: UP036
     message = "lib_accel needs Python 3.10 or newer; {} is {}."
     sys.exit(message.format(sys.executable, sys.version.split()[0]))
 
-from lib_accel.tools import setup_environment
-
-HELP_BEFORE_SET_UP = """usage: python -m lib_accel COMMAND
-
-commands: demo, bench, gpu, cost, prebuild, store, doctor
-
-Nothing is set up yet, so this is all the help there is. Each command first makes the environment
-that it needs (in .venv, once, some minutes); then COMMAND --help tells more. Begin with:
-
-  python -m lib_accel demo
-"""
-
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    help_wanted = not arguments or bool({"-h", "--help", "--version"} & set(arguments))
-    if (
-        help_wanted
-        and setup_environment.missing()
-        and not (setup_environment.ROOT / setup_environment.MARK).exists()
-    ):
-        print(HELP_BEFORE_SET_UP)
-        sys.exit(0 if arguments else 2)
-    setup_environment.ensure("lib_accel", arguments)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until there is more to do than that
+    if not __package__:  # called by its path
+        sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+
+    from lib_accel.tools import terminal
+
+    terminal.end_on_interrupt()
+
     from lib_accel.tools.cli import main
 
-    sys.exit(main(arguments))
+    sys.exit(main(set_up=True))

@@ -14,7 +14,7 @@ if sys.version_info < (3, 10):  # noqa: UP036
 from lib_accel.tools import setup_environment
 
 if __name__ == "__main__":
-    setup_environment.ensure("tests", sys.argv[1:], setup_environment.TEST)
+    setup_environment.ensure(setup_environment.TEST)
     from tests import checks
 
     sys.exit(checks.main(sys.argv[1:]))

@@ -6,11 +6,14 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 import lib_accel
@@ -103,7 +106,7 @@ class Project:
         (folder / "more.txt").write_text("accelmore==1.5\n")
         (folder / "job.py").write_text(
             "import sys\nfrom lib_accel.tools.setup_environment import ensure\n"
-            "ensure('job', sys.argv[1:], sys.argv[1].split(','))\nimport acceltiny, torch\n"
+            "ensure(sys.argv[1].split(','))\nimport acceltiny, torch\n"
             "print('ran', torch.__version__, sys.argv[2:])\nsys.exit(7)\n"
         )
 
@@ -209,3 +212,23 @@ def test_a_folder_of_somebody_else_is_left_alone(project: Project):
     assert status == 1
     assert "was not made by this set-up" in err
     assert [path.name for path in project.venv.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C cannot be sent to one process alone here")
+def test_an_interrupt_ends_the_set_up_and_all_that_it_started(project: Project):
+    command = [sys.executable, "-m", "job", "run.txt"]
+    process = subprocess.Popen(command, cwd=project.folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "Creating" in process.stderr.readline()
+    started: list[psutil.Process] = []
+    while len(started) < 2:  # venv, and the pip that it starts
+        time.sleep(0.05)
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, "Traceback" in err) == (130, False)
+    assert "Run the same command again to continue" in err
+    _, left = psutil.wait_procs(started, 5)
+    assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert project.run("run.txt")[0] == 7, "it is continued"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import Config
+from ..config import MIB, Config
 from ..errors import AccelError
 from ..model import presets
 from ..store.store import ArtifactStore
@@ -69,11 +69,12 @@ def _torch(machine: Machine) -> Finding:
 
 def _device(device: torch.device, machine: Machine, dtype: torch.dtype) -> Finding:
     name, capability = machine.device_name, machine.capability
+    precision = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
         free, total = (f"{count / 2**30:.1f}" for count in torch.cuda.mem_get_info(device))
-        memory = f"{name}, capability {capability}, {free} of {total} GiB free, {dtype}"
+        memory = f"{name}, capability {capability}, {free} of {total} GiB free, {precision}"
         return Finding("ok", memory)
-    return Finding("ok", f"{name}, {capability or 'no vector units known'}, {dtype}")
+    return Finding("ok", f"{name}, {capability or 'no vector units known'}, {precision}")
 
 
 def _tools(machine: Machine) -> list[Finding]:
@@ -113,10 +114,11 @@ def _store(store: ArtifactStore) -> Finding:
     if damaged:
         what = f"{len(damaged)} damaged artifacts in {store.root}: {damaged[0].problem}"
         return Finding("note", what, "they are made again when needed")
-    used, most = sum(entry.bytes for entry in entries) / 1e6, store.max_bytes / 1e6
-    return Finding(
-        "ok", f"store {store.root}: {len(entries)} artifacts, {used:.1f} MB of {most:.0f} MB"
-    )
+    used, most = sum(entry.bytes for entry in entries) / MIB, store.max_bytes / MIB
+    what = f"store {store.root}: {len(entries)} artifacts, {used:.1f} of {most:.0f} MiB"
+    if len(entries) == 1:
+        what = f"store {store.root}: 1 artifact, {used:.1f} of {most:.0f} MiB"
+    return Finding("ok", what)
 
 
 def _temporary() -> Finding:

@@ -41,7 +41,6 @@ _ADVICE = {
     "Raise it or choose another folder.",
     errno.EROFS: "The file system is read-only. Make it writable, choose another folder, "
     "or use the store read-only.",
-    errno.ENOENT: "Expected it to exist. Check the name.",
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
 }
@@ -57,11 +56,22 @@ def os_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename:
+            raise StoreError(f"Could not {doing}: {_absent(error.filename)}") from error
+        if isinstance(error, FileExistsError) and error.filename:
+            what = f"{os.fsdecode(error.filename)} exists already. Choose another name."
+            raise StoreError(f"Could not {doing}: {what}") from error
         advice = _ADVICE.get(error.errno if error.errno is not None else -1, _OTHER)
         where = f" ({error.filename})" if error.filename else ""
         raise StoreError(
             f"Could not {doing}: {error.strerror or error}{where}. {advice}"
         ) from error
+
+
+def _absent(name: str) -> str:
+    folder = Path(os.fsdecode(name)).parent
+    what = os.fsdecode(name) if folder.exists() else f"the folder {folder}"
+    return f"{what} does not exist. Check the name."
 
 
 def expanded(path: Path) -> Path:

@@ -66,7 +66,7 @@ def read_key(path: Path, links: bool = True) -> bytes:
     if not re.fullmatch(rb"[0-9a-fA-F]{%d}" % (KEY_BYTES * 2), text):
         raise StoreError(
             f"{path} holds no key. Expected {KEY_BYTES * 2} hex digits. "
-            "Make one: python -m lib_accel store key FILE"
+            "Make one: python3 -m lib_accel store key FILE"
         )
     return bytes.fromhex(text.decode())
 
@@ -95,7 +95,7 @@ def require_key(key: bytes) -> None:
     if len(key) < KEY_BYTES:
         raise StoreError(
             f"The signing key has {len(key)} bytes. Expected at least {KEY_BYTES}. "
-            "Make one with generate_key()."
+            "Make one: python3 -m lib_accel store key FILE"
         )
 
 

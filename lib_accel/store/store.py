@@ -151,8 +151,8 @@ class ArtifactStore:
         checked = (self._inspect(entry, content=True) for entry in self._scan())
         return [(entry.key, entry.problem) for entry in checked if entry]
 
-    def discard(self, key: str, reason: str) -> None:
-        """Remove an artifact if it is there, and log the reason."""
+    def discard(self, key: str, reason: str = "") -> None:
+        """Remove an artifact if it is there, and log the reason, if it is not the user's wish."""
         path = self._path(key)
         self._require_writable(f"discard artifact {key[:12]}")
         with os_errors(f"discard artifact {key[:12]}"):
@@ -160,7 +160,7 @@ class ArtifactStore:
                 return
             cleanup.claim(self.root)
             freed = cleanup.remove(self.root, path)
-        if freed:
+        if freed and reason:
             _log.warning("Discarded artifact %s: %s", key[:12], reason)
 
     def clear(self) -> int:

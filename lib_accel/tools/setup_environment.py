@@ -40,16 +40,14 @@ ADVICE = """The message above names the cause. The usual ones:
 Run the same command again to continue."""
 
 
-def ensure(
-    module: str, arguments: Sequence[str], lists: Sequence[str] = RUN, root: Path = ROOT
-) -> None:
+def ensure(lists: Sequence[str] = RUN, root: Path = ROOT) -> None:
     """Return if the packages in `lists` can be imported; else run the same command in `.venv`.
 
-    lists: requirement files below `root`. The command is `python -m module arguments`.
-    Raises SystemExit with the status of the command, 1 if the set-up fails, 130 if interrupted.
+    lists: requirement files below `root`. Raises SystemExit with the status of the command, 1 if
+    the set-up fails, 130 if interrupted.
     """
-    inside, mark = Path(sys.prefix).resolve() == (root / ".venv").resolve(), root / MARK
     os.environ.setdefault(BEGAN, str(time.time()))
+    inside, mark = is_own_environment(root), root / MARK
     newest = max((root / name).stat().st_mtime for name in lists)
     stale = inside and mark.exists() and mark.stat().st_mtime < newest
     if not stale and not missing(lists, root):
@@ -65,12 +63,22 @@ def ensure(
     except (OSError, ValueError, subprocess.CalledProcessError) as error:  # e.g. ACCEL_TORCH
         say(f"Set-up failed: {error}\n{ADVICE}")
         raise SystemExit(1) from None
-    command = [str(python), "-m", module, *arguments]
+    command = [str(python), *sys.orig_argv[1:]]
     if os.name != "nt":
         os.execv(command[0], command)
     # Windows gives the console back as soon as a process calls execv, so wait here instead.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command itself
     raise SystemExit(subprocess.call(command))
+
+
+def python_of(root: Path) -> Path:
+    """Return where the Python of `.venv` is, or will be."""
+    return root / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def is_own_environment(root: Path = ROOT) -> bool:
+    """Return whether this Python is that of `.venv`."""
+    return Path(sys.prefix).resolve() == (root / ".venv").resolve()
 
 
 def missing(lists: Sequence[str] = RUN, root: Path = ROOT) -> list[str]:
@@ -100,8 +108,7 @@ def say(message: str) -> None:
 
 def _create(root: Path) -> Path:
     """Make `.venv` where there is none that works; return its Python."""
-    folder = root / ".venv"
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    folder, python = root / ".venv", python_of(root)
     if folder.exists() and any(folder.iterdir()) and not (root / MARK).exists():
         say(f"{folder} was not made by this set-up. Rename or delete it, or install into it.")
         raise SystemExit(1)
@@ -142,5 +149,20 @@ def _pip_install(*arguments: str) -> None:
 
 
 def _python(module: str, *arguments: str) -> None:
-    """Run `python -m module`, but not from the current folder or PYTHONPATH (`-I`)."""
-    subprocess.run([sys.executable, "-I", "-m", module, *arguments], stdout=sys.stderr, check=True)
+    """Run `python -m module`, but not from the current folder or PYTHONPATH (`-I`).
+
+    It has a session of its own, so that Ctrl-C reaches this process alone, which ends all of it.
+    """
+    command = [sys.executable, "-I", "-m", module, *arguments]
+    process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+    try:
+        status = process.wait()
+    except BaseException:
+        if os.name == "nt":  # the console sends Ctrl-C to all of it, too
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if status:
+        raise subprocess.CalledProcessError(status, command)

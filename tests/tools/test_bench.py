@@ -20,7 +20,7 @@ from lib_accel.tools.bench.ladder import make_inputs
 from lib_accel.tools.bench.measure import flops
 from lib_accel.tools.cli import gpu
 
-from .commands import TINY, Run
+from .commands import TINY, Run, failure
 
 
 @pytest.fixture
@@ -122,3 +122,13 @@ def test_the_row_of_torch_compile_takes_no_code_of_others(
     assert list(folders["temp"].iterdir()) == []
     if sys.platform == "linux":
         assert list(folders["cache"].rglob("*.so")) != []
+
+
+def test_gpu_refuses_a_machine_without_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = failure(run("gpu", "--out", tmp_path / "out"))
+    assert message.startswith("this torch (")
+    assert message.endswith("A CPU needs hours for what `gpu` measures; --device cpu insists on it")
+    assert not (tmp_path / "out").exists()

@@ -154,7 +154,7 @@ def _not_stored(target: Target, store: ArtifactStore, missing: Mapping[str, str 
     some, all_units = len(missing), len(target.units)
     why = (
         f"{some} of {all_units} compiled units are missing and compiling is switched off: "
-        "import them (python -m lib_accel store import) or allow compiling"
+        "import them (python3 -m lib_accel store import) or allow compiling"
     )
     if store.readonly:
         why = (

@@ -190,7 +190,7 @@ class Ladder:
         turns = 1 if self.together else min(TURNS, self.plan.rounds)
         rounds = math.ceil(self.plan.rounds / turns)
         total = turns * (1 + rounds) * len(self._built)
-        with tqdm(total=total, desc="calls") as bar:
+        with tqdm(total=total, desc="calls", disable=None) as bar:
             for _ in range(turns):
                 for groups in self._turns():
                     with self._loaded(groups):

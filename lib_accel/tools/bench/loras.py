@@ -37,7 +37,7 @@ def calls_with_loras(
     loras = [random_deltas(architecture, RANK, seed) for seed in range(max(counts))]
     names = [name for _, calls in groups for name in calls]
     seconds: dict[int, dict[str, list[float]]] = {n: {name: [] for name in names} for n in counts}
-    with tqdm(total=(1 + rounds) * len(counts) * len(names), desc="LoRAs") as bar:
+    with tqdm(total=(1 + rounds) * len(counts) * len(names), desc="LoRAs", disable=None) as bar:
         for count in (1 + rounds) * list(counts):
             for parameters, calls in groups:
                 _merge(parameters, base, loras, count)

@@ -1,64 +1,69 @@
-"""The command line: `python -m lib_accel COMMAND`. A command is a file with `add` and `run`."""
+"""The command line: `python3 -m lib_accel COMMAND`.
+
+A command is a file with `run` here and one with `add` in arguments/. The first is imported when the
+command runs, as it imports torch.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
+from typing import Any
 
-import torch
-
-from ... import __version__
 from ...errors import AccelError
-
-_DESCRIPTION = "Compiled code for a UNet that serves every checkpoint, size, prompt and LoRA of it."
-_EPILOG = """examples:
-  python -m lib_accel demo             pictures with and without acceleration, and a report
-  python -m lib_accel demo --checkpoint model.safetensors --lora style.safetensors:0.8
-  python -m lib_accel doctor           what works on this machine, and what to do about the rest
-  python -m lib_accel prebuild --family sd1 --family sdxl      compile before anyone needs it
-  python -m lib_accel store export all --to fleet.zip --key fleet.key
-  python -m lib_accel bench --size 512 --batch 2               measure variants of the UNet call
-
-COMMAND --help explains a command. Every command takes --json and then prints one JSON object.
-Standard output holds the result alone; words and progress go to standard error.
-Exit status: 0 done, 1 failed, 2 wrong arguments.
-"""
+from .. import setup_environment
+from ..terminal import INTERRUPTED, end_children, say, unwinding
+from . import webui_python
+from .arguments import parser
 
 _NO_ROOM = re.compile("can't allocate|not enough memory|calculation overflowed")
 """How torch says on a CPU that there is no room; it has no type of error for that."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line with these arguments, by default the program's; return exit status."""
-    from . import bench, cost, demo, doctor, gpu, prebuild, store
-    from .common import Parser, say
+def main(argv: list[str] | None = None, set_up: bool = False) -> int:
+    """Run the command line with these arguments, by default the program's; return exit status.
 
-    parser = Parser(
-        prog="python -m lib_accel",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, bench, gpu, cost, prebuild, store, doctor):
-        module.add(commands)
+    With `set_up`, packages that are missing are installed first, and the program continues where
+    they are.
+    """
+    args = parser().parse_args(argv)
+    if not args.command or (args.command == "store" and not args.action):
+        args.parser.print_help()
+        return 0
     try:
-        args = parser.parse_args(argv)
-        return int(args.run(args))
-    except OSError as e:
-        say(f"error: {e.strerror or e}{f': {e.filename}' if e.filename else ''}")
-        return 1
-    except (AccelError, ValueError) as e:
-        say(f"error: {e}")
-        return 1
-    except (MemoryError, RuntimeError) as e:
-        if not (
-            isinstance(e, MemoryError | torch.cuda.OutOfMemoryError) or _NO_ROOM.search(str(e))
-        ):
-            raise
-        say(f"error: out of memory ({str(e) or type(e).__name__}). Expected less to compute")
+        if set_up and args.command != "doctor":  # that works with whatever Python runs it
+            with unwinding():
+                _set_up(args.command)
+        command = importlib.import_module(f".{args.command}", __name__)
+        with unwinding():
+            return int(command.run(args))
+    except argparse.ArgumentTypeError as e:
+        args.parser.error(str(e))
+    except (AccelError, OSError, ValueError, MemoryError, RuntimeError) as e:
+        say(f"error: {_explained(e)}")
         return 1
     except KeyboardInterrupt:
+        end_children()
         say("interrupted")
-        return 130
+        return INTERRUPTED
+
+
+def _set_up(command: str) -> None:
+    """Make sure that there is every package, in this Python or in `.venv`."""
+    if command == "prebuild" and setup_environment.missing() and (why := webui_python.other()):
+        raise AccelError(why)
+    setup_environment.ensure()
+
+
+def _explained(e: Exception) -> Any:
+    """Return what a user reads of an error. Raises what is none of theirs."""
+    if isinstance(e, FileNotFoundError) and e.filename:
+        return f"{e.filename} does not exist. Check the name"
+    if isinstance(e, OSError):
+        return f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}"
+    if isinstance(e, AccelError | ValueError):
+        return e
+    if type(e).__name__ in ("MemoryError", "OutOfMemoryError") or _NO_ROOM.search(str(e)):
+        return f"out of memory ({str(e) or type(e).__name__}). Expected less to compute"
+    raise e

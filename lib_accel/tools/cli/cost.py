@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
 from ...errors import AccelError
+from ..terminal import say, show
 from ..webui.cost import Plan, as_text, measure
 from ..webui.process import CPU_FLAGS, python_of
-from .common import Commands, add_store_arguments, command, located, positive, say, show
-
-_MORE = """Two WebUIs run at the same time, one of them with the extension, both with settings of
-their own in a temporary folder. They make the smallest pictures in turn. Printed are the time of
-the extension at start-up, in a step, in a picture while it is switched off, and the time of
-changing LoRAs with and without it. The first run compiles.
-
-example:
-  python -m lib_accel cost --webui ~/stable-diffusion-webui --checkpoint model.safetensors"""
-
-
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    summary = "measure what the extension costs in a WebUI besides computing"
-    p = command(commands, "cost", summary, run, _MORE)
-    text = "folder of a stable-diffusion-webui 1.10"
-    p.add_argument("--webui", type=Path, metavar="DIR", required=True, help=text)
-    text = "a file, by its path or its name in the WebUI's folder of checkpoints"
-    p.add_argument("--checkpoint", type=Path, metavar="FILE", required=True, help=text)
-    text = "the WebUI's interpreter (default: the one in `venv` in or beside its folder)"
-    p.add_argument("--python", type=Path, metavar="FILE", help=text)
-    text = "run the WebUI on the CPU, in float32"
-    p.add_argument("--cpu", action="store_true", help=text)
-    text = 'more flags for the WebUI, such as --flags="--medvram --xformers"'
-    p.add_argument("--flags", type=shlex.split, metavar="TEXT", default=[], help=text)
-    text = "pictures with each setting"
-    p.add_argument("--pictures", type=positive, metavar="N", default=50, help=text)
-    add_store_arguments(p)
+from .common import located
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print the result."""
     webui = located(args.webui)
     if not (webui / "launch.py").exists():
-        raise AccelError(f"{webui} holds no launch.py; expected the folder of a WebUI")
+        what = "holds no launch.py" if webui.exists() else "does not exist"
+        raise AccelError(f"{webui} {what}. Expected the folder of a WebUI. Check the name")
     python = located(args.python, follow=False) if args.python else python_of(webui)
     if not python.exists():
-        raise AccelError(f"{python} does not exist; expected the WebUI's interpreter")
+        raise AccelError(f"{python} does not exist. Expected the WebUI's Python. Check the name")
     plan = Plan(
         webui,
         python,
@@ -65,5 +39,5 @@ def _checkpoint(webui: Path, wanted: Path) -> Path:
     folder = webui / "models" / "Stable-diffusion"
     found = next((p for p in map(located, (wanted, folder / wanted)) if p.is_file()), None)
     if found is None:
-        raise AccelError(f"there is no checkpoint {wanted}, here or in {folder}")
+        raise AccelError(f"{wanted} does not exist, here or in {folder}. Check the name")
     return found

@@ -16,24 +16,10 @@ from ..bench.ladder import Plan, make_inputs
 from ..bench.measure import Inputs, timed
 from ..bench.table import table
 from ..bench.weights import WeightCopy
+from ..terminal import say, show
 from . import bench
-from .common import (
-    Commands,
-    add_device_arguments,
-    add_results_argument,
-    add_store_arguments,
-    command,
-    device_and_dtype,
-    family,
-    make_config,
-    positive,
-    say,
-    show,
-)
-
-_MORE = """The steps come in the order of their importance. A step that would begin after --minutes
-is left out. Every step writes its own JSON and table. Needs torch, triton and, for the reference
-rows, diffusers. --dry-run runs all steps with tiny UNets, on a CPU too."""
+from .arguments.bench import counts
+from .common import default_device, device_and_dtype, family, make_config, no_gpu
 
 
 @dataclass(frozen=True)
@@ -81,22 +67,12 @@ STEPS = (
 )
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    p = command(commands, "gpu", "measure everything that only a GPU can show", run, _MORE)
-    text = "begin no step later than this"
-    p.add_argument("--minutes", type=positive, metavar="N", default=9, help=text)
-    text = "timed calls of each variant"
-    p.add_argument("--rounds", type=positive, metavar="N", default=20, help=text)
-    text = "use tiny UNets, to see that the command works"
-    p.add_argument("--dry-run", action="store_true", help=text)
-    add_results_argument(p)
-    add_store_arguments(p)
-    add_device_arguments(p)
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the steps. Exit status 1 where an `aoti` row could not be timed."""
+    if default_device() == "cpu" and not (args.device or args.dry_run):
+        raise AccelError(
+            f"{no_gpu()}. A CPU needs hours for what `gpu` measures; --device cpu insists on it"
+        )
     device, dtype = device_and_dtype(args)
     args.out.mkdir(parents=True, exist_ok=True)
     began, results, texts = time.monotonic(), [], []
@@ -135,7 +111,7 @@ def _plan(args: argparse.Namespace, step: Step, device: torch.device, dtype: tor
         step.size,
         step.batch,
         rounds=args.rounds,
-        loras=bench.counts(step.loras),
+        loras=counts(step.loras),
         profile=True,
     )
 

@@ -12,60 +12,19 @@ from ...compile.units import units_of
 from ...config import Config
 from ...errors import ArtifactRejected, BackendUnavailable
 from ...store import ArtifactStore
-from .common import (
-    Commands,
-    add_device_arguments,
-    add_store_arguments,
-    command,
-    device_and_dtype,
-    family,
-    follow,
-    make_store,
-    positive,
-    show,
-)
-
-_MORE = """Compiled code depends on the architecture, the dtype, the GPU (or CPU) model and the
-torch version; never on the checkpoint, the size, the batch, the prompt's length or a LoRA. So one
-run per architecture is all that is needed. Units that are in the store already, also from another
-architecture or an interrupted run, are not compiled again. Inpainting and edit models need no units
-of their own.
-
-To seed a fleet: prebuild on one machine, `store export all --to fleet.zip --key fleet.key`, and on
-every machine of the same kind `store import fleet.zip --key fleet.key`.
-
-examples:
-  python -m lib_accel prebuild --family sd1 --family sdxl
-  python -m lib_accel prebuild --family model.safetensors --dtype bfloat16"""
-
-
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    p = command(commands, "prebuild", "compile artifacts ahead of time into the store", run, _MORE)
-    p.add_argument(
-        "--family",
-        action="append",
-        type=family,
-        required=True,
-        metavar="NAME",
-        help="sd1, sd2, sdxl, sdxl-refiner, or a checkpoint file; may be repeated",
-    )
-    p.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        help="compiling processes (default: by the machine)",
-    )
-    add_store_arguments(p)
-    add_device_arguments(p)
+from ..terminal import say, show
+from . import webui_python
+from .common import device_and_dtype, family, follow, make_store
 
 
 def run(args: argparse.Namespace) -> int:
     """Compile what is missing and print what the store has then."""
+    if why := webui_python.other():
+        say(f"note: {why}")
     device, dtype = device_and_dtype(args)
     store, backend = make_store(args), Aoti(args.workers)
     built, lines = [], []
-    for architecture in args.family:
+    for architecture in map(family, args.family):
         target = Target(units_of(architecture), dtype, device, probe(device))
         if why := backend.why_not(target, store, Config(store=args.store)):
             raise BackendUnavailable(why)

@@ -9,74 +9,8 @@ from pathlib import Path
 from ...errors import AccelError
 from ...store import ArtifactStore, Entry, Group, groups, named
 from ...store.signing import generate_key, read_key, write_key
-from .common import Commands, Help, add_store_arguments, command, make_store, say, show
-
-_MORE = """An artifact is the compiled code of one unit (one kind of layer) for one dtype, GPU (or
-CPU) model and torch version. It holds no weights. An architecture has about 16 units; `list` shows
-one line for all units that were made for the same machine.
-
-examples:
-  python -m lib_accel store list
-  python -m lib_accel store export all --to fleet.zip --key fleet.key
-  python -m lib_accel store import fleet.zip --key fleet.key"""
-_EXPORT = """The key file is made when it does not exist. Copy it to the other machines by a way you
-trust: who has it can make files that they will run as code."""
-_KEY = """To share a store, give each of its users a copy of one key file: --store-key FILE here,
---accel-store-key FILE for the WebUI. On POSIX each copy must be its user's or root's, mode 0600."""
-_IMPORT = """Artifacts are native code, so they are accepted only with the key they were signed
-with, or when you state that you trust the file."""
-
-
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    what = "list, verify, clear, export and import artifacts"
-    parser = commands.add_parser(
-        "store",
-        help=what,
-        description=f"Look after the artifacts.\n\n{_MORE}",
-        formatter_class=Help,
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    command(
-        actions, "list", "what is stored, by what it was made for (--json: every artifact)", _list
-    )
-    command(
-        actions,
-        "verify",
-        "read every byte and compare checksums; exit status 1 when one is damaged",
-        _verify,
-    )
-    command(actions, "clear", "remove every artifact; what is needed is compiled again", _clear)
-    what = "write artifacts to one file, to seed other machines"
-    export = command(actions, "export", what, _export, _EXPORT)
-    export.add_argument(
-        "keys",
-        nargs="+",
-        metavar="KEY",
-        help="as `store list` shows them (--json: single units), or the beginning of one, or `all`",
-    )
-    export.add_argument("--to", type=Path, metavar="FILE", required=True, help="the file to write")
-    export.add_argument(
-        "--key",
-        type=Path,
-        metavar="FILE",
-        help="sign with this key file; without one the file is unsigned",
-    )
-    what = "put the artifacts of an exported file into the store"
-    importer = command(actions, "import", what, _import, _IMPORT)
-    importer.add_argument("file", type=Path, metavar="FILE")
-    importer.add_argument(
-        "--key", type=Path, metavar="FILE", help="the key file it was signed with"
-    )
-    importer.add_argument(
-        "--allow-unsigned",
-        action="store_true",
-        help="accept it without a signature; be sure of its origin",
-    )
-    for action in actions.choices.values():
-        add_store_arguments(action)
-    what = "make a key file, for signing exports or for a store that machines share"
-    command(actions, "key", what, _key, _KEY).add_argument("file", type=Path, metavar="FILE")
+from ..terminal import agreed, say, show
+from .common import make_store
 
 
 def _row(entry: Entry) -> dict[str, object]:
@@ -132,36 +66,67 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _clear(args: argparse.Namespace) -> int:
     store = make_store(args)
-    freed = store.clear()
-    show(
-        {"store": str(store.root), "bytes_freed": freed},
-        args,
-        f"{freed / 1e6:.1f} MB freed in {store.root}",
-    )
+    entries = store.list()
+    if entries and not _agreed(args, len(entries), sum(e.bytes for e in entries), store):
+        return 1
+    return _show_freed(store.clear(), store, args)
+
+
+def _delete(args: argparse.Namespace) -> int:
+    store = make_store(args)
+    entries = {e.key: e for group in _chosen(store, store.list(), args.keys) for e in group.entries}
+    size = sum(e.bytes for e in entries.values())
+    if not _agreed(args, len(entries), size, store):
+        return 1
+    for key in entries:
+        store.discard(key)
+    return _show_freed(size, store, args)
+
+
+def _agreed(args: argparse.Namespace, count: int, size: int, store: ArtifactStore) -> bool:
+    """Return whether the user wants to remove so much. Raises AccelError where nobody can say."""
+    what = f"{count} unit{'s' * (count != 1)}, {size / 1e6:.1f} MB, of {store.root}"
+    if args.yes or agreed(f"Remove {what}?"):
+        return True
+    say("nothing was removed")
+    return False
+
+
+def _show_freed(freed: int, store: ArtifactStore, args: argparse.Namespace) -> int:
+    text = f"{freed / 1e6:.1f} MB freed in {store.root}"
+    show({"store": str(store.root), "bytes_freed": freed}, args, text)
     return 0
 
 
-def _expand(store: ArtifactStore, names: list[str]) -> list[str]:
+def _chosen(store: ArtifactStore, entries: list[Entry], names: list[str]) -> list[Group]:
+    """Return the group or the artifact that each name on the command line stands for."""
+    if not entries:
+        raise AccelError(f"the store {store.root} is empty")
+    chosen = []
+    for name in names:
+        found = named(entries, name)
+        if len(found) != 1:
+            known = ", ".join(group.key[:12] for group in groups(entries))
+            raise AccelError(
+                f"{name!r} fits {len(found)} keys of {store.root}; expected exactly one of: "
+                f"{known}, or of those that `store list --json` shows"
+            )
+        chosen += found
+    return chosen
+
+
+def _to_export(store: ArtifactStore, names: list[str]) -> list[str]:
     """Return the keys of the artifacts that the names on the command line stand for."""
     usable = [e for e in store.list() if not e.problem]
     if not usable:
         raise AccelError(
             f"the store {store.root} holds no usable artifact; expected some to export. "
-            "Make one: python -m lib_accel prebuild"
+            "`prebuild` makes them"
         )
     if names == ["all"]:
         return [e.key for e in usable]
-    keys: list[str] = []
-    for name in names:
-        found = named(usable, name)
-        if len(found) != 1:
-            known = ", ".join(group.key[:12] for group in groups(usable))
-            raise AccelError(
-                f"{name!r} fits {len(found)} keys; expected exactly one of: {known}, "
-                "or of those that `store list --json` shows"
-            )
-        keys += [e.key for e in found[0].entries]
-    return [*dict.fromkeys(keys)]
+    chosen = _chosen(store, usable, names)
+    return [*dict.fromkeys(e.key for group in chosen for e in group.entries)]
 
 
 def _make_key(file: Path) -> None:
@@ -180,7 +145,9 @@ def _key(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     store = make_store(args)
-    keys = _expand(store, args.keys)
+    keys = _to_export(store, args.keys)
+    if args.to.exists() and not args.force:
+        raise AccelError(f"{args.to} exists. Choose another name, or replace it with --force")
     signing_key = None
     if args.key:
         if not args.key.exists():
@@ -210,3 +177,19 @@ def _import(args: argparse.Namespace) -> int:
     lines.append(f"{len(keys)} units from {args.file} are in {store.root}")
     show({"store": str(store.root), "keys": keys}, args, "\n".join(lines))
     return 0
+
+
+_ACTIONS = {
+    "list": _list,
+    "verify": _verify,
+    "delete": _delete,
+    "clear": _clear,
+    "export": _export,
+    "import": _import,
+    "key": _key,
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the action."""
+    return _ACTIONS[args.action](args)
