@@ -95,7 +95,7 @@ def unwinding() -> Iterator[None]:
 
 def end_children() -> None:
     """End every process that this one has started, and what those have started."""
-    psutil = sys.modules.get("psutil")  # what starts processes has imported it
+    psutil: Any = sys.modules.get("psutil")  # what starts processes has imported it
     if not hasattr(psutil, "Process"):
         return
     for child in psutil.Process().children(recursive=True):

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None, set_up: bool = False) -> int:
         with unwinding():
             return int(command.run(args))
     except argparse.ArgumentTypeError as e:
-        args.parser.error(str(e))
+        return args.parser.error(str(e))
     except (AccelError, OSError, ValueError, MemoryError, RuntimeError) as e:
         say(f"error: {_explained(e)}")
         return 1

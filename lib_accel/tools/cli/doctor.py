@@ -12,13 +12,18 @@ from .. import setup_environment
 from ..terminal import show
 from . import webui_python
 
-_BROKEN: Exception | None = None
-try:  # here, as imports are for Ctrl-C: see `main`
-    from ...compile.doctor import examine
-    from .common import device_and_dtype, make_store, no_gpu
-except (ImportError, OSError) as e:  # no torch, or one without the libraries that it needs
-    _BROKEN = e
 
+def _broken() -> Exception | None:
+    """Import what needs torch; return why that is impossible."""
+    try:
+        from ...compile import doctor  # noqa: F401
+        from . import common  # noqa: F401
+    except (ImportError, OSError) as e:  # no torch, or one without the libraries that it needs
+        return e
+    return None
+
+
+_BROKEN = _broken()  # with the imports of this file, which Ctrl-C ends at once: see `main`
 _MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
 
 
@@ -38,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
 def _examine(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """Return level, words and advice of each finding, or why this Python can find none."""
     if _BROKEN is None:
+        from ...compile.doctor import examine
+        from .common import device_and_dtype, make_store, no_gpu
+
         try:
             device, dtype = device_and_dtype(args)
         except AccelError as e:

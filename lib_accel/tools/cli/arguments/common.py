@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from ....config import AUTO, default_store, default_store_key
 from ....errors import printable
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         """Print the message and where help is, and end with status 2."""
         self.exit(2, f"error: {printable(message)}\nHelp: {self.prog} --help\n")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         write(message.rstrip("\n"), file or sys.stderr)
 
 
