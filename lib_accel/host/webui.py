@@ -174,7 +174,8 @@ def switched_on(p: Any) -> object:
 
 def _arguments(script: Any, given: Any) -> list[object]:
     values = given[script.args_from : script.args_to]
-    controls = [*(script.controls or ()), *[None] * len(values)]
+    controls = getattr(script, "controls", None) or ()  # from WebUI 1.8 on
+    controls = [*controls, *[None] * len(values)]
     return [_choice(value, control) for value, control in zip(values, controls, strict=False)]
 
 

@@ -46,8 +46,8 @@ def ensure(lists: Sequence[str] = RUN, root: Path = ROOT) -> None:
     lists: requirement files below `root`. Raises SystemExit with the status of the command, 1 if
     the set-up fails, 130 if interrupted.
     """
-    inside, mark = is_own_environment(root), root / MARK
     os.environ.setdefault(BEGAN, str(time.time()))
+    inside, mark = is_own_environment(root), root / MARK
     newest = max((root / name).stat().st_mtime for name in lists)
     stale = inside and mark.exists() and mark.stat().st_mtime < newest
     if not stale and not missing(lists, root):

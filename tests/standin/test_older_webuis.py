@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from .host import ROOT, in_place
 
@@ -37,3 +38,10 @@ def test_before_1_6_nothing_is_registered(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("Acceleration: this WebUI is older than 1.6.0")
     assert (lines[1:], done.stderr) == (["False"], "")
+
+
+def test_before_1_8_scripts_do_not_keep_their_controls() -> None:
+    with in_place():
+        webui = importlib.import_module("lib_accel.host.webui")
+        script = SimpleNamespace(args_from=0, args_to=2)
+        assert webui._arguments(script, [True, "a"]) == [True, ("str", [])]

@@ -125,7 +125,7 @@ class Demo:
 
     def _overhead(self, small: float) -> float:
         """Seconds for merging, checking and writing the report."""
-        return 8 + 8 * small
+        return 6 + 3 * small
 
     def _compile(self, small: float) -> dict[str, Any]:
         """Get compiled code, if the time allows; return what was compiled."""

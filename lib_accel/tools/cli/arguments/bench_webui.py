@@ -24,6 +24,7 @@ def add(actions: Commands) -> None:
     """Add `webui` to the actions of `bench`."""
     summary = "measure what the extension brings in a running WebUI"
     p = command(actions, "webui", summary, _MORE)
+    p.set_defaults(command="bench_webui")
     text = "address of the WebUI"
     p.add_argument("--url", metavar="URL", default="http://127.0.0.1:7860", help=text)
     text = "user and password of --api-auth or --gradio-auth"
