@@ -15,10 +15,12 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from lib_accel.tools.webui.client import Refused
+
 from ..control_files import t2i_adapter
 from ..network_files import shapes_of
 from .conftest import Launch, rows
-from .host import DEFAULTS, Refused, Server
+from .host import DEFAULTS, Server
 from .pictures import MIN_DB, Pictures
 from .walk_actions import ACTIONS, CONTROLNET, HIRES, State, both
 

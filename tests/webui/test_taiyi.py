@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lib_accel.tools.webui.client import Refused
+
 from ..taiyi_files import (
     PREFIX,
     PROMPTS,
@@ -21,7 +23,7 @@ from ..taiyi_files import (
     write_vocabulary,
 )
 from .conftest import HERE, Launch, served
-from .host import DEFAULTS, Comparison, Refused, Server
+from .host import DEFAULTS, Comparison, Server
 from .pictures import MIN_DB, Pictures
 
 CLIP_PROMPT = "a cat, 水墨 <lora:with-text:1>"

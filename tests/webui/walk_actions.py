@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lib_accel.tools.webui.client import Refused
+
 from ..network_files import KINDS
-from .host import DEFAULTS, Refused, Server
+from .host import DEFAULTS, Server
 from .pictures import Pictures, picture
 
 CONTROLNET = os.environ.get("ACCEL_CONTROLNET")
