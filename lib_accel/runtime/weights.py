@@ -96,17 +96,17 @@ class Weights:
         return list(itertools.chain.from_iterable(map(dict.values, map(_parameters, self._having))))
 
     def _look(self) -> tuple[list[Any], ...]:
-        """Return addresses, sizes in bytes, strides and dtypes.
+        """Return classes, addresses, sizes in bytes, dtypes, and which matrices are contiguous.
 
-        Shapes are left out: compiled code reads the same numbers at the same address, size, strides
-        and dtype. Dtypes of vectors are left out to save time: they change only with those of
-        matrices.
+        Compiled code reads the same numbers at the same address, size, dtype and layout. To save
+        time it is not asked which layout that is, only whether it is the contiguous one; and the
+        dtypes of vectors are taken to change with those of matrices.
         """
         return (
             list(map(type, self._all)),
             list(map(Tensor.data_ptr, self._all)),
             list(map(_bytes, self._all)),
-            list(map(Tensor.stride, self._matrices)),
+            list(map(Tensor.is_contiguous, self._matrices)),
             list(map(_dtype, self._matrices)),
         )
 

@@ -188,9 +188,11 @@ class _Sight:
             if names := tuple(filter(own.__contains__, place.blueprint.names)):
                 self._settings.setdefault(names, []).append(own)
         self._methods = []
-        for name in ("forward", "_forward", "_conv_forward", "_call_impl"):
+        for name in ("forward", "_forward", "_conv_forward"):
             having = {cls for cls in set(map(type, self._modules)) if hasattr(cls, name)}
             self._methods.append((name, [vars(m) for m in self._modules if type(m) in having]))
+        # elsewhere one more attribute is seen by their number
+        self._methods.append(("_call_impl", self._weighted))
 
     def take(self) -> tuple[Any, ...] | None:
         """Return the state of all modules now; None where an attribute has gone.
@@ -200,7 +202,7 @@ class _Sight:
         try:
             return (
                 list(map(len, self._own)),
-                list(map(operator.is_, map(_OWN, self._modules), self._inner)),
+                all(map(operator.is_, map(_OWN, self._modules), self._inner)),
                 list(map(type, self._modules)),
                 [type(network()) for network in self._networks],
                 [list(map(dict.get, own, itertools.repeat(name))) for name, own in self._methods],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import operator
 from typing import Any
 
@@ -179,7 +180,9 @@ class Loras:
         return ordinary and self._placement.place(base, weight.device) != "host"
 
     def _read_marks(self) -> list[object]:
-        return [vars(layer).get("network_current_names", ()) for layer in self._layers]
+        own = map(operator.attrgetter("__dict__"), self._layers)
+        names, default = itertools.repeat("network_current_names"), itertools.repeat(())
+        return list(map(dict.get, own, names, default))
 
 
 def _backup(layer: Any) -> Tensor | None:
