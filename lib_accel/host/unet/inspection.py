@@ -26,6 +26,7 @@ from .class_code import ClassCode
 from .functions import is_known
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_METHODS = ("forward", "_forward", "_conv_forward", "_call_impl")
 _TABLES = {dict, OrderedDict}  # torch 2.1 has ordered ones
 _TORCHS = vars(nn.modules.module)
 
@@ -187,12 +188,16 @@ class _Sight:
         for place, own in zip(places, self._own, strict=True):
             if names := tuple(filter(own.__contains__, place.blueprint.names)):
                 self._settings.setdefault(names, []).append(own)
-        self._methods = []
-        for name in ("forward", "_forward", "_conv_forward"):
-            having = {cls for cls in set(map(type, self._modules)) if hasattr(cls, name)}
-            self._methods.append((name, [vars(m) for m in self._modules if type(m) in having]))
-        # elsewhere one more attribute is seen by their number
-        self._methods.append(("_call_impl", self._weighted))
+        # One more attribute is seen by the number of them. But layers with weights have marks of
+        # the Lora extension, and a method may take the place of a mark.
+        replaceable = [
+            p.module
+            for p in places
+            if p.path and (p.blueprint.weights or not vars(p.module).keys().isdisjoint(_METHODS))
+        ]
+        self._methods = [
+            (name, [vars(m) for m in replaceable if hasattr(type(m), name)]) for name in _METHODS
+        ]
 
     def take(self) -> tuple[Any, ...] | None:
         """Return the state of all modules now; None where an attribute has gone.
