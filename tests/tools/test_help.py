@@ -15,6 +15,7 @@ from lib_accel.compile import session
 from lib_accel.config import AUTO
 from lib_accel.tools.bench import variants
 from lib_accel.tools.cli.arguments import common
+from lib_accel.tools.setup_environment import is_own_environment
 
 from .commands import Run
 
@@ -80,12 +81,13 @@ def test_usage_names_the_program_as_it_was_called(root: Path) -> None:
         )
         return done.stdout.splitlines()[0]
 
+    plain = sys.prefix == sys.base_prefix or is_own_environment(root)
     for program, folder in (
         (f"{sys.executable} -m lib_accel", root),
         (f"{sys.executable} {root / 'lib_accel'}", Path("/")),
         (f"{sys.executable} -W error lib_accel/__main__.py", root),
     ):
-        shown = program if sys.prefix != sys.base_prefix else f"python3 {program.partition(' ')[2]}"
+        shown = f"python3 {program.partition(' ')[2]}" if plain else program
         assert f"usage: {shown} doctor " in usage(program, folder) + " "
 
 
