@@ -18,15 +18,22 @@ _FLAGS = {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 """What each level of the x86-64 psABI means to g++ and clang++. GCC knows the names since 11."""
 
 _COMPILER = """#!/bin/sh
-# torch asks for code for this very processor. The store may be shared with another one.
+# torch asks for code for this very processor. The store may be shared with another one. torch also
+# tries which vector units the compiler knows, the newest first: it gets the answer at once.
+level='{flags}'
 for flag do
   shift
   case $flag in
-    -march=*|-mcpu=*|-mtune=*|-mavx*|-mamx*|-mfma) ;;
+    -march=*|-mcpu=*|-mtune=*) ;;
+    -mavx*|-mamx*|-mfma)
+      case " $level " in
+        *" $flag "*) ;;
+        *) echo "$flag is not for this level of processors" >&2; exit 1 ;;
+      esac ;;
     *) set -- "$@" "$flag" ;;
   esac
 done
-exec {compiler} {flags} -mtune=native "$@"
+exec {compiler} "$@" $level -mtune=native
 """
 
 
@@ -46,7 +53,8 @@ def worker_environment(folder: Path, machine: Machine, threads: int = 1) -> dict
         **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
     }
     if machine.cxx and sys.platform != "win32":
-        environment["CXX"] = _compiler(folder, machine.cxx, code_level(machine))
+        named = environment.get("CXX", machine.cxx)
+        environment["CXX"] = _compiler(folder, named, code_level(machine))
     if machine.device_type == "cuda":
         environment["ATEN_CPU_CAPABILITY"] = "default"  # torch then asks for no vector units
         environment |= _for_gpu(folder, machine)
