@@ -49,7 +49,8 @@ class Group:
             return self.problem or ""
         machine, dtype = artifact.recipe["machine"], artifact.recipe["dtype"]
         torch = machine.get("torch")
-        device = f"{machine.get('device_type')} {machine.get('capability')}"
+        kind, capability = machine.get("device_type"), machine.get("capability")
+        device = capability if kind == "cpu" else f"{kind} {capability}"
         count = f"{len(self.entries)} units" if len(self.entries) != 1 else "1 unit"
         return f"{count}, {dtype}, torch {torch}, {device}"
 

@@ -21,8 +21,8 @@ def test_artifacts_are_grouped_by_what_they_were_made_for(store, units):
     assert [len(group.entries) for group in found] == [1, 1, 2]
     damaged, single, pair = found[0], *found[1:]
     assert [group.made_for for group in (single, pair)] == [
-        "1 unit, float32, torch 2.13.0, cpu x86-64-v3",
-        "2 units, float16, torch 2.13.0, cpu x86-64-v3",
+        "1 unit, float32, torch 2.13.0, x86-64-v3",
+        "2 units, float16, torch 2.13.0, x86-64-v3",
     ]
     assert (damaged.key, damaged.made_for) == (key_of("d"), damaged.problem)
     assert "its own checksum does not match" in str(damaged.problem)
