@@ -5,6 +5,7 @@ nothing is made. Otherwise the command runs in `.venv` beside the project: the P
 that folder, and the one inside installs what it lacks.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -161,7 +162,8 @@ def _python(module: str, *arguments: str) -> None:
         if os.name == "nt":  # the console sends Ctrl-C to all of it, too
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
         else:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
     if status:
