@@ -112,14 +112,15 @@ def in_work(stage: str) -> set[str]:
 def kill(parent: subprocess.Popen[str], store: ArtifactStore, moments: random.Random) -> list[str]:
     """Kill the process at a random moment; return the stages of its job until then.
 
-    Every other time or so it is soon after a unit was stored, else within 40 s of the start.
+    Every other time or so it is soon after a unit was stored, else within 25 s of the start:
+    a whole job takes about as long.
     """
     if moments.random() < 0.5:
         count = len(stored(store))
         until("a unit", lambda: len(stored(store)) > count or parent.poll() is not None)
         time.sleep(moments.uniform(0, 5))
     else:
-        time.sleep(moments.uniform(0, 40))
+        time.sleep(moments.uniform(0, 25))
     parent.kill()
     return parent.communicate()[0].splitlines()
 
