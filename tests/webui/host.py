@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,7 @@ import psutil
 
 from lib_accel.store.signing import generate_key, write_key
 from lib_accel.tools.webui import process
-
-from .pictures import Pictures
+from lib_accel.tools.webui.pictures import Pictures, make
 
 DEFAULTS: dict[str, Any] = {
     "sd_vae": "Automatic",
@@ -110,12 +107,7 @@ class Server(process.WebUI):
 
     def wait_ready(self, seconds: float = 1200) -> dict[str, Any]:
         """Wait until compiled code serves. Returns the status."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            s = self.status()
-            if s["state"] != "compiling" and s["reason"] != "the model is being loaded":
-                break
-            time.sleep(1)
+        s = self.settled(timeout_s=seconds)
         assert s["state"] == "ready", s
         return s
 
@@ -126,10 +118,7 @@ class Server(process.WebUI):
 
     def make(self, route: str = "txt2img", **payload: Any) -> Pictures:
         """Make pictures. Raises Refused."""
-        began = time.perf_counter()
-        answer = self.post(f"/sdapi/v1/{route}", PAYLOAD | payload)
-        seconds = time.perf_counter() - began
-        return Pictures.decode(answer["images"], json.loads(answer["info"])["infotexts"], seconds)
+        return make(self, PAYLOAD | payload, route)
 
     def compare(self, route: str = "txt2img", **payload: Any) -> Comparison:
         """Make the same picture off and on. Leaves acceleration on."""

@@ -6,11 +6,12 @@ import base64
 import http.client
 import http.cookiejar
 import json
+import math
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import AccelError
@@ -108,6 +109,24 @@ class Client:
             self.request("POST", "/login", form, kind)
         except Refused:
             return  # --api-auth alone; a wrong pair shows in the next request
+
+    def settled(
+        self, waiting: Callable[[], object] = lambda: None, timeout_s: float = math.inf
+    ) -> dict[str, Any]:
+        """Return the extension's status once nothing is compiled or loaded, or after the timeout.
+
+        `waiting` is called once, where that takes a while.
+        """
+        end, told = time.monotonic() + timeout_s, False
+        while True:
+            status = self.get("/accel/v1/status")
+            loading = status["reason"] == "the model is being loaded"
+            if (status["state"] != "compiling" and not loading) or time.monotonic() > end:
+                return status
+            if not told:
+                waiting()
+            told = True
+            time.sleep(1)
 
     def picture(self, **payload: Any) -> float:
         """Make a picture with `/sdapi/v1/txt2img`; return the seconds until the answer."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +119,7 @@ def measure(plan: Plan, say: Callable[[str], object] = lambda text: None) -> dic
             "with", {"accel": plan.extension, "probe": probe}, "--accel-store", plan.store
         )
         startup = _startup(without, with_ours)
-        status = _wait_until_ready(with_ours, say)
+        status = with_ours.settled(lambda: say("waiting for the compiler ..."))
         say("making pictures with the extension switched off, and without it ...")
         off = _switched_off(without, with_ours, plan.pictures)
         say("making pictures with acceleration and LoRAs, and without it ...")
@@ -162,19 +161,6 @@ def _startup(without: WebUI, with_ours: WebUI) -> dict[str, float]:
         "with": ours["total"],
         "extension": max(scripts, default=0.0),
     }
-
-
-def _wait_until_ready(webui: WebUI, say: Callable[[str], object]) -> dict[str, Any]:
-    told = False
-    while True:
-        status = webui.get("/accel/v1/status")
-        loading = status["reason"] == "the model is being loaded"
-        if status["state"] != "compiling" and not loading:
-            return status
-        if not told:
-            say("waiting for the compiler ...")
-        told = True
-        time.sleep(1)
 
 
 def _switched_off(without: WebUI, with_ours: WebUI, pictures: int) -> dict[str, float]:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import AccelError
 from .client import Client, WebUIFailed
-from .pictures import Pictures
+from .pictures import Pictures, make
 
 OPTION = "accel_enable"
 MANY_LORAS = 10
@@ -147,12 +145,10 @@ def _make(client: Client, plan: Plan, steps: int, tags: str = "") -> Pictures:
         "sampler_name": plan.sampler,
         "cfg_scale": 7,
     }
-    began = time.perf_counter()
-    answer = client.post("/sdapi/v1/txt2img", payload)
-    seconds = time.perf_counter() - began
-    if not answer["images"]:
+    made = make(client, payload)
+    if not made.pixels:
         raise WebUIFailed("the WebUI made no image; its console says why")
-    return Pictures.decode(answer["images"], json.loads(answer["info"])["infotexts"], seconds)
+    return made
 
 
 def _switch(client: Client, enabled: bool) -> None:
@@ -188,16 +184,8 @@ def _uninterrupted() -> Iterator[None]:
 
 def _wait_until_ready(client: Client, say: Callable[[str], object]) -> dict[str, Any]:
     """Return the status once nothing is compiled or loaded. Raises AccelError for a fallback."""
-    told = False
-    while True:
-        status = client.get("/accel/v1/status")
-        loading = status["reason"] == "the model is being loaded"
-        if status["state"] != "compiling" and not loading:
-            break
-        if not told:
-            say("the WebUI is compiling for this model; waiting until it has finished ...")
-        told = True
-        time.sleep(1)
+    words = "the WebUI is compiling for this model; waiting until it has finished ..."
+    status = client.settled(lambda: say(words))
     if status["state"] in ("off", "fallback"):
         reason = status["reason"] or "the WebUI was started with --accel-disable"
         raise AccelError(f"acceleration does not serve in this WebUI: {reason}")
