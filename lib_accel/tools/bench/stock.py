@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...compile.machine import free_memory
 from ...model.architecture import Architecture
 from ...model.layers import Attention, Conv2d, FeedForward
 from ...model.unet import Parameters, UNet
@@ -64,7 +65,4 @@ def _attention(layer: Attention, x: Tensor, context: Tensor) -> Tensor:
 
 
 def _most_bytes(device: torch.device) -> float:
-    if device.type != "cuda":
-        return CPU_SLICE_BYTES
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + idle) * GPU_SHARE
+    return GPU_SHARE * free_memory(device) if device.type == "cuda" else CPU_SLICE_BYTES
