@@ -31,10 +31,14 @@ def _pace(r: dict[str, Any], values: tuple[float, ...]) -> str:
     return f"{1 / middle:.1f} it/s" if r["gpu"] else f"{short_seconds(middle)} a step"
 
 
+def without_marks(device: str) -> str:
+    """Return the name of a card or processor without trade marks."""
+    return re.sub(r"\((?:R|TM)\)", "", device)
+
+
 def machine(r: dict[str, Any]) -> str:
     """Return what was measured, and where."""
-    # without trade marks, and without the digest of a CPU's features
-    device = re.sub(r"\((?:R|TM)\)| [0-9a-f]{8}$", "", r["device"])
+    device = without_marks(r["device"])
     width = {320: " at its real size", 160: " at half its width"}.get(r["channels"], "")
     weights = f"{r['architecture']}{width}, random weights"
     parts = (

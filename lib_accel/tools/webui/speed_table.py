@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from typing import Any
 
 from ..report.bars import Bar, bars
 from ..report.verdict import SAME, UNKNOWN, Verdict, seconds, short_seconds
+from ..report.words import without_marks
 from .speed import PARTS
 
 _NAMES = {
@@ -94,8 +94,7 @@ def _verdict(values: dict[str, list[float]]) -> Verdict:
 
 
 def _conditions(r: dict[str, Any]) -> list[str]:
-    # without trade marks, and without the digest of a CPU's features
-    device = re.sub(r"\((?:R|TM)\)| [0-9a-f]{8}$", "", r["device"] or "")
+    device = without_marks(r["device"] or "")
     cores = f"{r['cores']} cores" if r["cores"] else ""
     where = (device, cores, r["memory"], f"torch {r['torch']}" if r["torch"] else "", r["date"])
     webui = f"WebUI {r['webui']}" if r["webui"] else "WebUI"
