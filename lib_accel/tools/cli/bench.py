@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ..bench.table import table
 from ..bench.variants import DEFAULT, VARIANTS
 from ..terminal import say, show
 from . import bench_webui
-from .common import device_and_dtype, family, follow, make_config
+from .common import device_and_dtype, family, follow, make_config, write_files
 
 
 def variants(text: str) -> list[str]:
@@ -67,11 +66,9 @@ def ladder(plan: Plan) -> Ladder:
 def write(result: dict[str, Any], folder: Path, *more: str) -> None:
     """Write the JSON and the table, named after the date, what was measured, where, and `more`."""
     keys = ("date", "architecture", "size", "batch", "dtype", "device")
-    parts = [f"b{result[key]}" if key == "batch" else str(result[key]) for key in keys]
-    stem = re.sub(r"[^a-z0-9.]+", "-", "-".join([*parts, *more]).lower())
-    (folder / f"{stem}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    (folder / f"{stem}.md").write_text(table(result) + "\n", encoding="utf-8")
-    say(f"written to {folder / stem}.json and .md")
+    parts = [f"b{result[key]}" if key == "batch" else result[key] for key in keys]
+    texts = {"json": json.dumps(result, indent=1), "md": table(result)}
+    write_files(folder, [*parts, *more], texts)
 
 
 @contextlib.contextmanager

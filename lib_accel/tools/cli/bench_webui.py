@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ..terminal import say, show
 from ..webui import speed
 from ..webui.client import Client
 from ..webui.speed_table import passed, picture, table
+from .common import write_files
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,9 +33,5 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(result: dict[str, Any], folder: Path) -> None:
     keys = ("date", "architecture", "size", "steps", "dtype")
-    words = "-".join(["webui", *(str(result[key]) for key in keys)])
-    stem = re.sub(r"[^a-z0-9.]+", "-", words.lower())
     texts = {"json": json.dumps(result, indent=1), "md": table(result), "svg": picture(result)}
-    for suffix, text in texts.items():
-        (folder / f"{stem}.{suffix}").write_text(text + "\n", encoding="utf-8")
-    say(f"written to {folder / stem}.json, .md and .svg")
+    write_files(folder, ["webui", *(result[key] for key in keys)], texts)

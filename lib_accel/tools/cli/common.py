@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -107,6 +109,15 @@ def located(path: Path, follow: bool = True) -> Path:
         return path.resolve() if follow else path.absolute()
     except RuntimeError as e:
         raise AccelError(f"{path}: {e}; expected a path that leads somewhere") from e
+
+
+def write_files(folder: Path, words: Sequence[object], texts: Mapping[str, str]) -> None:
+    """Write `texts`, by the suffixes of their files, under one name made of `words`."""
+    stem = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, words)).lower())
+    for suffix, text in texts.items():
+        (folder / f"{stem}.{suffix}").write_text(text + "\n", encoding="utf-8")
+    first, *others = texts
+    say(f"written to {folder / stem}.{first} and {', '.join(f'.{each}' for each in others)}")
 
 
 def follow(job: Job, label: str) -> None:
