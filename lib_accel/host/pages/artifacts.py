@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Collection, Mapping
-from typing import Any
 
 from ...store import Group
 from ...store.summary import IN_USE, UNNAMED
@@ -26,25 +24,18 @@ def artifacts() -> str:
         none = fixed("None yet. It is made when a model is loaded, or with the button above.")
         return f"{title}<p>{none}</p>"
     head = "".join(f"<th scope='col'>{fixed(name)}</th>" for name in _COLUMNS) + "<td></td>"
-    here, used = stored_code.here(), _used()
-    rows = "".join(_row(group, here, used) for group in groups)
+    here, current = stored_code.here(), service.current()
+    loaded, used = "", ()  # of the code that serves
+    if current is not None and current.engine.status.artifact is not None:
+        loaded, used = current.engine.architecture.name, current.engine.target.keys.values()
+    rows = "".join(_row(group, group.state(here, used), loaded) for group in groups)
     return f"{title}<table class='accel-table accel-wide'><tr>{head}</tr>{rows}</table>"
 
 
-def _used() -> Collection[str]:
-    """Return the keys of the code that serves the loaded model."""
-    current = service.current()
-    if current is None or current.engine.status.artifact is None:
-        return ()
-    return current.engine.target.keys.values()
-
-
-def _row(group: Group, here: Mapping[str, Any], used: Collection[str]) -> str:
-    key, size = html.escape(group.key), f"{group.bytes / 1e6:.1f}"
-    state, name = group.state(here, used), group.name
-    current = service.current()
-    if state == IN_USE and name == UNNAMED and current is not None:
-        name = current.engine.architecture.name  # code of an earlier version names no model
+def _row(group: Group, state: str, loaded: str) -> str:
+    key, size, name = html.escape(group.key), f"{group.bytes / 1e6:.1f}", group.name
+    if state == IN_USE and name == UNNAMED:
+        name = loaded  # the manifest may lack it
     named = fixed(name) if name == UNNAMED else f"<b class='accel-plain'>{html.escape(name)}</b>"
     mark = fixed(state, "small") if state else ""
     button = (

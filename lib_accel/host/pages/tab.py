@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import html
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
+from ...compile.doctor import Finding
 from ...errors import AccelError
 from .. import stored_code, webui
 from ..api import refusal
@@ -18,6 +20,8 @@ from .plot import plot
 from .speed import why_off
 from .status_line import announced_line, status_line
 
+Findings = Callable[[], list[Finding]]
+
 _MARKS = {"ok": "&#10003;", "note": "&#8226;", "problem": "&#10007;"}
 _AFTER_BUILD = {
     "compiling": "The compiler is running; the status line shows its progress.",
@@ -25,7 +29,7 @@ _AFTER_BUILD = {
 }
 
 
-def _details() -> str:
+def _details(found: Findings) -> str:
     """Return what a bug report needs, folded away. Its text is in English, to be copied."""
     s = service.status()
     counters, compared = s["counters"], s["witnessed"]
@@ -54,8 +58,8 @@ def _details() -> str:
         f"<td>{(varying if name in sentences else plain)(value)}</td></tr>"
         for name, value in rows.items()
     )
-    found = [f"{f.level}: {f.what} {f.advice}".strip() for f in stored_code.findings()]
-    report = "\n".join([*(f"{name}: {value}" for name, value in rows.items()), *found])
+    checks = [f"{f.level}: {f.what} {f.advice}".strip() for f in found()]
+    report = "\n".join([*(f"{name}: {value}" for name, value in rows.items()), *checks])
     copy = (
         f"<button type='button' class='accel-button' data-report='{html.escape(report)}' "
         f"onclick='accelCopy(this)'>{fixed('Copy')}</button>"
@@ -70,11 +74,11 @@ def _plot() -> str:
     return plot(service.clock.timings)
 
 
-def _findings() -> str:
+def _findings(found: Findings) -> str:
     items = "".join(
         f"<li data-level='{f.level}'><b>{_MARKS[f.level]}</b>"
         f"<div>{varying(f.what)}{varying(f.advice, 'small') if f.advice else ''}</div></li>"
-        for f in stored_code.findings()
+        for f in found()
     )
     return f"{heading('This machine')}<ul class='accel-findings'>{items}</ul>"
 
@@ -89,7 +93,9 @@ def _or_problem(part: Callable[[], str]) -> str:
 
 def _everything(answer: str = "") -> tuple[Any, ...]:
     """Return the value of each component that `tab` lists as outputs. `answer` is HTML."""
-    parts = map(_or_problem, (_plot, artifacts, _findings, _details))
+    found = functools.cache(stored_code.findings)  # shown twice
+    of_machine = (functools.partial(part, found) for part in (_findings, _details))
+    parts = map(_or_problem, (_plot, artifacts, *of_machine))
     return (answer, *parts, *_buttons())
 
 
