@@ -70,7 +70,7 @@ def _require_closed(path: Path, info: os.stat_result) -> None:
     if info.st_uid not in (0, os.geteuid()):
         raise StoreError(
             f"The key file {path} belongs to another user (id {info.st_uid}). Expected a file that "
-            "is yours or root's. Make a key of your own: python -m lib_accel store key FILE"
+            "is yours or root's. Make a key of your own: python3 -m lib_accel store key FILE"
         )
     if info.st_mode & 0o077:
         cure = f"Run: chmod 600 '{path}'; if" if info.st_uid == os.geteuid() else "If"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from .common import Commands, add_device_arguments, add_store_arguments, command, positive
 
-_MORE = """Compiled code depends on the architecture, the dtype, the GPU (or CPU) model and the
-torch version; never on the checkpoint, the size, the batch, the prompt's length or a LoRA. So one
-run per architecture is all that is needed. Units that are in the store already, also from another
-architecture or an interrupted run, are not compiled again. Inpainting and edit models need no units
-of their own.
+_MORE = """Compiled code depends on the architecture, the dtype, the compute capability of the GPU
+(or the instruction set of the CPU) and the torch version; never on the checkpoint, the size, the
+batch, the prompt's length or a LoRA. So one run per architecture is all that is needed. Units that
+are in the store already, also from another architecture or an interrupted run, are not compiled
+again. Inpainting and edit models need no units of their own.
 
 To seed a fleet: prebuild on one machine, `store export all --to fleet.zip --key fleet.key`, and on
 every machine of the same kind `store import fleet.zip --key fleet.key`.
