@@ -20,6 +20,7 @@ from .host import KINDS_OF_MODEL, Comparison, Server
 from .pictures import MIN_DB
 
 HERE = Path(__file__).parent
+NO_WEBUI = "NOT RUN, no real WebUI: set ACCEL_WEBUI to a stable-diffusion-webui 1.10.1"
 Launch = Callable[..., Server]
 rows: list[str] = []
 
@@ -37,9 +38,7 @@ def store_of(folder: Path) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not os.environ.get("ACCEL_WEBUI"):
-        skip = pytest.mark.skip(
-            reason="NOT RUN, no real WebUI: set ACCEL_WEBUI to a stable-diffusion-webui 1.10.1"
-        )
+        skip = pytest.mark.skip(reason=NO_WEBUI)
         for item in items:
             if HERE in item.path.parents:
                 item.add_marker(skip)
