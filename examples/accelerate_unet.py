@@ -16,8 +16,8 @@ import torch
 import lib_accel
 from lib_accel.model import presets
 from lib_accel.model.unet import UNet
-from lib_accel.runtime.lora_files import random_deltas, save_lora
-from lib_accel.tools.checkpoint import random_weights
+from lib_accel.runtime.lora.files import random_deltas, save_lora
+from lib_accel.tools.checkpoints.reading import random_weights
 
 architecture = presets.Structure(64, (1, 1), (1, 0), 1, 16, linear=False, res_blocks=1).build()
 unet = UNet(architecture).adopt(random_weights(architecture, torch.float32, seed=0))

@@ -17,9 +17,9 @@ from lib_accel.tools import setup_environment
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["gpu"]:
-        from tests.gpu import laboratory
+        from tests.gpu import runner
 
-        sys.exit(laboratory.main(sys.argv[2:]))
+        sys.exit(runner.main(sys.argv[2:]))
     setup_environment.ensure(setup_environment.TEST)
     from tests import checks
 

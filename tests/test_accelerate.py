@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lib_accel
 from lib_accel.errors import BadCheckpoint, UnsupportedArchitecture
-from lib_accel.runtime.lora_files import random_deltas, save_lora
+from lib_accel.runtime.lora.files import random_deltas, save_lora
 
 from . import tiny
 from .standin.host import left_behind, own_attributes

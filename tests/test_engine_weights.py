@@ -12,7 +12,7 @@ from torch import nn
 
 from lib_accel.errors import BadWeights
 from lib_accel.model import precision
-from lib_accel.runtime.lora_files import Merger, random_deltas
+from lib_accel.runtime.lora.files import Merger, random_deltas
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)

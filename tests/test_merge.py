@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib_accel.errors import BadCheckpoint
-from lib_accel.runtime.lora_files import Merger, random_deltas, read_lora, save_lora
-from lib_accel.runtime.lora_merge import LowRank, merge
+from lib_accel.runtime.lora.files import Merger, random_deltas, read_lora, save_lora
+from lib_accel.runtime.lora.merging import LowRank, merge
 
 from . import tiny
 

@@ -102,7 +102,7 @@ def find_gpu_headers() -> str | None:
     """Return `Machine.gpu_headers`: what the C++ part of AOTInductor's GPU code includes.
 
     torch looks for a CUDA toolkit only, and raises where there is none. Triton brings the same
-    headers except one, which lies in `aoti/include`.
+    headers except one, which lies in `backends/aoti/include`.
     """
     if torch.version.hip or (_toolkit() / "include" / "cuda.h").is_file():
         return ""

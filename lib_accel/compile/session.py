@@ -8,8 +8,9 @@ from typing import Protocol
 
 from ..config import AUTO, Config
 from ..store.store import ArtifactStore
-from .aoti.backend import Aoti
-from .jit import Jit
+from .backends.aoti.backend import Aoti
+from .backends.eager import Eager
+from .backends.jit import Jit
 from .jobs import CompiledUnits, Job
 from .target import Target
 
@@ -41,33 +42,6 @@ class Backend(Protocol):
     def cancel(self) -> list[Target]:
         """Stop every job of this backend. Return what they were for."""
         ...
-
-
-class Eager:
-    """The backend without a compiler: the clean UNet computes every layer."""
-
-    name = "eager"
-    devices = ("cpu", "cuda")
-
-    def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
-        """Refuse devices on which the clean UNet was never run."""
-        device = target.machine.device_type
-        if device in self.devices:
-            return None
-        tried = " and ".join(self.devices)
-        return f"the clean UNet is not tried on {device}; it is known to work on {tried}"
-
-    def make(self, target: Target, store: ArtifactStore) -> CompiledUnits:
-        """Return no units."""
-        return {}
-
-    def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
-        """Return None: nothing is stored."""
-        return None
-
-    def cancel(self) -> list[Target]:
-        """Do nothing: there are no jobs."""
-        return []
 
 
 BACKENDS: tuple[type[Backend], ...] = (Aoti, Jit, Eager)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
-ROOTS = ("compile/units.py", "compile/aoti/compiler.py")
+ROOTS = ("compile/units.py", "compile/backends/aoti/compiler.py")
 """The files that define a unit and export it. What they import shapes compiled code as well."""
 
 FOLDERS = ("compile", "model")

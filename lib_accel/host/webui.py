@@ -19,7 +19,7 @@ import torch
 from modules import devices, sd_unet, shared
 from torch import nn
 
-from ..compile.jit import TRACING
+from ..compile.backends.jit import TRACING
 from ..config import MIB, Config, default_store, default_store_key
 from ..errors import printable_lines
 from .options import OPTIONS, Number

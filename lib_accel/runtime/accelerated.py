@@ -24,7 +24,7 @@ from ..config import Config
 from ..errors import AccelError
 from .attributes import Forward, put, take_away
 from .engine import Engine
-from .lora_files import Merger, read_lora
+from .lora.files import Merger, read_lora
 from .status import Status
 
 _log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.compile.aoti.backend import Aoti
-from lib_accel.compile.aoti.job import CompileJob
+from lib_accel.compile.backends.aoti.backend import Aoti
+from lib_accel.compile.backends.aoti.job import CompileJob
 from lib_accel.compile.units import units_of
 from lib_accel.model.specs import Spec
 from lib_accel.store import ArtifactStore
@@ -72,7 +72,7 @@ def plant(shared: Path) -> Path:
 JOB = """
 import json, sys
 from pathlib import Path
-from lib_accel.compile.aoti.backend import Aoti
+from lib_accel.compile.backends.aoti.backend import Aoti
 from lib_accel.compile.jobs import Job
 from lib_accel.compile.units import units_of
 from lib_accel.model.specs import Spec

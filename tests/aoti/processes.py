@@ -41,12 +41,12 @@ def using(folder: Path) -> list[psutil.Process]:
 
 def workers(folder: Path) -> list[psutil.Process]:
     """Return the worker processes with files in or below `folder`."""
-    return [p for p in using(folder) if "lib_accel.compile.aoti.worker" in _words(p)]
+    return [p for p in using(folder) if "lib_accel.compile.backends.aoti.worker" in _words(p)]
 
 
 def compilers(folder: Path) -> list[psutil.Process]:
     """Return the processes that the workers started."""
-    return [p for p in using(folder) if "lib_accel.compile.aoti.worker" not in _words(p)]
+    return [p for p in using(folder) if "lib_accel.compile.backends.aoti.worker" not in _words(p)]
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.compile.aoti import worker_environment as module
-from lib_accel.compile.aoti.worker_environment import worker_environment
+from lib_accel.compile.backends.aoti import worker_environment as module
+from lib_accel.compile.backends.aoti.worker_environment import worker_environment
 from lib_accel.compile.machine import is_x86_64
 
 from .. import tiny

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.compile.aoti import isolated_python
-from lib_accel.compile.aoti.isolated_python import (
+from lib_accel.compile.backends.aoti import isolated_python
+from lib_accel.compile.backends.aoti.isolated_python import (
     PACKAGE_ROOT,
     python_command,
     python_environment,
@@ -54,7 +54,7 @@ def test_an_orphaned_worker_runs_no_planted_module(
     marker, folder = plant(shared), tmp_path / "job"
     folder.mkdir()
     lead_to(shared, way, monkeypatch)
-    command = python_command("lib_accel.compile.aoti.worker", folder)
+    command = python_command("lib_accel.compile.backends.aoti.worker", folder)
     done = subprocess.run(
         command,
         env=python_environment(),
@@ -166,7 +166,7 @@ def test_nothing_is_compiled_where_others_can_replace_the_folder(
 
 _WHO = """
 import getpass, os, pwd, sys
-from lib_accel.compile.aoti import isolated_python
+from lib_accel.compile.backends.aoti import isolated_python
 os.setuid(54321)
 os.environ.update(isolated_python.naming_variables())
 print(getpass.getuser())

@@ -40,7 +40,7 @@ PLANT = """
 import json, os, runpy, sys, tempfile
 from pathlib import Path
 import filelock, numpy, psutil, torch
-from lib_accel.compile.aoti import backend
+from lib_accel.compile.backends.aoti import backend
 from tests.aoti.kit import plant
 from tests import tiny
 
@@ -71,7 +71,7 @@ def test_a_killed_parent_leaves_nothing(
 
 SLOW_CLEANUP = """
 import time
-from lib_accel.compile.aoti import job as module
+from lib_accel.compile.backends.aoti import job as module
 
 def remove(folder, patience_s=0):
     print("cleaning up", flush=True)

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from lib_accel.compile.accuracy import example_inputs
-from lib_accel.compile.aoti import compiler
-from lib_accel.compile.aoti.backend import Aoti
-from lib_accel.compile.aoti.load import ARCHIVE, load_unit, misfit
+from lib_accel.compile.backends.aoti import compiler
+from lib_accel.compile.backends.aoti.backend import Aoti
+from lib_accel.compile.backends.aoti.load import ARCHIVE, load_unit, misfit
 from lib_accel.compile.machine import is_x86_64
 from lib_accel.compile.units import UnitModule
 from lib_accel.errors import ArtifactRejected

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib_accel.compile.aoti.backend import Aoti
+from lib_accel.compile.backends.aoti.backend import Aoti
 from lib_accel.compile.jobs import Job
 from lib_accel.compile.session import Session
 from lib_accel.compile.units import units_of

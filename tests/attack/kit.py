@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib_accel.errors import AccelError, printable
 from lib_accel.model.random_weights import random_weights
-from lib_accel.tools.checkpoint import LDM_PREFIX, open_checkpoint
+from lib_accel.tools.checkpoints.reading import LDM_PREFIX, open_checkpoint
 
 from ..tools.checkpoint_files import TINY
 

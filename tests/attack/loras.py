@@ -15,7 +15,7 @@ from torch import Tensor
 from lib_accel.errors import AccelError, printable
 from lib_accel.model.random_weights import random_weights
 from lib_accel.model.weight_files import finite
-from lib_accel.runtime.lora_files import Merger, random_deltas, read_lora, save_lora
+from lib_accel.runtime.lora.files import Merger, random_deltas, read_lora, save_lora
 
 from ..tools.checkpoint_files import TINY
 from .checkpoints import changed

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lib_accel.tools.checkpoint import LDM_PREFIX
+from lib_accel.tools.checkpoints.reading import LDM_PREFIX
 
 from .kit import weights
 

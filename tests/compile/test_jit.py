@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from lib_accel.compile import jit
 from lib_accel.compile.accuracy import example_inputs
-from lib_accel.compile.jit import Jit, JitUnit
+from lib_accel.compile.backends import jit
+from lib_accel.compile.backends.jit import Jit, JitUnit
 from lib_accel.compile.jobs import CompiledUnits, Job
 from lib_accel.compile.session import Session
 from lib_accel.compile.units import UnitModule, units_of

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.compile import jit
+from lib_accel.compile.backends import jit
 from lib_accel.store.private_folder import private_folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="users and modes")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="users and modes")
 COMPILE = """
 import json, os, sys
 import torch
-from lib_accel.compile.jit import JitUnit
+from lib_accel.compile.backends.jit import JitUnit
 from lib_accel.compile.units import units_of
 from tests import tiny
 before = dict(os.environ)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.compile.aoti.times import START_S, Times
+from lib_accel.compile.backends.aoti.times import START_S, Times
 from lib_accel.compile.units import units_of
 from lib_accel.config import own_times_file
 from lib_accel.model.specs import SpatialTransformer
@@ -22,7 +22,9 @@ TRANSFORMER = next(u for u in UNITS if isinstance(u, SpatialTransformer))
 
 @pytest.fixture(autouse=True)
 def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib_accel.compile.aoti.times.own_times_file", lambda: tmp_path / "times")
+    monkeypatch.setattr(
+        "lib_accel.compile.backends.aoti.times.own_times_file", lambda: tmp_path / "times"
+    )
 
 
 def _file(tmp_path: Path) -> Path:
@@ -80,14 +82,14 @@ def test_a_profile_that_cannot_be_written_costs_only_the_estimate(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setattr(
-        "lib_accel.compile.aoti.times.own_times_file", lambda: tmp_path / "file" / "times"
+        "lib_accel.compile.backends.aoti.times.own_times_file", lambda: tmp_path / "file" / "times"
     )
     Times("aoti", "cpu").add(RES, 30.0, first=False)
     assert Times("aoti", "cpu").expected(RES) == 15.0
 
 
 def _keep(file: Path) -> None:
-    from lib_accel.compile.aoti import times
+    from lib_accel.compile.backends.aoti import times
 
     times.own_times_file = lambda: file
     for _ in range(100):

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from lib_accel.compile.aoti.backend import Aoti
-from lib_accel.compile.aoti.load import ARCHIVE, misfit
-from lib_accel.compile.aoti.worker_environment import made_with
-from lib_accel.compile.aoti.worker_process import Results, Worker
+from lib_accel.compile.backends.aoti.backend import Aoti
+from lib_accel.compile.backends.aoti.load import ARCHIVE, misfit
+from lib_accel.compile.backends.aoti.worker_environment import made_with
+from lib_accel.compile.backends.aoti.worker_process import Results, Worker
 from lib_accel.compile.machine import probe
 from lib_accel.compile.target import Target
 from lib_accel.compile.units import units_of

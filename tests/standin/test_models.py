@@ -24,7 +24,7 @@ def _compilers() -> set[int]:
     found = set()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "lib_accel.compile.aoti.worker" in process.cmdline():
+            if "lib_accel.compile.backends.aoti.worker" in process.cmdline():
                 found.add(process.pid)
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib_accel.compile import jit
+from lib_accel.compile.backends import jit
 
 from ..tiny import inputs
 from .host import MIDDLE_QUERY, Host, counted, factors

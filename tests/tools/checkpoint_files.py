@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib_accel.errors import AccelError, BadCheckpoint
 from lib_accel.model.presets import Structure
-from lib_accel.tools.checkpoint import LDM_PREFIX, Checkpoint, open_checkpoint
+from lib_accel.tools.checkpoints.reading import LDM_PREFIX, Checkpoint, open_checkpoint
 
 TINY = Structure(32, (1, 2), (1, 0), 1, 16, linear=False, res_blocks=1).build()
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lib_accel.errors import BadCheckpoint, UnsupportedArchitecture
-from lib_accel.tools.checkpoint import LDM_PREFIX, open_checkpoint
+from lib_accel.tools.checkpoints.reading import LDM_PREFIX, open_checkpoint
 
 from .checkpoint_files import refused, write
 

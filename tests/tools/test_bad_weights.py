@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib_accel.errors import BadWeights
 from lib_accel.model.architecture import Architecture
-from lib_accel.tools.checkpoint import LDM_PREFIX, open_checkpoint
+from lib_accel.tools.checkpoints.reading import LDM_PREFIX, open_checkpoint
 
 from .checkpoint_files import refused, write
 

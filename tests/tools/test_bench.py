@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from lib_accel.compile import jit
+from lib_accel.compile.backends import jit
 from lib_accel.model import presets
 from lib_accel.tools.bench import ladder, variants
 from lib_accel.tools.bench.ladder import make_inputs

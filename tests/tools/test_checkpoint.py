@@ -13,7 +13,7 @@ from lib_accel.errors import BadCheckpoint
 from lib_accel.model.presets import sdxl
 from lib_accel.model.random_weights import random_weights
 from lib_accel.model.unet import UNet
-from lib_accel.tools.checkpoint import (
+from lib_accel.tools.checkpoints.reading import (
     LDM_PREFIX,
     open_checkpoint,
     save_random_checkpoint,
@@ -170,7 +170,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lib_accel.tools.checkpoint.save_file", full)
+    monkeypatch.setattr("lib_accel.tools.checkpoints.reading.save_file", full)
     (tmp_path / "r.safetensors").write_bytes(b"older")
     with pytest.raises(BadCheckpoint, match="No space left"):
         save_random_checkpoint(tmp_path / "r.safetensors", TINY, torch.float32, 0)

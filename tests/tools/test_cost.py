@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lib_accel.runtime.accelerated import accelerated
-from lib_accel.tools.checkpoint import save_random_checkpoint
+from lib_accel.tools.checkpoints.reading import save_random_checkpoint
 from lib_accel.tools.webui.cost import CHANGES, PROBE
 
 from ..standin.host import Host, in_place

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lib_accel.model import presets
-from lib_accel.runtime.lora_files import random_deltas, save_lora
+from lib_accel.runtime.lora.files import random_deltas, save_lora
 from lib_accel.tools import setup_environment
-from lib_accel.tools.checkpoint import save_random_checkpoint
+from lib_accel.tools.checkpoints.reading import save_random_checkpoint
 from lib_accel.tools.demo import clock
 
 from .commands import TINY, Run, failure

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lib_accel.errors import BadCheckpoint
-from lib_accel.runtime.lora_files import parse_tag, random_deltas, read_lora, save_lora
+from lib_accel.runtime.lora.files import parse_tag, random_deltas, read_lora, save_lora
 
 from ..attack.loras import FILES, good
 from .checkpoint_files import TINY

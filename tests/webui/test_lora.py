@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from lib_accel.runtime.lora_files import random_deltas, save_lora
-from lib_accel.tools.checkpoint import open_checkpoint
+from lib_accel.runtime.lora.files import random_deltas, save_lora
+from lib_accel.tools.checkpoints.reading import open_checkpoint
 from lib_accel.tools.webui.client import Refused
 
 from ..network_files import KINDS, network, shapes_of

@@ -20,7 +20,7 @@ from ...model.precision import without_autocast
 from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner, why_failed
 from ...runtime.attributes import Weakly, put, take_away
 from ...runtime.binding import CompiledLayer
-from ...runtime.lora_merge import BasePlacement
+from ...runtime.lora.merging import BasePlacement
 from ...runtime.status import Counters
 from .. import webui
 from .accelerated_control import AcceleratedControl

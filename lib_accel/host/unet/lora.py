@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...runtime.lora_merge import BasePlacement, LowRank, Term, merge
+from ...runtime.lora.merging import BasePlacement, LowRank, Term, merge
 from .. import webui
 from .comparison import held_by, merged_otherwise
 from .functions import at_home, runs_original

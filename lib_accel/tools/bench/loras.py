@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...model.architecture import Architecture
-from ...runtime.lora_files import Merger, random_deltas
-from ...runtime.lora_merge import LowRank, merge
+from ...runtime.lora.files import Merger, random_deltas
+from ...runtime.lora.merging import LowRank, merge
 from .measure import Call, timed
 
 RANK = 32

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import BackendUnavailable
 from ...model.architecture import Architecture
 from ...model.specs import Block, Downsample, SpatialTransformer, Spec
-from ..checkpoint_formats import LDM_PREFIX
+from ..checkpoints.formats import LDM_PREFIX
 from .measure import Call, Inputs
 
 

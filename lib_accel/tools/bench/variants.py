@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...compile.jit import PRIVATE_FILES, private_options
+from ...compile.backends.jit import PRIVATE_FILES, private_options
 from ...compile.jobs import Job
 from ...compile.session import Session
 from ...config import Config

@@ -16,8 +16,8 @@ from ...errors import AccelError
 from ...model import presets
 from ...model.architecture import Architecture
 from ...store.store import ArtifactStore
-from ..checkpoint import open_checkpoint
-from ..checkpoint_formats import FORMATS
+from ..checkpoints.formats import FORMATS
+from ..checkpoints.reading import open_checkpoint
 from ..terminal import say
 from .arguments.common import positive
 

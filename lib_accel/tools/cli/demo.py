@@ -14,8 +14,8 @@ from ...config import MIB
 from ...model import presets
 from ...model.architecture import Architecture
 from ...model.random_weights import random_weights
-from ...runtime.lora_files import Deltas, parse_tag, random_deltas, read_lora
-from ..checkpoint import open_checkpoint
+from ...runtime.lora.files import Deltas, parse_tag, random_deltas, read_lora
+from ..checkpoints.reading import open_checkpoint
 from ..demo.clock import ON_A_GPU, Clock, Images
 from ..demo.measure import Demo, Plan
 from ..report.page import write_report

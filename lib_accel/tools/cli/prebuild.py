@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ...compile.aoti.backend import Aoti
+from ...compile.backends.aoti.backend import Aoti
 from ...compile.jobs import Job
 from ...compile.machine import probe
 from ...compile.target import Target

@@ -20,7 +20,7 @@ from ...model.precision import relative_error
 from ...model.unet import Parameters, UNet
 from ...model.weight_files import finite
 from ...runtime.engine import Engine
-from ...runtime.lora_files import Deltas, Merger
+from ...runtime.lora.files import Deltas, Merger
 from ..bench.measure import Inputs, flops, matmul_rate, precise_call, timed
 from ..bench.stock import attention_name, stock_unet
 from ..report.verdict import Verdict

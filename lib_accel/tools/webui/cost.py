@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...runtime.lora_files import random_deltas, save_lora
+from ...runtime.lora.files import random_deltas, save_lora
 from ...store.private_folder import temporary_folder
-from ..checkpoint import open_checkpoint
+from ..checkpoints.reading import open_checkpoint
 from .process import WebUI, running
 
 PICTURE = {

@@ -15,7 +15,7 @@ from torch import nn
 from lib_accel.host import webui
 from lib_accel.host.unet.lora import Loras
 from lib_accel.runtime.accelerated import accelerated
-from lib_accel.runtime.lora_merge import BasePlacement
+from lib_accel.runtime.lora.merging import BasePlacement
 
 
 def _load(names, strengths):

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import torch
 
-from ...model import specs
-from ..machine import Machine
-from ..target import Target
-from ..units import unit_key
+from ....model import specs
+from ...machine import Machine
+from ...target import Target
+from ...units import unit_key
 from .isolated_python import python_command
 from .process_tree import end, remove
 from .worker_environment import worker_environment
@@ -63,7 +63,7 @@ class Worker:
         self._log = folder / f"worker-{id(self)}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                python_command("lib_accel.compile.aoti.worker", folder),
+                python_command("lib_accel.compile.backends.aoti.worker", folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

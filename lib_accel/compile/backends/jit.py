@@ -22,20 +22,20 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..config import Config, own_jit_folder
-from ..errors import AccelError, ArtifactRejected, CompileFailed
-from ..model import specs
-from ..store.files import expanded, make_folder
-from ..store.privacy import closed_to_others, require_private_root
-from ..store.private_folder import private_folder
-from ..store.store import ArtifactStore
-from .accuracy import check_unit, example_inputs
+from ...config import Config, own_jit_folder
+from ...errors import AccelError, ArtifactRejected, CompileFailed
+from ...model import specs
+from ...store.files import expanded, make_folder
+from ...store.privacy import closed_to_others, require_private_root
+from ...store.private_folder import private_folder
+from ...store.store import ArtifactStore
+from ..accuracy import check_unit, example_inputs
+from ..jobs import CompiledUnits, Job, Parts, stop
+from ..target import Target
+from ..toolchain import cannot_run, missing_tools, needs_quotes
+from ..units import UnitFn, UnitModule, describe
 from .aoti.isolated_python import isolating_variables, naming_variables
 from .aoti.times import Times
-from .jobs import CompiledUnits, Job, Parts, stop
-from .target import Target
-from .toolchain import cannot_run, missing_tools, needs_quotes
-from .units import UnitFn, UnitModule, describe
 
 TRACED = (2, 12, 10, 77)
 """(B, H, W, L) of the traced example. All differ: torch takes two equal sizes for the same one."""

@@ -1,10 +1,7 @@
-"""The laboratory: torch with CUDA over a pretend driver, on a machine without a GPU.
+"""Make the environment of the laboratory, build its driver, and start commands in it.
 
-`python3 -m tests gpu` makes an environment of its own, builds the driver of driver/*.c for the
-torch in it, and runs the tests of this folder there. It needs Linux, gcc, binutils and 7 GB.
-
-Kernels compute nothing, and nothing here says how fast or how right a card would be. Compiling,
-loading, launching, recording and memory are real: torch, Triton and Inductor are unchanged.
+The environment has a torch of its own; the driver of driver/*.c is built for it. It needs Linux,
+gcc, binutils and 7 GB.
 """
 
 from __future__ import annotations
@@ -16,7 +13,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from ...errors import AccelError
+
+ROOT = Path(__file__).resolve().parents[3]
 HOME = ROOT / ".venv.gpu"
 TORCH = "torch==2.10.0"  # the newest whose wheel on PyPI has CUDA 12
 SOURCES = Path(__file__).with_name("driver")
@@ -24,21 +23,21 @@ PROVIDED = re.compile(r"libcudart\.so|libcublas(Lt)?\.so")
 """The libraries that the driver stands in for, besides libcuda itself."""
 
 
-def main(arguments: list[str]) -> int:
-    """Run the tests of this folder in the laboratory; return pytest's exit status.
+def prepare(card: int = 86) -> tuple[Path, dict[str, str]]:
+    """Return the Python of the laboratory, and the environment variables of a process in it.
 
-    Raises subprocess.CalledProcessError where the environment or the driver cannot be made.
+    The process has a pretend card of compute capability `card` / 10. What is missing is made.
+    Raises subprocess.CalledProcessError where the environment or the driver cannot be made,
+    AccelError where the system is not Linux.
     """
     if not sys.platform.startswith("linux"):
-        print("The laboratory needs Linux: its driver is loaded by LD_PRELOAD.")
-        return 1
-    python = environment()
-    build(site_packages(python))
-    command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu", *arguments]
-    return subprocess.call(command, cwd=ROOT, env=variables(python))
+        raise AccelError("the laboratory needs Linux, because its driver is loaded by LD_PRELOAD")
+    python = _environment()
+    _build(_site_packages(python))
+    return python, _variables(python, card)
 
 
-def environment() -> Path:
+def _environment() -> Path:
     """Return the Python of the laboratory; make its environment where there is none."""
     python, ready = HOME / "bin" / "python", HOME / "ready"
     if not ready.exists():
@@ -50,7 +49,7 @@ def environment() -> Path:
     return python
 
 
-def variables(python: Path, card: int = 86) -> dict[str, str]:
+def _variables(python: Path, card: int) -> dict[str, str]:
     """Return the environment of a process that has a pretend card of compute capability card/10.
 
     nvcc is not in its path, as on the machine of a user.
@@ -71,14 +70,14 @@ def variables(python: Path, card: int = 86) -> dict[str, str]:
     }
 
 
-def site_packages(python: Path) -> Path:
+def _site_packages(python: Path) -> Path:
     """Return the folder with torch's package."""
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     command = [str(python), "-c", code]
     return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 
 
-def build(packages: Path) -> None:
+def _build(packages: Path) -> None:
     """Build the driver where its sources are newer: what torch asks for and it lacks succeeds."""
     folder = HOME / "driver"
     library = folder / "libcuda.so.1"

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ...model import specs
-from ..accuracy import example_inputs
-from ..units import UnitFn, UnitModule
+from ....model import specs
+from ...accuracy import example_inputs
+from ...units import UnitFn, UnitModule
 from .load import ARCHIVE, load_unit
 
 TRACE_SIZE = (2, 24, 20, 77)

@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..model.weight_files import Stored, bad_file, reading, require_file
-from .checkpoint_pickles import pickle_headers, pickle_tensors
+from ...model.weight_files import Stored, bad_file, reading, require_file
+from .pickles import pickle_headers, pickle_tensors
 
 LDM_PREFIX = "model.diffusion_model."
 

@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ...errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
-from ...model import specs
-from ...store import ArtifactStore, LockBusy
-from ...store.privacy import OTHER_TEMP, require_private
-from ...store.private_folder import temporary_folder
-from ..accuracy import Verdict
-from ..jobs import CompiledUnits, Job, Parts
-from ..target import Target
-from ..units import describe
+from ....errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
+from ....model import specs
+from ....store import ArtifactStore, LockBusy
+from ....store.privacy import OTHER_TEMP, require_private
+from ....store.private_folder import temporary_folder
+from ...accuracy import Verdict
+from ...jobs import CompiledUnits, Job, Parts
+from ...target import Target
+from ...units import describe
 from .process_tree import remove
 from .times import Times
 from .worker_environment import made_with

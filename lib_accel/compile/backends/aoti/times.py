@@ -9,8 +9,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from ...config import own_times_file
-from ...model import specs
+from ....config import own_times_file
+from ....model import specs
 
 START_S = 40.0
 """What the first unit of a process takes on top: torch prepares the compiler."""

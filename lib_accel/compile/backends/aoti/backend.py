@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from ...config import Config
-from ...errors import AccelError, ArtifactRejected
-from ...model import specs
-from ...store import Artifact, ArtifactStore
-from ..accuracy import Verdict
-from ..jobs import CompiledUnits, Job, stop
-from ..target import Target
-from ..toolchain import cannot_run, missing_tools
-from ..units import UnitFn, describe
+from ....config import Config
+from ....errors import AccelError, ArtifactRejected
+from ....model import specs
+from ....store import Artifact, ArtifactStore
+from ...accuracy import Verdict
+from ...jobs import CompiledUnits, Job, stop
+from ...target import Target
+from ...toolchain import cannot_run, missing_tools
+from ...units import UnitFn, describe
 from .job import CompileJob
 from .load import load_unit, misfit
 

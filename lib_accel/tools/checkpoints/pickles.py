@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..model.weight_files import DOWNLOAD_AGAIN, Stored, bad_file, reading
+from ...model.weight_files import DOWNLOAD_AGAIN, Stored, bad_file, reading
 from .unpickler import Forbidden, Other, Unpickler, View
 
 _KIND, _EXPECTED = "PyTorch checkpoint", "a dictionary of tensors, as torch.save writes it"

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ...model import cpu_operators
-from ..machine import Machine, instruction_set, is_x86_64
-from ..units import UnitFn
+from ....model import cpu_operators
+from ...machine import Machine, instruction_set, is_x86_64
+from ...units import UnitFn
 
 ARCHIVE = "unit.pt2"
 _LIBRARIES = (".so", ".pyd", ".dll")

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compile.machine import free_memory
-from ..config import AUTO
-from ..model.precision import wider, without_autocast
+from ...compile.machine import free_memory
+from ...config import AUTO
+from ...model.precision import wider, without_autocast
 
 
 @dataclass(frozen=True)

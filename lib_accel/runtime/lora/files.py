@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..config import AUTO
-from ..errors import BadCheckpoint, printable
-from ..model.architecture import Architecture
-from ..model.diffusers_names import layer_aliases
-from ..model.specs import SpatialTransformer
-from ..model.unet import UNet
-from ..model.weight_files import bad_file, finite, reading, require_file
-from .lora_merge import BasePlacement, LowRank, merge
+from ...config import AUTO
+from ...errors import BadCheckpoint, printable
+from ...model.architecture import Architecture
+from ...model.diffusers_names import layer_aliases
+from ...model.specs import SpatialTransformer
+from ...model.unet import UNet
+from ...model.weight_files import bad_file, finite, reading, require_file
+from .merging import BasePlacement, LowRank, merge
 
 _log = logging.getLogger(__name__)
 

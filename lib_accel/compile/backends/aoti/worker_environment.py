@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..machine import Machine, is_x86_64
+from ...machine import Machine, is_x86_64
 from .isolated_python import python_environment
 
 _V2 = "-march=x86-64 -mcx16 -mpopcnt -msahf -msse3 -mssse3 -msse4.1 -msse4.2"

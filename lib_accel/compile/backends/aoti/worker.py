@@ -53,7 +53,7 @@ def _end(folder: Path) -> None:
     # where no further process can be started, the files stay, but this process ends all the same
     with contextlib.suppress(OSError):
         subprocess.Popen(
-            python_command("lib_accel.compile.aoti.process_tree", os.getpid(), folder),
+            python_command("lib_accel.compile.backends.aoti.process_tree", os.getpid(), folder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -67,8 +67,8 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
     """Compile one unit, check it, and answer."""
     import torch
 
-    from ...model.specs import spec_from_dict
-    from ..accuracy import check_unit
+    from ....model.specs import spec_from_dict
+    from ...accuracy import check_unit
     from .compiler import compile_unit
 
     start = time.monotonic()

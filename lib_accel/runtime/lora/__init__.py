@@ -1,0 +1,1 @@
+"""LoRAs: reading their files, and merging them into weights in place."""

@@ -1,0 +1,1 @@
+"""Readers of checkpoints, in all the formats that people have."""
