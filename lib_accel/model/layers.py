@@ -125,8 +125,16 @@ class ResBlock(nn.Module):
         self.skip_connection = Conv2d(c, o, kernel=1) if c != o else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.compute(x, self.prepare(emb, context))
+
+    def prepare(self, emb: Tensor, context: Tensor) -> Tensor:
+        """Project `emb: [B, emb_channels]` to `[B, C']`."""
+        return self.emb_layers["1"](F.silu(emb))
+
+    def compute(self, x: Tensor, projected: Tensor) -> Tensor:
+        """Compute the block from `x: [B, C, H, W]` and what `prepare` returns."""
         h = self.in_layers["2"](F.silu(self.in_layers["0"](x)))
-        h = h + self.emb_layers["1"](F.silu(emb))[:, :, None, None]
+        h = h + projected[:, :, None, None]
         h = self.out_layers["3"](F.silu(self.out_layers["0"](h)))
         return self.skip_connection(x) + h
 
@@ -212,6 +220,10 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Linear(c, c, conv=not spec.linear)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.compute(x, context)
+
+    def compute(self, x: Tensor, context: Tensor) -> Tensor:
+        """Compute the transformer: it needs no `emb`."""
         height, width = x.shape[-2:]
         # [B, H*W, C]: a view where the norm's result is channels-last, a copy where it is not
         t = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
@@ -253,6 +265,10 @@ class Output(nn.ModuleDict):
         )
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Compute the layer: it needs neither `emb` nor `context`."""
         return self["2"](F.silu(self["0"](x)))
 
 

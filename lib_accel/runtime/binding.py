@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..compile.jobs import CompiledUnits
-from ..compile.units import UnitFn, input_widths, side_input, widest
+from ..compile.units import UnitFn, input_widths, weights_of, widest
 from ..errors import BadWeights
 from ..model import precision
+from ..model.embedding import timestep_frequencies
 from ..model.layers import LayerFn
-from ..model.specs import Spec
-from ..model.unet import Parameters
+from ..model.specs import Output, ResBlock, Spec
+from ..model.unet import Parameters, UNet
 from .weights import Weights
 
 INT32_LIMIT = 2**31
@@ -31,36 +32,33 @@ class CompiledLayer:
 
     def __init__(self, unit: UnitFn, module: nn.Module, spec: Spec, dtype: torch.dtype):
         self.unit, self.module, self.dtype = unit, module, dtype
-        self._side = side_input(spec)
-        # a weight that stands in two places counts twice
-        named = module.named_parameters(remove_duplicate=False)
-        self._weights: list[Tensor] = [weight for _, weight in named]
+        self.takes_emb, self.takes_side = isinstance(spec, ResBlock), not isinstance(spec, Output)
+        self._weights = list(weights_of(module).values())
         # asked once: `to` on each of SD1's 686 weights takes 0.7 ms even where it does nothing
         self._widen = any(w.dtype != dtype for w in self._weights)
         self._widths, self._widest = input_widths(spec), widest(spec)
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """Compute `h: [B, C, H, W]`, `emb: [B, emb]`, `context: [B, L, D]` -> `[B, C', H', W']`."""
-        side = emb if self.takes_emb else context
-        inputs = [h] if self._side is None else [h, side]
-        if not self.fits(inputs):
-            return self.module(h, emb, context)
-        inputs = [h.contiguous(memory_format=torch.channels_last), *map(_contiguous, inputs[1:])]
-        weights = self._weights
-        return self.unit(inputs + ([w.to(self.dtype) for w in weights] if self._widen else weights))
+        if self.takes_emb:
+            side = (self.module.prepare(emb, context),)  # type: ignore[operator]
+        else:
+            side = (context,) if self.takes_side else ()
+        return self.given(*side)(h, emb, context)
 
-    @property
-    def takes_emb(self) -> bool:
-        """Whether the layer's second input is the time embedding."""
-        return self._side == "emb"
+    def given(self, *side: Tensor) -> LayerFn:
+        """Return this layer with its unit's inputs beside `h`: the others serve the clean layer."""
 
-    @property
-    def takes_side(self) -> bool:
-        """Whether the layer has a second input."""
-        return self._side is not None
+        def compute(h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+            if not self.fits([h, *side]):
+                return self.module(h, emb, context)
+            inputs = [h.contiguous(memory_format=torch.channels_last), *map(_contiguous, side)]
+            return self.unit(inputs + _in_dtype(self._weights, self.dtype, self._widen))
+
+        return compute
 
     def fits(self, inputs: list[Tensor]) -> bool:
-        """Whether the unit was made for tensors like `inputs`: `[h]`, or h and its second input."""
+        """Whether the unit was made for tensors like `inputs`: h and what `given` took."""
         h, weight = inputs[0], self._weights[0]
         if h.ndim != 4 or (h.shape[1], *(side.shape[-1] for side in inputs[1:])) != self._widths:
             return False
@@ -78,6 +76,44 @@ class CompiledLayer:
 
 def _contiguous(t: Tensor) -> Tensor:
     return t.contiguous()
+
+
+def _in_dtype(weights: list[Tensor], dtype: torch.dtype, widen: bool) -> list[Tensor]:
+    return [w.to(dtype) for w in weights] if widen else weights
+
+
+class CompiledEmbedding:
+    """The time embedding of a UNet and all its projections, computed by their unit at once."""
+
+    def __init__(self, unit: UnitFn, unet: UNet, dtype: torch.dtype):
+        spec = unet.architecture.embedding
+        self._unit, self._dtype, self._adm_channels = unit, dtype, spec.adm_channels
+        self._weights: list[Tensor] = [*unet.embedding_weights()]
+        self._device = self._weights[0].device
+        self._widen = any(w.dtype != dtype for w in self._weights)
+        self._frequencies = timestep_frequencies(spec.model_channels, self._device)
+        self._widths = (spec.emb_channels, *spec.widths)
+        self._blocks = [n for n, s in unet.architecture.layers() if isinstance(s, ResBlock)]
+
+    def __call__(
+        self, timesteps: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """Return `emb: [B, emb_channels]`, and its projection `[B, C']` by residual block.
+
+        `timesteps: [B]`, `y: [B, adm_channels]`. Return None where the unit was not made for them.
+        """
+        given = [timesteps.float().contiguous()]
+        if self._adm_channels is not None:
+            if y is None or y.shape != (*timesteps.shape, self._adm_channels):
+                return None
+            given.append(y.to(self._dtype).contiguous())
+        if timesteps.ndim != 1 or any(t.device != self._device or not t.numel() for t in given):
+            return None
+        weights = _in_dtype(self._weights, self._dtype, self._widen)
+        flat, batch = self._unit([*given, self._frequencies, *weights]), timesteps.shape[0]
+        parts = flat.split([batch * width for width in self._widths])
+        emb, *projected = (part.view(batch, -1) for part in parts)
+        return emb, dict(zip(self._blocks, projected, strict=True))
 
 
 class Borrower(Protocol):
@@ -120,6 +156,7 @@ class Binding:
             device,
         )
         self.compiled: dict[str, CompiledLayer] = {}
+        self.embedding: CompiledEmbedding | None = None  # a control network has none
         self.count = 0  # how often the weights were bound
 
     def bind(self, units: CompiledUnits, dtype: torch.dtype | None) -> None:
@@ -128,7 +165,7 @@ class Binding:
         Units are left unused, and clean layers compute, if the weights need another dtype or are
         on another device (medvram). Raises BadWeights if nothing can be computed with the weights.
         """
-        self.compiled = {}
+        self.compiled, self.embedding = {}, None
         try:
             named = self._weights.accept()
             self._clean.adopt(named)
@@ -154,6 +191,8 @@ class Binding:
                 layer = self._clean.layers[name]
                 assert isinstance(layer, nn.Module)
                 self.compiled[name] = CompiledLayer(units[spec], layer, spec, self.dtype)
+        if isinstance(self._clean, UNet) and (spec := self._clean.architecture.embedding) in units:
+            self.embedding = CompiledEmbedding(units[spec], self._clean, self.dtype)
 
     def moved(self) -> bool:
         """Whether a weight has been moved, replaced or retyped since `bind`."""
@@ -161,7 +200,7 @@ class Binding:
 
     def release(self) -> None:
         """Give the weights back their memory layout and hold none of them; `bind` begins again."""
-        self.compiled = {}
+        self.compiled, self.embedding = {}, None
         self._weights.set_layout(compiled=False)
         self._weights.forget()
         self._clean.release()

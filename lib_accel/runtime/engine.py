@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -203,8 +202,17 @@ class Engine:
             self.graphs.refuse(f"{waits}; that needs torch 2.7 or later")
         return self.graphs(*inputs)
 
-    def _run_plainly(self, *inputs: Any) -> Tensor:
-        return self.clean.forward(*inputs, layers=self._layers)
+    def _run_plainly(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
+    ) -> Tensor:
+        compiled = self.binding.embedding
+        embedded = None if compiled is None else compiled(timesteps, y)
+        if embedded is None:
+            return self.clean.forward(x, timesteps, context, y, self._layers)
+        emb, projected = embedded
+        layers = self.binding.compiled
+        given = {name: layers[name].given(p) for name, p in projected.items() if name in layers}
+        return self.clean.run(x, emb, context, {**self._layers, **given})
 
     def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
         """Return `compiled()`; if it fails and `clean()` works, stop using compiled code."""

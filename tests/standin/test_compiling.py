@@ -208,7 +208,7 @@ def test_deleted_code_serves_until_its_successor_is_ready(host: Host) -> None:
     Compiler.may_finish.clear()
     status = host.app.ask("POST", "/accel/v1/prebuild")[1]
     assert (status["state"], status["backend"]) == ("ready", "compiler")
-    assert status["progress"]["parts"] == 4
+    assert status["progress"]["parts"] == 5
     assert host.image().extra_generation_params["Accel"] == "compiler"
     host.opts.set("accel_while_compiling", "wait")
     assert host.image().extra_generation_params["Accel"] == "compiler", "nothing to wait for"
