@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..model import specs
 from ..model.architecture import Architecture
-from ..model.embedding import Embedding
+from ..model.embedding import Embedding, FewRows
 from ..model.layers import build_layer
 from ..store import recipe_key
 
@@ -87,13 +87,19 @@ def unit_key(unit: specs.Spec) -> str:
 
 
 class UnitModule(nn.Module):
-    """A unit as a function of its activations and its weights: what is traced and exported."""
+    """A unit as a function of its activations and its weights.
 
-    def __init__(self, unit: specs.Spec):
+    `fused`: written for a compiler to trace, on a GPU. Otherwise it computes with torch's kernels.
+    """
+
+    def __init__(self, unit: specs.Spec, fused: bool = False):
         super().__init__()
         build = Embedding if isinstance(unit, specs.Embedding) else build_layer
         # A tuple hides the layer from torch: a submodule's empty parameters would be exported.
         self._layer = (_Computing(build(unit)),)
+        for module in self._layer[0].modules():
+            if isinstance(module, FewRows):
+                module.fused = fused
         self._weights = weights_of(self._layer[0].layer)
         self.names = list(self._weights)
 

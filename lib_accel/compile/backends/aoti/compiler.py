@@ -51,7 +51,7 @@ def compile_unit(
 
 def _exported(unit: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any:
     """Return the unit as an exported program with weights as inputs."""
-    module = UnitModule(unit)
+    module = UnitModule(unit, fused=device.type == "cuda")
     activations, weights = example_inputs(unit, TRACE_SIZE, dtype, device)
     # of [B], [B, C], [B, L, D] and [B, C, H, W]
     free = {1: (0,), 2: (0,), 3: (0, 1), 4: (0, 2, 3)}
