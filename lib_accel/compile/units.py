@@ -7,11 +7,13 @@ the next call, and ControlNets, inpainting models and other families share the u
 in common. Single convolutions (the first one, down- and upsampling) are not compiled: there is
 nothing to fuse in them.
 
-What a layer computes of `emb` alone is not in its unit, but prepared for it by `Embedding`.
+What a layer computes of `emb` or of the context alone is not in its unit, but an input that is
+prepared: by the unit of the embedding for all blocks, and once for all steps of a prompt.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -27,15 +29,18 @@ UnitFn = Callable[[list[Tensor]], Tensor]
 """A compiled unit: `[*activations, *weights]` -> one tensor.
 
 The activations of a layer are `h: [B, C, H, W]` and, for a residual block, its projection of the
-time embedding, `[B, C']`, for a transformer `context: [B, L, D]`; h and the result,
-`[B, C', H', W']`, are channels-last. The weights are those of the layer, in the order of
-`UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. Those of the
-embedding are told in `model/embedding.py: Embedding`; timesteps and frequencies are float32.
-Nothing is checked: other tensors are read out of bounds.
+time embedding, `[B, C']`, for a transformer the keys and values of the context for each of its
+blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. The weights are in the
+order of `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The
+inputs of the embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing
+is checked: other tensors are read out of bounds.
 """
 
 Size = tuple[int, int, int, int]
 """B, H, W and L: of a batch, of an activation and of the context."""
+
+_PREPARING = re.compile(r"^emb_layers\.|\.attn2\.to_[kv]\.")
+"""The weights of a layer that `prepare` uses, by their names."""
 
 _LAYERS = (specs.ResBlock, specs.SpatialTransformer, specs.Output)
 
@@ -47,9 +52,9 @@ def units_of(architecture: Architecture) -> tuple[specs.Spec, ...]:
 
 
 def input_widths(unit: specs.Spec) -> tuple[int, ...]:
-    """Return the channels of each activation of a layer: `(C,)`, `(C, C')` or `(C, D)`."""
+    """Return the channels of each activation of a layer: `(C,)`, `(C, C')` or `(C, C, ...)`."""
     if isinstance(unit, specs.SpatialTransformer):
-        return unit.channels, unit.context_dim
+        return (unit.channels,) * (1 + 2 * unit.depth)
     if isinstance(unit, specs.ResBlock):
         return unit.in_channels, unit.out_channels
     return (unit.in_channels,)  # type: ignore[union-attr]
@@ -128,7 +133,7 @@ def weights_of(layer: nn.Module) -> dict[str, Tensor]:
     """Return the weights of the layer's unit by name: all but those that prepare its inputs."""
     # a weight that stands in two places counts twice
     named = layer.named_parameters(remove_duplicate=False)
-    return {name: p for name, p in named if not name.startswith("emb_layers.")}
+    return {name: p for name, p in named if not _PREPARING.search(name)}
 
 
 def to_unit_layout(weight: Tensor) -> Tensor:

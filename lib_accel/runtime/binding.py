@@ -12,10 +12,9 @@ from ..compile.jobs import CompiledUnits
 from ..compile.units import UnitFn, input_widths, weights_of, widest
 from ..errors import BadWeights
 from ..model import precision
-from ..model.embedding import timestep_frequencies
 from ..model.layers import LayerFn
-from ..model.specs import Output, ResBlock, Spec
-from ..model.unet import Parameters, UNet
+from ..model.specs import ResBlock, SpatialTransformer, Spec
+from ..model.unet import Parameters
 from .weights import Weights
 
 INT32_LIMIT = 2**31
@@ -32,28 +31,37 @@ class CompiledLayer:
 
     def __init__(self, unit: UnitFn, module: nn.Module, spec: Spec, dtype: torch.dtype):
         self.unit, self.module, self.dtype = unit, module, dtype
-        self.takes_emb, self.takes_side = isinstance(spec, ResBlock), not isinstance(spec, Output)
-        self._weights = list(weights_of(module).values())
+        self.takes_emb = isinstance(spec, ResBlock)
+        self.takes_context = isinstance(spec, SpatialTransformer)
+        own = weights_of(module)
+        self._weights = list(own.values())
+        # those that `prepare` uses: projections of the time embedding or of the context
+        self.preparing = [p for name, p in module.named_parameters() if name not in own]
         # asked once: `to` on each of SD1's 686 weights takes 0.7 ms even where it does nothing
         self._widen = any(w.dtype != dtype for w in self._weights)
         self._widths, self._widest = input_widths(spec), widest(spec)
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """Compute `h: [B, C, H, W]`, `emb: [B, emb]`, `context: [B, L, D]` -> `[B, C', H', W']`."""
-        if self.takes_emb:
-            side = (self.module.prepare(emb, context),)  # type: ignore[operator]
-        else:
-            side = (context,) if self.takes_side else ()
-        return self.given(*side)(h, emb, context)
+        prepared = self.module.prepare(emb, context)  # type: ignore[operator]
+        return self.given(*prepared)(h, emb, context)
+
+    @property
+    def takes_side(self) -> bool:
+        """Whether the layer has a second input."""
+        return self.takes_emb or self.takes_context
 
     def given(self, *side: Tensor) -> LayerFn:
-        """Return this layer with its unit's inputs beside `h`: the others serve the clean layer."""
+        """Return this layer with what its module's `prepare` returns, so that it need not run.
+
+        `emb` and `context` then serve the clean layer alone.
+        """
 
         def compute(h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
             if not self.fits([h, *side]):
                 return self.module(h, emb, context)
             inputs = [h.contiguous(memory_format=torch.channels_last), *map(_contiguous, side)]
-            return self.unit(inputs + _in_dtype(self._weights, self.dtype, self._widen))
+            return self.unit(inputs + in_dtype(self._weights, self.dtype, self._widen))
 
         return compute
 
@@ -78,42 +86,9 @@ def _contiguous(t: Tensor) -> Tensor:
     return t.contiguous()
 
 
-def _in_dtype(weights: list[Tensor], dtype: torch.dtype, widen: bool) -> list[Tensor]:
+def in_dtype(weights: list[Tensor], dtype: torch.dtype, widen: bool) -> list[Tensor]:
+    """Return the weights, which have this dtype already unless `widen`."""
     return [w.to(dtype) for w in weights] if widen else weights
-
-
-class CompiledEmbedding:
-    """The time embedding of a UNet and all its projections, computed by their unit at once."""
-
-    def __init__(self, unit: UnitFn, unet: UNet, dtype: torch.dtype):
-        spec = unet.architecture.embedding
-        self._unit, self._dtype, self._adm_channels = unit, dtype, spec.adm_channels
-        self._weights: list[Tensor] = [*unet.embedding_weights()]
-        self._device = self._weights[0].device
-        self._widen = any(w.dtype != dtype for w in self._weights)
-        self._frequencies = timestep_frequencies(spec.model_channels, self._device)
-        self._widths = (spec.emb_channels, *spec.widths)
-        self._blocks = [n for n, s in unet.architecture.layers() if isinstance(s, ResBlock)]
-
-    def __call__(
-        self, timesteps: Tensor, y: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """Return `emb: [B, emb_channels]`, and its projection `[B, C']` by residual block.
-
-        `timesteps: [B]`, `y: [B, adm_channels]`. Return None where the unit was not made for them.
-        """
-        given = [timesteps.float().contiguous()]
-        if self._adm_channels is not None:
-            if y is None or y.shape != (*timesteps.shape, self._adm_channels):
-                return None
-            given.append(y.to(self._dtype).contiguous())
-        if timesteps.ndim != 1 or any(t.device != self._device or not t.numel() for t in given):
-            return None
-        weights = _in_dtype(self._weights, self._dtype, self._widen)
-        flat, batch = self._unit([*given, self._frequencies, *weights]), timesteps.shape[0]
-        parts = flat.split([batch * width for width in self._widths])
-        emb, *projected = (part.view(batch, -1) for part in parts)
-        return emb, dict(zip(self._blocks, projected, strict=True))
 
 
 class Borrower(Protocol):
@@ -156,7 +131,6 @@ class Binding:
             device,
         )
         self.compiled: dict[str, CompiledLayer] = {}
-        self.embedding: CompiledEmbedding | None = None  # a control network has none
         self.count = 0  # how often the weights were bound
 
     def bind(self, units: CompiledUnits, dtype: torch.dtype | None) -> None:
@@ -165,7 +139,7 @@ class Binding:
         Units are left unused, and clean layers compute, if the weights need another dtype or are
         on another device (medvram). Raises BadWeights if nothing can be computed with the weights.
         """
-        self.compiled, self.embedding = {}, None
+        self.compiled = {}
         try:
             named = self._weights.accept()
             self._clean.adopt(named)
@@ -191,8 +165,6 @@ class Binding:
                 layer = self._clean.layers[name]
                 assert isinstance(layer, nn.Module)
                 self.compiled[name] = CompiledLayer(units[spec], layer, spec, self.dtype)
-        if isinstance(self._clean, UNet) and (spec := self._clean.architecture.embedding) in units:
-            self.embedding = CompiledEmbedding(units[spec], self._clean, self.dtype)
 
     def moved(self) -> bool:
         """Whether a weight has been moved, replaced or retyped since `bind`."""
@@ -200,7 +172,7 @@ class Binding:
 
     def release(self) -> None:
         """Give the weights back their memory layout and hold none of them; `bind` begins again."""
-        self.compiled, self.embedding = {}, None
+        self.compiled = {}
         self._weights.set_layout(compiled=False)
         self._weights.forget()
         self._clean.release()

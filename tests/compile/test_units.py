@@ -70,21 +70,21 @@ def test_every_activation_changes_the_result(unit: Spec):
 
 @pytest.mark.parametrize("unit", LAYERS, ids=unit_key)
 def test_a_unit_computes_every_layer_of_its_spec(unit: Spec):
-    """It takes the layer's own parameters in their own order."""
+    """Its weights are the layer's own but for those that prepare its inputs."""
     donor = tiny.donor()
     layers = [donor.get_submodule(name) for name, spec in tiny.TINY.layers() if spec == unit]
     module = UnitModule(unit)
     activations, _ = example_inputs(unit, (2, 6, 5, 3), torch.float32, CPU)
     emb = torch.randn(2, tiny.TINY.emb_channels)
+    context = torch.randn(2, 3, tiny.CONTEXT)
     for layer in layers:
-        own, side = dict(layer.named_parameters()), activations[-1]
-        if isinstance(unit, ResBlock):
-            activations[1], side = layer.prepare(emb, emb), emb
-            assert set(module.names) == {n for n in own if not n.startswith("emb_layers")}
-        else:
-            assert module.names == list(own)
-        out = module(activations, [own[name] for name in module.names])
-        assert torch.equal(out, layer(activations[0], side, side))
+        own = dict(layer.named_parameters())
+        prepared = layer.prepare(emb, context)
+        assert [p.shape for p in prepared] == [a.shape for a in activations[1:]]
+        out = module([activations[0], *prepared], [own.pop(name) for name in module.names])
+        assert torch.equal(out, layer(activations[0], emb, context))
+        apart = ("emb_layers", "attn2.to_k", "attn2.to_v")
+        assert all(any(part in name for part in apart) for name in own)
     assert layers
 
 
@@ -100,7 +100,7 @@ def test_the_embedding_is_what_the_unet_and_its_blocks_compute(
     flat = UnitModule(unit)([timesteps, *([] if y is None else [y])], weights)
     emb = donor.embed(timesteps, y)
     blocks = [donor.layers[n] for n, s in architecture.layers() if isinstance(s, ResBlock)]
-    each = [emb, *(block.prepare(emb, context) for block in blocks)]  # type: ignore[attr-defined]
+    each = [emb, *(t for block in blocks for t in block.prepare(emb, context))]  # type: ignore[attr-defined]
     assert torch.equal(flat, torch.cat([t.flatten() for t in each]))
 
 
