@@ -293,3 +293,21 @@ def test_no_weight_is_held_after_the_end(tmp_path: Path):
     del p
     gc.collect()
     assert not any(ref() is not None for ref in weights)
+
+
+def test_each_step_compares_with_one_prompt_where_two_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a GPU each comparison waits for the device."""
+    engine = prepared(tmp_path)
+    a, b = (tiny.inputs(seed=seed)[2] for seed in (1, 2))
+    compared, equal = [], torch.equal
+    monkeypatch.setattr(torch, "equal", lambda *given: [compared.append(0), equal(*given)][1])
+    for context in (a, b, a, b, a, b, b, b, b):
+        compared.clear()
+        assert engine.compiled.keys_and_values(context) is not None
+    assert len(compared) == 1, "the same again"
+    for context in (a, b, a, b):
+        compared.clear()
+        engine.compiled.keys_and_values(context)
+    assert len(compared) == 1, "in turn"

@@ -45,7 +45,8 @@ _version = operator.attrgetter("_version")
 class _Prompt:
     context: Tensor  # [B, L, D]
     flat: Tensor  # the keys and values of all transformers, one after the other
-    used: int = 0  # the number of the last call
+    number: int  # that of the call that brought it
+    used: int = 0  # that of the last call
 
     @property
     def bytes(self) -> int:
@@ -71,13 +72,14 @@ class KeptPrompts:
             self._layers, self._weights = {}, []
         self._widths = [w.shape[0] for w in self._weights]
         self._versions: list[int] = []
-        self._calls = self._misses = 0
+        self._calls = self._misses = self._last = 0
         self.forget()
 
     def forget(self) -> bool:
         """Let all prompts go; return whether there were any."""
         there = bool(self._prompts)
         self._prompts.clear()
+        self._after: dict[int, int] = {}  # which prompt came after which one, by number
         return there
 
     @property
@@ -109,6 +111,8 @@ class KeptPrompts:
         if prompt is None:
             return None
         prompt.used = self._calls
+        self._after[self._last] = prompt.number
+        self._last = prompt.number
         return prompt.flat
 
     def split(self, flat: Tensor, context: Tensor) -> dict[str, list[Tensor]]:
@@ -129,12 +133,15 @@ class KeptPrompts:
         return True
 
     def _equal(self, context: Tensor) -> _Prompt | None:
-        """Return the prompt with the values of `context`. It waits for the device once."""
+        """Return the prompt with the values of `context`. Each comparison waits for the device.
+
+        It begins with the one that came after the last one before: prompt and negative prompt may
+        take turns.
+        """
+        expected = self._after.get(self._last)
         alike = [p for p in self._prompts if p.context.shape == context.shape]
-        if not alike:
-            return None
-        same = torch.stack([(p.context == context).all() for p in alike]).tolist()
-        return next((p for p, equal in zip(alike, same, strict=True) if equal), None)
+        alike.sort(key=lambda p: (p.number != expected, -p.used))
+        return next((p for p in alike if torch.equal(p.context, context)), None)
 
     def _add(self, context: Tensor) -> _Prompt | None:
         """Compute the keys and values of a new prompt; None where there is no room for them."""
@@ -145,8 +152,10 @@ class KeptPrompts:
         while self._prompts and (
             len(self._prompts) == MOST_PROMPTS or self.bytes + needed > MOST_BYTES
         ):
-            self._prompts.remove(min(self._prompts, key=lambda p: p.used))
-        prompt = _Prompt(context.clone(), context.new_empty(count))
+            oldest = min(self._prompts, key=lambda p: p.used)
+            self._prompts.remove(oldest)
+            self._after.pop(oldest.number, None)
+        prompt = _Prompt(context.clone(), context.new_empty(count), self._calls)
         for name, views in self.split(prompt.flat, context).items():
             computed = self._layers[name].module.prepare(context, context)  # type: ignore[operator]
             for view, each in zip(views, computed, strict=True):
