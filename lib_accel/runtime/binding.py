@@ -36,7 +36,8 @@ class CompiledLayer:
         own = weights_of(module)
         self._weights = list(own.values())
         # those that `prepare` uses: projections of the time embedding or of the context
-        self.preparing = [p for name, p in module.named_parameters() if name not in own]
+        named = module.named_parameters(remove_duplicate=False)
+        self.preparing = [p for name, p in named if name not in own]
         # asked once: `to` on each of SD1's 686 weights takes 0.7 ms even where it does nothing
         self._widen = any(w.dtype != dtype for w in self._weights)
         self._widths, self._widest = input_widths(spec), widest(spec)
