@@ -38,26 +38,31 @@ RESERVE = 2**30
 MISSES, PAUSE = 8, 64
 """After that many prompts in a row that were new, none is looked for in that many calls."""
 
+SAMPLED = 4
+"""Weights that are compared, besides the prompt. More would take longer than they save."""
+
 _version = operator.attrgetter("_version")
 
 
 @dataclass
 class _Prompt:
-    context: Tensor  # [B, L, D]
+    shape: torch.Size  # of the context: [B, L, D]
+    values: Tensor  # those of the context, and some of the weights
     flat: Tensor  # the keys and values of all transformers, one after the other
     number: int  # that of the call that brought it
     used: int = 0  # that of the last call
 
     @property
     def bytes(self) -> int:
-        return self.context.nbytes + self.flat.nbytes
+        return self.values.nbytes + self.flat.nbytes
 
 
 class KeptPrompts:
     """Keeps the keys and values of the last prompts for the transformers of one UNet.
 
-    They are forgotten when a weight that makes them is changed in place, which torch counts. It
-    does not count what is written through `.data`: whoever does that calls `forget`.
+    They are forgotten when a weight that makes them is changed in place, which torch counts. What
+    is written through `.data` it does not count: so a row of some weights is compared as well,
+    which shows what writes all of them. Whoever writes others in that way calls `forget`.
     """
 
     def __init__(self) -> None:
@@ -70,6 +75,7 @@ class KeptPrompts:
         self._weights = [w for each in self._layers.values() for w in each.preparing]
         if any(w.is_inference() for w in self._weights):  # torch does not count their changes
             self._layers, self._weights = {}, []
+        self._sampled = self._weights[:: max(1, len(self._weights) // SAMPLED)]
         self._widths = [w.shape[0] for w in self._weights]
         self._versions: list[int] = []
         self._calls = self._misses = self._last = 0
@@ -92,20 +98,19 @@ class KeptPrompts:
 
         They are computed where this prompt is new. Return None where they are not kept.
         """
-        if not self._layers or context.ndim != 3 or not context.numel():
+        if not self._layers or context.ndim != 3 or not context.numel() or self._pauses():
             return None
-        weight, context = self._weights[0], context.to(dtype)
-        if context.device != weight.device or context.shape[2] != weight.shape[1] or self._pauses():
-            return None
+        context = context.to(dtype)
         versions = list(map(_version, self._weights))
         if versions != self._versions:
             self.forget()
             self._versions = versions
         self._calls += 1
-        prompt = self._equal(context)
+        values = torch.cat([context.flatten(), *(w[0] for w in self._sampled)])
+        prompt = self._equal(context.shape, values)
         if prompt is None:
             self._misses += 1
-            prompt = self._add(context)
+            prompt = self._add(context, values)
         else:
             self._misses = 0
         if prompt is None:
@@ -132,21 +137,21 @@ class KeptPrompts:
         self._misses = (self._misses + 1) % (MISSES + PAUSE)
         return True
 
-    def _equal(self, context: Tensor) -> _Prompt | None:
-        """Return the prompt with the values of `context`. Each comparison waits for the device.
+    def _equal(self, shape: torch.Size, values: Tensor) -> _Prompt | None:
+        """Return the prompt with these values. Each comparison waits for the device.
 
         It begins with the one that came after the last one before: prompt and negative prompt may
         take turns.
         """
         expected = self._after.get(self._last)
-        alike = [p for p in self._prompts if p.context.shape == context.shape]
+        alike = [p for p in self._prompts if p.shape == shape]
         alike.sort(key=lambda p: (p.number != expected, -p.used))
-        return next((p for p in alike if torch.equal(p.context, context)), None)
+        return next((p for p in alike if torch.equal(p.values, values)), None)
 
-    def _add(self, context: Tensor) -> _Prompt | None:
+    def _add(self, context: Tensor, values: Tensor) -> _Prompt | None:
         """Compute the keys and values of a new prompt; None where there is no room for them."""
         count = context.shape[:2].numel() * sum(self._widths)
-        needed = count * context.element_size() + context.nbytes
+        needed = count * context.element_size() + values.nbytes
         if needed > MOST_BYTES or free_memory(context.device) - needed < RESERVE:
             return None
         while self._prompts and (
@@ -155,7 +160,7 @@ class KeptPrompts:
             oldest = min(self._prompts, key=lambda p: p.used)
             self._prompts.remove(oldest)
             self._after.pop(oldest.number, None)
-        prompt = _Prompt(context.clone(), context.new_empty(count), self._calls)
+        prompt = _Prompt(context.shape, values, context.new_empty(count), self._calls)
         for name, views in self.split(prompt.flat, context).items():
             computed = self._layers[name].module.prepare(context, context)  # type: ignore[operator]
             for view, each in zip(views, computed, strict=True):
