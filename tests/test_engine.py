@@ -16,7 +16,7 @@ from lib_accel.store.store import ArtifactStore
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)
-from .tiny import INPAINTING, RELATIVE, WITH_Y, Built, addresses, ready, served
+from .tiny import INPAINTING, RELATIVE, Built, addresses, ready, served
 
 # -- the artifact
 
@@ -74,22 +74,11 @@ def test_any_size(tiny_store: Path, size: dict[str, int]):
     assert engine.counters.accelerated_calls == 1
 
 
-@pytest.mark.parametrize("architecture", [INPAINTING, WITH_Y], ids=["nine input channels", "y"])
-def test_relatives_with_the_same_units_share_the_artifact(
-    tiny_store: Path, architecture: Architecture
-):
-    engine = ready(tiny_store, architecture)
+def test_a_relative_with_the_same_units_shares_the_artifact(tiny_store: Path):
+    engine = ready(tiny_store, INPAINTING)
     assert engine.target.key == tiny.target().key
-    tiny.check(engine, tiny.inputs(architecture))
+    tiny.check(engine, tiny.inputs(INPAINTING))
     assert (engine.counters.compiles, engine.counters.accelerated_calls) == (0, 1)
-
-
-def test_a_forgotten_y_is_told_and_costs_nothing(tiny_store: Path):
-    engine = ready(tiny_store, WITH_Y)
-    x, timesteps, context, _ = given = tiny.inputs(WITH_Y)
-    with pytest.raises(ValueError, match=r"needs y: \[B, 12\]"):
-        engine.compute(x, timesteps, context)
-    served(engine, given)
 
 
 def test_half_precision_images_from_full_precision_weights(tiny_store: Path):
@@ -144,7 +133,7 @@ def test_wrong_input_is_torchs_error_and_not_the_codes_fault(tiny_store: Path):
 
 
 def test_never_waiting_and_taking_over(own_store: Path):
-    """The relative needs one unit of its own; the store has the other three."""
+    """The relative needs one unit of its own; the store has the other four."""
     engine, given = tiny.engine(own_store, RELATIVE, backend="aoti"), tiny.inputs(RELATIVE)
     with contextlib.closing(engine):
         engine.prepare()

@@ -141,7 +141,7 @@ def test_a_wrong_y_fails_as_it_does_in_the_clean_unet(tmp_path: Path, width: int
     for compute in (engine.compute, engine.clean.forward):
         with pytest.raises((ValueError, RuntimeError), match=r"needs y|shapes cannot be mult"):
             compute(x, timesteps, context, y)
-    assert engine.units, "the code is not at fault"
+    tiny.served(engine, tiny.inputs(tiny.WITH_Y))  # the code is not at fault
 
 
 # -- the keys and values of prompts

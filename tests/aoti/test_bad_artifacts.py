@@ -90,7 +90,7 @@ def test_a_bad_artifact_never_serves(
     engine.prepare()
     assert engine.status.state == "eager"
     assert words in str(engine.status.reason)
-    assert "1 of 4 compiled units are missing and compiling is switched off" in str(
+    assert "1 of 5 compiled units are missing and compiling is switched off" in str(
         engine.status.reason
     )
     assert {entry.key for entry in store.list()} == {*tiny.target().keys.values()} - {KEY}
