@@ -99,7 +99,7 @@ def test_more_elements_than_32_bits_count_run_without_compiled_code():
     spec = dict(TINY.layers())["middle_block.1"]
     layer = CompiledLayer(lambda inputs: inputs[0], build_layer(spec), spec, torch.float32)
     pixels = INT32_LIMIT // (8 * 64)
-    context = torch.empty(1, 7, tiny.CONTEXT, device="meta")
+    keys = torch.empty(1, 7, 64, device="meta")
     for count, fits in ((pixels - 1, True), (pixels, False)):
         h = torch.empty(1, 64, 1, count, device="meta")
-        assert layer.fits([h, context]) == fits
+        assert layer.fits([h, keys, keys]) == fits

@@ -1,4 +1,4 @@
-"""A UNet with every kind of layer and four distinct units, and relatives that share its units."""
+"""A UNet with every kind of layer and five distinct units, and relatives that share its units."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def family(**changes: Any) -> Architecture:
 
 TINY = family()
 INPAINTING = family(in_channels=9)  # the same units
-WITH_Y = family(adm_channels=12)  # the same units
-RELATIVE = family(context_dim=24)  # another transformer, the other three units are the same
+WITH_Y = family(adm_channels=12)  # another embedding, the other four units are the same
+RELATIVE = family(context_dim=24)  # another transformer, the other four units are the same
 
 
 def donor(

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..model import specs
+from ..model.embedding import timestep_frequencies
 from ..model.precision import exact_products, relative_error, wider
 from ..model.random_weights import random_weight
-from .units import UnitFn, UnitModule, input_widths, side_input, to_unit_layout
+from .units import Size, UnitFn, UnitModule, activation_shapes, to_unit_layout
 
 CHECK_SIZES = ((2, 16, 16, 77), (1, 8, 24, 154), (3, 9, 7, 1), (1, 1, 1, 77))
 """(B, H, W, L): square, wide, odd, and the smallest possible. H and W are of the activation."""
@@ -75,15 +76,26 @@ def check_unit(
                 continue
             activations, weights = example_inputs(unit, size, dtype, device, seed + i)
             with exact_products(device) if alone else contextlib.nullcontext():
-                # the layer widens each weight where it uses it: there is no wide copy of all
-                reference = module([a.to(precise) for a in activations], weights)
+                reference = _reference(module, activations, weights, precise)
             eager.append(relative_error(module(activations, weights), reference))
             compiled.append(relative_error(fn([*activations, *weights]), reference))
     return Verdict(tuple(compiled), tuple(eager))
 
 
+def _reference(
+    module: UnitModule, activations: list[Tensor], weights: list[Tensor], dtype: torch.dtype
+) -> Tensor:
+    """Compute the unit in a wide dtype."""
+    # a layer widens each weight where it uses it: there is no wide copy of all
+    embeds = activations[0].ndim == 1  # in the dtype of its weights, which are few
+    wide = [w.to(dtype) for w in weights] if embeds else weights
+    return module([a.to(dtype) for a in activations], wide)
+
+
 def _has_groups_of_one(unit: specs.Spec) -> bool:
     """Whether the unit normalises single channels: at one pixel, torch refuses that."""
+    if isinstance(unit, specs.Embedding):
+        return False
     if isinstance(unit, specs.SpatialTransformer):
         return unit.channels == specs.NORM_GROUPS
     return specs.NORM_GROUPS in (unit.in_channels, unit.out_channels)
@@ -91,7 +103,7 @@ def _has_groups_of_one(unit: specs.Spec) -> bool:
 
 def example_inputs(
     unit: specs.Spec,
-    size: tuple[int, int, int, int],
+    size: Size,
     dtype: torch.dtype,
     device: torch.device,
     seed: int = 0,
@@ -101,17 +113,16 @@ def example_inputs(
     They depend on `seed` alone. Weights are scaled so that activations stay near 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch, height, width, length = size
-    channels, *side = input_widths(unit)
-    shapes: list[tuple[int, ...]] = [(batch, channels, height, width)]
-    if side:
-        shapes.append((batch, *side) if side_input(unit) == "emb" else (batch, length, *side))
-    activations = [torch.randn(shape, generator=generator) for shape in shapes]
+    shapes = activation_shapes(unit, size)
+    activations = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
     module = UnitModule(unit)
     weights = [
-        random_weight(name, shape, generator)
+        to_unit_layout(random_weight(name, shape, generator).to(device, dtype))
         for name, shape in zip(module.names, module.shapes(), strict=True)
     ]
-    activations = [a.to(device, dtype) for a in activations]
-    activations[0] = activations[0].contiguous(memory_format=torch.channels_last)
-    return activations, [to_unit_layout(w.to(device, dtype)) for w in weights]
+    if isinstance(unit, specs.Embedding):
+        activations[0] = (torch.rand(size[0], generator=generator) * 1000).to(device)
+        weights[0] = timestep_frequencies(unit.model_channels, device)
+    else:
+        activations[0] = activations[0].contiguous(memory_format=torch.channels_last)
+    return activations, weights

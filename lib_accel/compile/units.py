@@ -1,14 +1,19 @@
 """Units: the kinds of layers that are compiled, each once and apart from its weights.
 
-A unit is a residual block, a spatial transformer or the output layer. Its weights are inputs of the
-compiled code, not constants in it: one compiled unit serves every layer of the same spec in every
-checkpoint, an in-place change of a weight is seen by the next call, and ControlNets, inpainting
-models and other families share the units that they have in common. Single convolutions (the first
-one, down- and upsampling) are not compiled: there is nothing to fuse in them.
+A unit is a residual block, a spatial transformer, the output layer, or the time embedding with all
+its projections. Its weights are inputs of the compiled code, not constants in it: one compiled unit
+serves every layer of the same spec in every checkpoint, an in-place change of a weight is seen by
+the next call, and ControlNets, inpainting models and other families share the units that they have
+in common. Single convolutions (the first one, down- and upsampling) are not compiled: there is
+nothing to fuse in them.
+
+What a layer computes of `emb` or of the context alone is not in its unit, but an input that is
+prepared: by the unit of the embedding for all blocks, and once for all steps of a prompt.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -16,41 +21,57 @@ from torch import Tensor, nn
 
 from ..model import specs
 from ..model.architecture import Architecture
+from ..model.embedding import Embedding, FewRows
 from ..model.layers import build_layer
 from ..store import recipe_key
 
 UnitFn = Callable[[list[Tensor]], Tensor]
-"""A compiled unit: `[h, *weights]` or `[h, side, *weights]` -> `[B, C', H', W']`.
+"""A compiled unit: `[*activations, *weights]` -> one tensor.
 
-`h: [B, C, H, W]` and the result are channels-last, `side` is `emb: [B, E]` or `context: [B, L, D]`,
-and the weights are those of the layer, in the order of its parameters and in `to_unit_layout`.
-All have the unit's dtype and device. Nothing is checked: other tensors are read out of bounds.
+The activations of a layer are `h: [B, C, H, W]` and, for a residual block, its projection of the
+time embedding, `[B, C']`, for a transformer the keys and values of the context for each of its
+blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. The weights are in the
+order of `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The
+inputs of the embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing
+is checked: other tensors are read out of bounds.
 """
 
-_SIDE = {specs.ResBlock: "emb", specs.SpatialTransformer: "context", specs.Output: None}
+Size = tuple[int, int, int, int]
+"""B, H, W and L: of a batch, of an activation and of the context."""
+
+_PREPARING = re.compile(r"^emb_layers\.|\.attn2\.to_[kv]\.")
+"""The weights of a layer that `prepare` uses, by their names."""
+
+_LAYERS = (specs.ResBlock, specs.SpatialTransformer, specs.Output)
 
 
 def units_of(architecture: Architecture) -> tuple[specs.Spec, ...]:
     """Return the distinct units of `architecture`, in the order of their first use."""
-    return tuple(dict.fromkeys(layer for _, layer in architecture.layers() if type(layer) in _SIDE))
-
-
-def side_input(unit: specs.Spec) -> str | None:
-    """Return which second activation the unit takes: "emb", "context" or None."""
-    return _SIDE[type(unit)]
+    layers = [layer for _, layer in architecture.layers() if isinstance(layer, _LAYERS)]
+    return tuple(dict.fromkeys([architecture.embedding, *layers]))
 
 
 def input_widths(unit: specs.Spec) -> tuple[int, ...]:
-    """Return the channels of each activation that the unit takes: `(C,)` or `(C, E or D)`."""
+    """Return the channels of each activation of a layer: `(C,)`, `(C, C')` or `(C, C, ...)`."""
     if isinstance(unit, specs.SpatialTransformer):
-        return unit.channels, unit.context_dim
+        return (unit.channels,) * (1 + 2 * unit.depth)
     if isinstance(unit, specs.ResBlock):
-        return unit.in_channels, unit.emb_channels
-    return (unit.in_channels,)
+        return unit.in_channels, unit.out_channels
+    return (unit.in_channels,)  # type: ignore[union-attr]
+
+
+def activation_shapes(unit: specs.Spec, size: Size) -> list[tuple[int, ...]]:
+    """Return the shape of each activation that the unit takes for `size`."""
+    batch, height, width, length = size
+    if isinstance(unit, specs.Embedding):
+        return [(batch,), *([(batch, unit.adm_channels)] if unit.adm_channels else [])]
+    channels, *side = input_widths(unit)
+    before = (batch, length) if isinstance(unit, specs.SpatialTransformer) else (batch,)
+    return [(batch, channels, height, width), *((*before, each) for each in side)]
 
 
 def widest(unit: specs.Spec) -> int:
-    """Return the channels of the widest activation inside (a transformer's: its feed-forward)."""
+    """Return the channels of the widest activation of a layer (a transformer's: feed-forward)."""
     if isinstance(unit, specs.SpatialTransformer):
         return 8 * unit.channels
     return max(unit.in_channels, unit.out_channels)  # type: ignore[union-attr]
@@ -60,6 +81,8 @@ def describe(unit: specs.Spec) -> str:
     """Return a short name for people, as `ResBlock 320 -> 640` or `SpatialTransformer 320 x1`."""
     if isinstance(unit, specs.SpatialTransformer):
         return f"SpatialTransformer {unit.channels} x{unit.depth}"
+    if isinstance(unit, specs.Embedding):
+        return f"Embedding {unit.model_channels} -> {unit.emb_channels} x{len(unit.widths)}"
     return f"{type(unit).__name__} {unit.in_channels} -> {unit.out_channels}"
 
 
@@ -69,25 +92,48 @@ def unit_key(unit: specs.Spec) -> str:
 
 
 class UnitModule(nn.Module):
-    """A unit as a function of its activations and its weights: what is traced and exported."""
+    """A unit as a function of its activations and its weights.
 
-    def __init__(self, unit: specs.Spec):
+    `fused`: written for a compiler to trace, on a GPU. Otherwise it computes with torch's kernels.
+    """
+
+    def __init__(self, unit: specs.Spec, fused: bool = False):
         super().__init__()
-        self.side = side_input(unit)
+        build = Embedding if isinstance(unit, specs.Embedding) else build_layer
         # A tuple hides the layer from torch: a submodule's empty parameters would be exported.
-        self._layer = (build_layer(unit),)
-        self.names = [name for name, _ in self._layer[0].named_parameters()]
+        self._layer = (_Computing(build(unit)),)
+        for module in self._layer[0].modules():
+            if isinstance(module, FewRows):
+                module.fused = fused
+        self._weights = weights_of(self._layer[0].layer)
+        self.names = list(self._weights)
 
     def forward(self, activations: list[Tensor], weights: list[Tensor]) -> Tensor:
-        """Compute `[h]` or `[h, side]` and weights in the order of `names` -> `[B, C', H', W']`."""
-        h = activations[0]
-        side = activations[1] if self.side else h
-        parameters = dict(zip(self.names, weights, strict=True))
-        return torch.func.functional_call(self._layer[0], parameters, (h, side, side))
+        """Compute the unit from its activations and its weights, in the order of `names`."""
+        parameters = {f"layer.{n}": w for n, w in zip(self.names, weights, strict=True)}
+        return torch.func.functional_call(self._layer[0], parameters, tuple(activations))
 
     def shapes(self) -> list[torch.Size]:
         """Return the shapes of the weights, in the order of `names`."""
-        return [p.shape for p in self._layer[0].parameters()]
+        return [p.shape for p in self._weights.values()]
+
+
+class _Computing(nn.Module):
+    """A layer without what is prepared for it."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *activations: Tensor) -> Tensor:
+        return self.layer.compute(*activations)  # type: ignore[operator]
+
+
+def weights_of(layer: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the layer's unit by name: all but those that prepare its inputs."""
+    # a weight that stands in two places counts twice
+    named = layer.named_parameters(remove_duplicate=False)
+    return {name: p for name, p in named if not _PREPARING.search(name)}
 
 
 def to_unit_layout(weight: Tensor) -> Tensor:

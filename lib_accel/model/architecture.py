@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedArchitecture
 from .reading import Reader, heads_of, shapes_of
-from .specs import Block, Downsample, Output, SpatialTransformer, Spec, Upsample
+from .specs import (
+    Block,
+    Downsample,
+    Embedding,
+    Output,
+    ResBlock,
+    SpatialTransformer,
+    Spec,
+    Upsample,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +114,12 @@ class Architecture:
     def output(self) -> Output:
         """The spec of the layer `out`."""
         return Output(self.model_channels, self.out_channels)
+
+    @property
+    def embedding(self) -> Embedding:
+        """The spec of the time embedding and its projections."""
+        widths = tuple(spec.out_channels for _, spec in self.layers() if isinstance(spec, ResBlock))
+        return Embedding(self.model_channels, self.emb_channels, self.adm_channels, widths)
 
     @property
     def name(self) -> str:

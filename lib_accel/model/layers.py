@@ -125,14 +125,22 @@ class ResBlock(nn.Module):
         self.skip_connection = Conv2d(c, o, kernel=1) if c != o else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.compute(x, *self.prepare(emb, context))
+
+    def prepare(self, emb: Tensor, context: Tensor) -> list[Tensor]:
+        """Return the projection of `emb: [B, emb_channels]`, `[B, C']`."""
+        return [self.emb_layers["1"](F.silu(emb))]
+
+    def compute(self, x: Tensor, projected: Tensor) -> Tensor:
+        """Compute the block from `x: [B, C, H, W]` and what `prepare` returns."""
         h = self.in_layers["2"](F.silu(self.in_layers["0"](x)))
-        h = h + self.emb_layers["1"](F.silu(emb))[:, :, None, None]
+        h = h + projected[:, :, None, None]
         h = self.out_layers["3"](F.silu(self.out_layers["0"](h)))
         return self.skip_connection(x) + h
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017): `x: [B, N, C]` to `context: [B, L, D]`."""
+    """Multi-head attention (Vaswani et al. 2017) of `x: [B, N, C]` to keys and values."""
 
     def __init__(self, channels: int, context_dim: int, heads: int):
         super().__init__()
@@ -142,10 +150,13 @@ class Attention(nn.Module):
         self.to_v = Linear(context_dim, channels, bias=False)
         self.to_out = nn.ModuleDict({"0": Linear(channels, channels)})
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def keys_and_values(self, context: Tensor) -> list[Tensor]:
+        """Return both for `context: [B, L, D]`, `[B, L, C]` each."""
+        return [self.to_k(context), self.to_v(context)]
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), keys, values)
         )
         out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, C/heads]
         return self.to_out["0"](out.transpose(1, 2).flatten(2))
@@ -181,7 +192,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward, each normalised first and added.
 
-    `x: [B, N, C]`, `context: [B, L, context_dim]` -> `[B, N, C]`.
+    `x: [B, N, C]`, `keys` and `values` of the context, `[B, L, C]` -> `[B, N, C]`.
     """
 
     def __init__(self, channels: int, context_dim: int, heads: int):
@@ -191,10 +202,10 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
         self.norm1, self.norm2, self.norm3 = (LayerNorm(channels) for _ in range(3))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         n = self.norm1(x)
-        x = self.attn1(n, n) + x
-        x = self.attn2(self.norm2(x), context) + x
+        x = self.attn1(n, *self.attn1.keys_and_values(n)) + x
+        x = self.attn2(self.norm2(x), keys, values) + x
         return self.ff(self.norm3(x)) + x
 
 
@@ -212,12 +223,22 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Linear(c, c, conv=not spec.linear)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.compute(x, *self.prepare(emb, context))
+
+    def prepare(self, emb: Tensor, context: Tensor) -> list[Tensor]:
+        """Return keys and values of `context: [B, L, D]`, block by block: `[B, L, C]` each."""
+        return [
+            t for block in self.transformer_blocks for t in block.attn2.keys_and_values(context)
+        ]
+
+    def compute(self, x: Tensor, *keys_and_values: Tensor) -> Tensor:
+        """Compute the transformer from `x: [B, C, H, W]` and what `prepare` returns."""
         height, width = x.shape[-2:]
         # [B, H*W, C]: a view where the norm's result is channels-last, a copy where it is not
         t = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
         t = self.proj_in(t)
-        for block in self.transformer_blocks:
-            t = block(t, context)
+        for i, block in enumerate(self.transformer_blocks):
+            t = block(t, *keys_and_values[2 * i : 2 * i + 2])
         t = self.proj_out(t)
         return t.unflatten(1, (height, width)).permute(0, 3, 1, 2) + x
 
@@ -253,6 +274,14 @@ class Output(nn.ModuleDict):
         )
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.compute(x)
+
+    def prepare(self, emb: Tensor, context: Tensor) -> list[Tensor]:
+        """Return nothing: the layer needs neither `emb` nor `context`."""
+        return []
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Compute the layer from `x: [B, C, H, W]`."""
         return self["2"](F.silu(self["0"](x)))
 
 

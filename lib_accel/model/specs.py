@@ -71,18 +71,38 @@ class Output:
     out_channels: int
 
 
-Spec = Conv | Downsample | Upsample | ResBlock | SpatialTransformer | Output
+@dataclass(frozen=True)
+class Embedding:
+    """The time embedding of a whole UNet, and what all its residual blocks project it to.
+
+    `timesteps: [B]`, `y: [B, adm_channels]` or none -> `emb: [B, emb_channels]` and `[B, width]`
+    for each residual block.
+    """
+
+    model_channels: int
+    emb_channels: int
+    adm_channels: int | None
+    widths: tuple[int, ...]  # of the residual blocks, in the order of a forward pass
+
+
+Spec = Conv | Downsample | Upsample | ResBlock | SpatialTransformer | Output | Embedding
 Block = tuple[Spec, ...]
 """The specs of one input, middle or output block, in the order they run."""
 
 _TYPES: dict[str, type[Spec]] = {
-    t.__name__: t for t in (Conv, Downsample, Upsample, ResBlock, SpatialTransformer, Output)
+    t.__name__: t
+    for t in (Conv, Downsample, Upsample, ResBlock, SpatialTransformer, Output, Embedding)
 }
 
 
 def spec_to_dict(spec: Spec) -> dict[str, Any]:
-    """Return the spec as plain JSON values: its type's name under `layer`, and its fields."""
-    return {"layer": type(spec).__name__, **dataclasses.asdict(spec)}
+    """Return the spec as plain JSON values: its type's name under `layer`, and its fields.
+
+    Several numbers are one text: `"320 640"`.
+    """
+    fields = dataclasses.asdict(spec).items()
+    texts = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in fields}
+    return {"layer": type(spec).__name__, **texts}
 
 
 def spec_from_dict(data: Mapping[str, Any]) -> Spec:
@@ -90,4 +110,6 @@ def spec_from_dict(data: Mapping[str, Any]) -> Spec:
 
     Raises KeyError for an unknown type and TypeError for missing or unknown fields.
     """
-    return _TYPES[data["layer"]](**{k: v for k, v in data.items() if k != "layer"})
+    fields = {k: v for k, v in data.items() if k != "layer"}
+    numbers = {k: tuple(map(int, v.split())) for k, v in fields.items() if isinstance(v, str)}
+    return _TYPES[data["layer"]](**{**fields, **numbers})

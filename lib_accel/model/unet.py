@@ -7,7 +7,6 @@ and so does a convolution whose input is NCHW and whose weight is contiguous.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import BadWeights
 from .architecture import Architecture
+from .embedding import Perceptron, timestep_embedding
 from .layers import LayerFn, Linear, Output, build_layer, empty_parameter, set_parameter
-from .specs import Block
+from .specs import Block, ResBlock
 
 Parameters = Mapping[str, nn.Parameter]
 """Parameter objects by name in the LDM layout."""
@@ -45,11 +45,9 @@ class UNet(nn.Module):
         # Names of adopted biases of linear layers that have none in this architecture.
         self.extra_biases: set[str] = set()
         emb = a.emb_channels
-        self.time_embed = nn.ModuleDict({"0": Linear(a.model_channels, emb), "2": Linear(emb, emb)})
+        self.time_embed = Perceptron(a.model_channels, emb)
         if a.adm_channels is not None:
-            self.label_emb = nn.ModuleList(
-                [nn.ModuleDict({"0": Linear(a.adm_channels, emb), "2": Linear(emb, emb)})]
-            )
+            self.label_emb = nn.ModuleList([Perceptron(a.adm_channels, emb)])
         self.input_blocks = nn.ModuleList(_build_block(b) for b in a.input_blocks)
         self.middle_block = _build_block(a.middle_block)
         self.output_blocks = nn.ModuleList(_build_block(b) for b in a.output_blocks)
@@ -122,15 +120,25 @@ class UNet(nn.Module):
         Raises ValueError where `y` is needed and missing.
         """
         t = timestep_embedding(timesteps, self.architecture.model_channels).to(self.dtype)
-        emb = self.time_embed["2"](F.silu(self.time_embed["0"](t)))
+        emb = self.time_embed(t)
         if self.architecture.adm_channels is not None:
             if y is None:
                 raise ValueError(
                     f"this UNet needs y: [B, {self.architecture.adm_channels}]; got none"
                 )
-            label = self.get_submodule("label_emb.0")
-            emb = emb + label.get_submodule("2")(F.silu(label.get_submodule("0")(y.to(self.dtype))))
+            emb = emb + self.label_emb[0](y.to(self.dtype))
         return emb
+
+    def embedding_weights(self) -> list[nn.Parameter]:
+        """Return the weights of `embed` and of the residual blocks' projections.
+
+        They are in the order of `Embedding`, which computes them together.
+        """
+        architecture = self.architecture
+        homes = ["time_embed"] if architecture.adm_channels is None else ["time_embed", "label_emb"]
+        blocks = [name for name, spec in architecture.layers() if isinstance(spec, ResBlock)]
+        homes += [f"{name}.emb_layers" for name in blocks]
+        return [p for home in homes for p in self.get_submodule(home).parameters()]
 
     def forward(
         self,
@@ -147,21 +155,25 @@ class UNet(nn.Module):
         `layers`: what to compute every layer with, by name; by default the UNet's own `layers`.
         Raises ValueError where `y` is needed and missing.
         """
-        run = self.layers if layers is None else layers
-        emb, context = self.embed(timesteps, y), context.to(self.dtype)
+        layers = self.layers if layers is None else layers
+        return self.run(x, self.embed(timesteps, y), context, layers)
+
+    def run(self, x: Tensor, emb: Tensor, context: Tensor, layers: Mapping[str, LayerFn]) -> Tensor:
+        """Compute all but the embedding, which is `emb: [B, emb_channels]`; see `forward`."""
+        context = context.to(self.dtype)
         h = x.to(self.dtype, memory_format=torch.channels_last)
         skips = []
         for names in self._input_names:
             for name in names:
-                h = run[name](h, emb, context)
+                h = layers[name](h, emb, context)
             skips.append(h)
         for name in self._middle_names:
-            h = run[name](h, emb, context)
+            h = layers[name](h, emb, context)
         for names in self._output_names:
             h = join(h, skips.pop())
             for name in names:
-                h = run[name](h, emb, context)
-        return run["out"](h, emb, context).to(x.dtype)
+                h = layers[name](h, emb, context)
+        return layers["out"](h, emb, context).to(x.dtype)
 
 
 def _build_block(block: Block) -> nn.ModuleList:
@@ -182,18 +194,3 @@ def join(h: Tensor, skip: Tensor) -> Tensor:
     if h.shape[-2:] != skip.shape[-2:]:
         h = F.interpolate(h, skip.shape[-2:], mode="nearest")
     return torch.cat([h, skip], dim=1)
-
-
-def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
-    """Return the sinusoidal embedding of Vaswani et al. 2017, section 3.5, `[B, channels]` float32.
-
-    `timesteps: [B]`, fractions allowed. Frequencies fall geometrically from 1 towards 1/10,000
-    radians per timestep. All cosines come first, then all sines, as in the LDM code
-    (`ldm/modules/diffusionmodules/util.py`). `channels` is even.
-    """
-    half = channels // 2
-    frequencies = torch.exp(
-        -math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    )
-    angles = timesteps.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)

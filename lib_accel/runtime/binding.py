@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..compile.jobs import CompiledUnits
-from ..compile.units import UnitFn, input_widths, side_input, widest
+from ..compile.units import UnitFn, input_widths, weights_of, widest
 from ..errors import BadWeights
 from ..model import precision
 from ..model.layers import LayerFn
-from ..model.specs import Spec
+from ..model.specs import ResBlock, SpatialTransformer, Spec
 from ..model.unet import Parameters
 from .weights import Weights
 
@@ -31,36 +31,43 @@ class CompiledLayer:
 
     def __init__(self, unit: UnitFn, module: nn.Module, spec: Spec, dtype: torch.dtype):
         self.unit, self.module, self.dtype = unit, module, dtype
-        self._side = side_input(spec)
-        # a weight that stands in two places counts twice
+        self.takes_emb = isinstance(spec, ResBlock)
+        self.takes_context = isinstance(spec, SpatialTransformer)
+        own = weights_of(module)
+        self._weights = list(own.values())
+        # those that `prepare` uses: projections of the time embedding or of the context
         named = module.named_parameters(remove_duplicate=False)
-        self._weights: list[Tensor] = [weight for _, weight in named]
+        self.preparing = [p for name, p in named if name not in own]
         # asked once: `to` on each of SD1's 686 weights takes 0.7 ms even where it does nothing
         self._widen = any(w.dtype != dtype for w in self._weights)
         self._widths, self._widest = input_widths(spec), widest(spec)
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """Compute `h: [B, C, H, W]`, `emb: [B, emb]`, `context: [B, L, D]` -> `[B, C', H', W']`."""
-        side = emb if self.takes_emb else context
-        inputs = [h] if self._side is None else [h, side]
-        if not self.fits(inputs):
-            return self.module(h, emb, context)
-        inputs = [h.contiguous(memory_format=torch.channels_last), *map(_contiguous, inputs[1:])]
-        weights = self._weights
-        return self.unit(inputs + ([w.to(self.dtype) for w in weights] if self._widen else weights))
-
-    @property
-    def takes_emb(self) -> bool:
-        """Whether the layer's second input is the time embedding."""
-        return self._side == "emb"
+        prepared = self.module.prepare(emb, context)  # type: ignore[operator]
+        return self.given(*prepared)(h, emb, context)
 
     @property
     def takes_side(self) -> bool:
         """Whether the layer has a second input."""
-        return self._side is not None
+        return self.takes_emb or self.takes_context
+
+    def given(self, *side: Tensor) -> LayerFn:
+        """Return this layer with what its module's `prepare` returns, so that it need not run.
+
+        `emb` and `context` then serve the clean layer alone.
+        """
+
+        def compute(h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+            if not self.fits([h, *side]):
+                return self.module(h, emb, context)
+            inputs = [h.contiguous(memory_format=torch.channels_last), *map(_contiguous, side)]
+            return self.unit(inputs + in_dtype(self._weights, self.dtype, self._widen))
+
+        return compute
 
     def fits(self, inputs: list[Tensor]) -> bool:
-        """Whether the unit was made for tensors like `inputs`: `[h]`, or h and its second input."""
+        """Whether the unit was made for tensors like `inputs`: h and what `given` took."""
         h, weight = inputs[0], self._weights[0]
         if h.ndim != 4 or (h.shape[1], *(side.shape[-1] for side in inputs[1:])) != self._widths:
             return False
@@ -78,6 +85,11 @@ class CompiledLayer:
 
 def _contiguous(t: Tensor) -> Tensor:
     return t.contiguous()
+
+
+def in_dtype(weights: list[Tensor], dtype: torch.dtype, widen: bool) -> list[Tensor]:
+    """Return the weights, which have this dtype already unless `widen`."""
+    return [w.to(dtype) for w in weights] if widen else weights
 
 
 class Borrower(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from ..model.layers import LayerFn
 from ..model.precision import without_autocast
 from ..model.unet import UNet
 from .binding import Binding, CompiledLayer
+from .compiled_unet import CompiledUNet
 from .graphs.cache import GraphCache, out_of_memory_errors
 from .provider import NO_BACKEND, Provider
 from .status import Counters, Status
@@ -56,9 +56,9 @@ class Engine:
         self._units = units_of(self.architecture)
         self._provider = Provider(self.config, session or Session())
         self.clean = UNet(self.architecture)
+        self.compiled = CompiledUNet(self.clean)
         specs = dict(self.architecture.layers())
         self.binding = Binding(network, self.clean, specs, self.device)
-        self._layers: dict[str, LayerFn] = {}
         self.graphs: GraphCache | None = None
         self._memory_errors = out_of_memory_errors(self.device)
         self._bound: CompiledUnits = {}
@@ -117,8 +117,8 @@ class Engine:
         """
         self._provider.close(keep_compiling)
         self._drop_graphs()
+        self.compiled.release()
         self.binding.release()
-        self._layers = dict(self.clean.layers)
 
     # -- following the weights
 
@@ -127,8 +127,9 @@ class Engine:
         if self.graphs is not None:
             self.graphs.clear(other_code=self._bound is not self._provider.units)
         self._bound = self._provider.units
+        self.compiled.release()
         self.binding.bind(self._bound, self._provider.dtype)
-        self._layers = {**self.clean.layers, **self.binding.compiled}
+        self.compiled.bind(self.binding.compiled, self._bound, self.dtype)
         self.counters.binds = self.binding.count
 
     def _bind_new_units(self) -> None:
@@ -193,18 +194,17 @@ class Engine:
 
     def _run(self, replaced: Mapping[str, LayerFn] | None, inputs: Inputs) -> Tensor:
         if replaced:  # unknown code: a graph may not be able to record it
-            return self.clean.forward(*inputs, {**self._layers, **replaced})
+            layers = {**self.clean.layers, **self.binding.compiled, **replaced}
+            return self.clean.forward(*inputs, layers)
+        kept = self.compiled.keys_and_values(inputs[2])
         if inputs[0].device.type != "cuda" or not self.config.graphs:
-            return self._run_plainly(*inputs)
+            return self.compiled(*inputs, kept)
         if self.graphs is None:
-            self.graphs = GraphCache(self._run_plainly, self.config.graph_bytes)
+            self.graphs = GraphCache(self.compiled, self.config.graph_bytes)
         if self.units and self._provider.backend == "aoti" and not self.target.machine.recordable:
             waits = f"torch {torch.__version__} waits inside compiled code"
             self.graphs.refuse(f"{waits}; that needs torch 2.7 or later")
-        return self.graphs(*inputs)
-
-    def _run_plainly(self, *inputs: Any) -> Tensor:
-        return self.clean.forward(*inputs, layers=self._layers)
+        return self.graphs(*inputs, kept)
 
     def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
         """Return `compiled()`; if it fails and `clean()` works, stop using compiled code."""
@@ -244,9 +244,10 @@ class Engine:
             self.graphs.clear()
 
     def release_graphs(self) -> bool:
-        """Free the video memory of CUDA graphs; return whether there was any."""
+        """Free the memory of CUDA graphs and of kept prompts; return whether there was any."""
+        kept = self.compiled.prompts.forget()
         if not self.graph_bytes:
-            return False
+            return kept
         self._drop_graphs()
         torch.cuda.empty_cache()
         return True

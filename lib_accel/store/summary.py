@@ -43,7 +43,7 @@ class Group:
 
     @property
     def made_for(self) -> str:
-        """One line: `16 units, float16, torch 2.13.0, cuda 9.0`, or what is wrong."""
+        """One line: `17 units, float16, torch 2.13.0, cuda 9.0`, or what is wrong."""
         artifact = self.entries[0].artifact
         if artifact is None:
             return self.problem or ""

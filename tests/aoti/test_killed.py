@@ -147,7 +147,7 @@ def test_kills_at_random_moments_cost_at_most_the_units_in_work(
         before = stored(store)
     with start_process(root, store, temp, first=0) as parent:
         last = parent.communicate(timeout=2 * PATIENCE_S)[0].splitlines()[-1]
-    assert f'"compiled": {len(UNITS) - len(before)}, "units": 4' in last
+    assert f'"compiled": {len(UNITS) - len(before)}, "units": 5' in last
     assert_nothing_left(temp)
     names = {path.name for path in store.root.iterdir()}
     assert names == {".accel-store", ".locks", *tiny.target().keys.values()}

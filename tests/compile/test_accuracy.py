@@ -8,21 +8,21 @@ from torch.func import functional_call
 
 from lib_accel.compile.accuracy import CHECK_SIZES, Verdict, check_unit
 from lib_accel.compile.units import UnitFn, UnitModule, unit_key, units_of
-from lib_accel.model.layers import build_layer
 from lib_accel.model.specs import ResBlock, Spec
 
 from .. import tiny
 from ..threads import one_thread  # noqa: F401  (a fixture)
 
 UNITS = units_of(tiny.TINY)
+RES, OUTPUT = UNITS[1], UNITS[-1]
 CPU = torch.device("cpu")
 
 
 def right(unit: Spec) -> UnitFn:
     """Return code that computes the unit as torch itself does."""
     module = UnitModule(unit)
-    count = 2 if module.side else 1
-    return lambda inputs: module(inputs[:count], inputs[count:])
+    count = len(module.names)
+    return lambda inputs: module(inputs[:-count], inputs[-count:])
 
 
 def check(unit: Spec, fn: UnitFn) -> Verdict:
@@ -38,32 +38,33 @@ def test_right_code_passes(unit: Spec):
 
 
 def test_code_with_another_epsilon_is_refused():
-    layer = build_layer(UNITS[0])
-    layer.get_submodule("in_layers.0").eps = 1e-3  # type: ignore[assignment]
-    names = [name for name, _ in layer.named_parameters()]
+    module = UnitModule(RES)
+    layer, names = module._layer[0], [f"layer.{name}" for name in module.names]
+    layer.get_submodule("layer.in_layers.0").eps = 1e-3  # type: ignore[assignment]
 
     def code(inputs: list[torch.Tensor]) -> torch.Tensor:
-        h, emb, *weights = inputs
-        return functional_call(layer, dict(zip(names, weights, strict=True)), (h, emb, emb))
+        count = len(names)
+        parameters = dict(zip(names, inputs[-count:], strict=True))
+        return functional_call(layer, parameters, tuple(inputs[:-count]))
 
-    found = check(UNITS[0], code)
+    found = check(RES, code)
     assert not found.passed
     assert max(found.compiled) > 1e-5
 
 
 @pytest.mark.parametrize("at", range(3))
 def test_code_that_is_wrong_at_one_size_is_refused_with_that_size(at: int):
-    code, calls = right(UNITS[0]), iter(range(9))
-    found = check(UNITS[0], lambda inputs: code(inputs) * (1 if next(calls) != at else 1.001))
+    code, calls = right(RES), iter(range(9))
+    found = check(RES, lambda inputs: code(inputs) * (1 if next(calls) != at else 1.001))
     assert not found.passed
     assert str(CHECK_SIZES[at]) in str(found)
     assert "relative error 1.00e-03" in str(found)
 
 
 def test_code_that_gives_nan_is_refused():
-    code = right(UNITS[3])
+    code = right(OUTPUT)
     found = check(
-        UNITS[3],
+        OUTPUT,
         lambda inputs: code(inputs) * (1 if inputs[0].shape[0] != 3 else float("nan")),
     )
     assert not found.passed
@@ -71,8 +72,8 @@ def test_code_that_gives_nan_is_refused():
 
 
 def test_code_that_gives_another_shape_is_refused():
-    code = right(UNITS[3])
-    found = check(UNITS[3], lambda inputs: code(inputs)[..., :-1])
+    code = right(OUTPUT)
+    found = check(OUTPUT, lambda inputs: code(inputs)[..., :-1])
     assert not found.passed
     assert "nan" in str(found)
 

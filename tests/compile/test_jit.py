@@ -48,8 +48,8 @@ class StandIn:
         self._module = UnitModule(unit)
 
     def compute(self, inputs: list[Tensor]) -> Tensor:
-        count = 2 if self._module.side else 1
-        return self._module(inputs[:count], inputs[count:])
+        count = len(self._module.names)
+        return self._module(inputs[:-count], inputs[-count:])
 
 
 def make(backend: Jit, store: Path, units: tuple[Spec, ...] = UNITS) -> CompiledUnits | Job:
@@ -69,12 +69,12 @@ def test_units_are_kept_as_long_as_their_backend(tmp_path: Path, monkeypatch: py
     first = job(backend, tmp_path)
     units = first.result()
     assert units.keys() == set(UNITS)
-    assert (first.compiled, StandIn.made) == (4, 4)
+    assert (first.compiled, StandIn.made) == (5, 5)
     assert make(backend, tmp_path) == units
     assert make(backend, tmp_path, UNITS[:2]) == {unit: units[unit] for unit in UNITS[:2]}
-    assert StandIn.made == 4
+    assert StandIn.made == 5
     another = job(Jit(), tmp_path).result()
-    assert StandIn.made == 8
+    assert StandIn.made == 10
     assert not set(another.values()) & set(units.values())
 
 
@@ -88,7 +88,7 @@ def test_two_jobs_for_the_same_units_compile_each_once(
         jobs = [job(backend, tmp_path) for _ in range(2)]
     results = [each.result() for each in jobs]
     assert results[0] == results[1]
-    assert StandIn.made == sum(each.compiled for each in jobs) == 4
+    assert StandIn.made == sum(each.compiled for each in jobs) == 5
 
 
 def test_an_inaccurate_unit_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -134,7 +134,7 @@ def test_a_cancelled_job_keeps_what_it_has_compiled(
     with pytest.raises(CompileFailed, match="cancelled"):
         held.result()
     assert (held.cancelled, held.compiled) == (True, 1)
-    assert make(backend, tmp_path, UNITS[1:2]).keys() == {UNITS[1]}  # type: ignore[union-attr]
+    assert make(backend, tmp_path, UNITS[2:3]).keys() == {UNITS[2]}  # type: ignore[union-attr]
 
 
 def test_while_another_thread_traces_the_operators_compute_the_unit(
@@ -151,10 +151,10 @@ def test_while_another_thread_traces_the_operators_compute_the_unit(
         return compiled
 
     monkeypatch.setattr(torch, "compile", without_compiler)
-    unit = JitUnit(UNITS[0], torch.float32, CPU)
-    activations, weights = example_inputs(UNITS[0], (2, 6, 5, 3), torch.float32, CPU)
+    unit = JitUnit(UNITS[1], torch.float32, CPU)
+    activations, weights = example_inputs(UNITS[1], (2, 6, 5, 3), torch.float32, CPU)
     expected = unit([*activations, *weights])
-    assert torch.allclose(expected, UnitModule(UNITS[0])(activations, weights), atol=1e-5)
+    assert torch.allclose(expected, UnitModule(UNITS[1])(activations, weights), atol=1e-5)
     refuses = True
     with pytest.raises(RuntimeError, match="another thread traces"):
         unit([*activations, *weights])

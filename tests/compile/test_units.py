@@ -13,31 +13,35 @@ from torch.utils._pytree import tree_flatten
 from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.units import (
     UnitModule,
-    input_widths,
-    side_input,
+    activation_shapes,
     unit_key,
     units_of,
     widest,
 )
+from lib_accel.model.architecture import Architecture
+from lib_accel.model.embedding import timestep_frequencies
 from lib_accel.model.presets import sd1, sdxl
-from lib_accel.model.specs import Spec
+from lib_accel.model.specs import ResBlock, Spec
 
 from .. import tiny
 from ..threads import one_thread  # noqa: F401  (a fixture)
 
 UNITS = units_of(tiny.TINY)
+LAYERS = UNITS[1:]  # without the embedding
 CPU = torch.device("cpu")
 
 
-def test_the_tiny_unet_has_four_units_and_its_relatives_share_them():
-    assert len(UNITS) == 4
-    assert units_of(tiny.INPAINTING) == units_of(tiny.WITH_Y) == UNITS
-    assert len(set(units_of(tiny.RELATIVE)) & set(UNITS)) == 3
+def test_the_tiny_unet_has_five_units_and_its_relatives_share_them():
+    assert len(UNITS) == 5
+    assert units_of(tiny.INPAINTING) == UNITS
+    assert units_of(tiny.WITH_Y)[1:] == LAYERS
+    assert len(set(units_of(tiny.RELATIVE)) & set(UNITS)) == 4
 
 
 def test_the_keys_of_units_stay_the_same():
     """A changed key makes everybody compile again: say so in the changelog."""
     assert [unit_key(u) for u in UNITS] == [
+        "Embedding-8002e44b5b8f",
         "ResBlock-7cf070cd9f1b",
         "SpatialTransformer-92cb2dac2b49",
         "ResBlock-ed3a043222b8",
@@ -64,33 +68,55 @@ def test_every_activation_changes_the_result(unit: Spec):
         assert tiny.error(module(other, weights), before.double()) > 0.01, i
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=unit_key)
+@pytest.mark.parametrize("unit", LAYERS, ids=unit_key)
 def test_a_unit_computes_every_layer_of_its_spec(unit: Spec):
-    """It takes the layer's own parameters in their own order."""
+    """Its weights are the layer's own but for those that prepare its inputs."""
     donor = tiny.donor()
     layers = [donor.get_submodule(name) for name, spec in tiny.TINY.layers() if spec == unit]
     module = UnitModule(unit)
     activations, _ = example_inputs(unit, (2, 6, 5, 3), torch.float32, CPU)
+    emb = torch.randn(2, tiny.TINY.emb_channels)
+    context = torch.randn(2, 3, tiny.CONTEXT)
     for layer in layers:
-        assert module.names == [name for name, _ in layer.named_parameters()]
-        side = activations[-1]
-        assert torch.equal(
-            module(activations, list(layer.parameters())), layer(activations[0], side, side)
-        )
+        own = dict(layer.named_parameters())
+        prepared = layer.prepare(emb, context)
+        assert [p.shape for p in prepared] == [a.shape for a in activations[1:]]
+        out = module([activations[0], *prepared], [own.pop(name) for name in module.names])
+        assert torch.equal(out, layer(activations[0], emb, context))
+        apart = ("emb_layers", "attn2.to_k", "attn2.to_v")
+        assert all(any(part in name for part in apart) for name in own)
     assert layers
+
+
+@pytest.mark.parametrize("architecture", [tiny.TINY, tiny.WITH_Y], ids=["without y", "with y"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_embedding_is_what_the_unet_and_its_blocks_compute(
+    architecture: Architecture, batch: int
+):
+    donor = tiny.donor(architecture)
+    _, timesteps, context, y = tiny.inputs(architecture, batch)
+    unit = architecture.embedding
+    weights = [timestep_frequencies(unit.model_channels, CPU), *donor.embedding_weights()]
+    flat = UnitModule(unit)([timesteps, *([] if y is None else [y])], weights)
+    emb = donor.embed(timesteps, y)
+    blocks = [donor.layers[n] for n, s in architecture.layers() if isinstance(s, ResBlock)]
+    each = [emb, *(t for block in blocks for t in block.prepare(emb, context))]  # type: ignore[attr-defined]
+    assert torch.equal(flat, torch.cat([t.flatten() for t in each]))
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=unit_key)
 def test_example_inputs_have_the_layout_that_compiled_code_reads(unit: Spec):
     activations, weights = example_inputs(unit, (2, 6, 5, 3), torch.bfloat16, CPU)
-    assert len(activations) == (2 if side_input(unit) else 1)
-    assert activations[0].shape == (2, input_widths(unit)[0], 6, 5)
-    assert activations[0].is_contiguous(memory_format=torch.channels_last)
+    assert [a.shape for a in activations] == activation_shapes(unit, (2, 6, 5, 3))
+    h = activations[0]
+    assert h.ndim == 1 or h.is_contiguous(memory_format=torch.channels_last)
     assert [w.shape for w in weights] == UnitModule(unit).shapes()
-    assert all(w.is_contiguous() and w.dtype == torch.bfloat16 for w in weights)
+    assert all(w.is_contiguous() for w in weights)
+    wide = [t for t in (*activations, *weights) if t.dtype != torch.bfloat16]
+    assert wide == ([activations[0], weights[0]] if unit == UNITS[0] else [])
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=unit_key)
+@pytest.mark.parametrize("unit", LAYERS, ids=unit_key)
 def test_no_activation_is_wider_than_widest(unit: Spec):
     # more values than any weight has, and than the scores of attention, which torch keeps there
     size = (16, 8, 6, 7)

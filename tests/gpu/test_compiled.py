@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.backends.aoti.backend import Aoti
 from lib_accel.compile.backends.aoti.load import ARCHIVE, misfit
 from lib_accel.compile.backends.aoti.worker_environment import made_with
@@ -169,6 +170,20 @@ def test_without_cudnn_compiled_code_stops_serving(built: Built):
         call(engine, 1)
     assert engine.counters.accelerated_calls == 0
     assert "cuDNN is switched off" in str(engine.status.reason)
+
+
+def test_the_time_embedding_and_its_projections_are_a_few_kernels(built: Built):
+    """One for each layer of the perceptron, and one for all projections to the same width."""
+    if not (log := os.environ.get("PRETEND_LOG")):
+        pytest.skip("PRETEND_LOG is not set")
+    unit = tiny.TINY.embedding
+    units = Aoti().make(built.target, ArtifactStore(built.store))
+    activations, weights = example_inputs(unit, (2, 1, 1, 1), torch.float16, CARD)
+    before = Path(log).stat().st_size
+    out = units[unit]([*activations, *weights])  # type: ignore[index]
+    assert out.numel() == 2 * (unit.emb_channels + sum(unit.widths))
+    lines = Path(log).read_text()[before:].splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith("mem")] == ["kernel"] * 3
 
 
 def test_the_driver_logs_the_kernels_of_compiled_code(built: Built):

@@ -16,8 +16,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from lib_accel.model.diffusers_names import RESIDUAL_BLOCK
 from lib_accel.model.random_weights import random_weight
+from lib_accel.runtime.lora.diffusers_names import RESIDUAL_BLOCK
 
 Config = dict[str, Any]
 Shape = tuple[int, ...]

@@ -50,8 +50,8 @@ def test_the_status_shows_parts_and_remaining_seconds(host: Host) -> None:
     status = host.status()
     assert status["state"] == "compiling"
     progress = status["progress"]
-    assert (progress["part"], progress["parts"]) == (1, 4)
-    assert 0 < progress["remaining_s"] <= 40
+    assert (progress["part"], progress["parts"]) == (1, 5)
+    assert 0 < progress["remaining_s"] <= 50
     finish(host)
     status = host.status()
     assert (status["state"], status["progress"]) == ("ready", None)
@@ -126,7 +126,7 @@ def test_an_image_waits_with_progress_and_is_accelerated(host: Host) -> None:
     waiting = Waiting(host)
     assert host.status()["images_wait"]
     assert waiting.state.textinfo == (
-        "Compiling 1 of 4, about 1 min left; Interrupt makes the image now, slower"
+        "Compiling 1 of 5, about 1 min left; Interrupt makes the image now, slower"
     )
     Compiler.may_finish.set()
     p = waiting.image()
@@ -208,7 +208,7 @@ def test_deleted_code_serves_until_its_successor_is_ready(host: Host) -> None:
     Compiler.may_finish.clear()
     status = host.app.ask("POST", "/accel/v1/prebuild")[1]
     assert (status["state"], status["backend"]) == ("ready", "compiler")
-    assert status["progress"]["parts"] == 4
+    assert status["progress"]["parts"] == 5
     assert host.image().extra_generation_params["Accel"] == "compiler"
     host.opts.set("accel_while_compiling", "wait")
     assert host.image().extra_generation_params["Accel"] == "compiler", "nothing to wait for"

@@ -238,7 +238,7 @@ class JitUnit:
 
     def __init__(self, unit: specs.Spec, dtype: torch.dtype, device: torch.device):
         """Compile the unit. Raises RuntimeError where torch cannot."""
-        module = UnitModule(unit)
+        module = UnitModule(unit, fused=device.type == "cuda")
         activations, weights = example_inputs(unit, TRACED, dtype, device)
         self._count = count = len(activations)
         with PRIVATE_FILES, torch.no_grad():  # already importing the compiler makes its folder

@@ -74,8 +74,7 @@ class Attachment(Accelerated):
         self.loras = Loras(unet, BasePlacement(config.lora_base, webui.say))
         # somebody else's forward, where one stands on the UNet; it may hold the UNet
         self._driver: Callable[[], object] = lambda: None
-        # control networks that are accelerated too
-        self._controls: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._controls: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # accelerated too
         self.counts = AttachmentCounters(self.engine.counters)
         self.witness = Witness(unet, self.inspector, self.counts.tally)
         self._explained: set[str] = set()
@@ -124,6 +123,7 @@ class Attachment(Accelerated):
 
     def begin_image(self, around: object) -> None:
         """Follow a new image. `around`: see `webui.switched_on`."""
+        self.engine.compiled.prompts.forget()
         self.witness.begin_image(around)
         for control in filter(None, map(accelerated, self._controls)):
             control.witness.begin_image(around)

@@ -208,7 +208,8 @@ class GraphCache:
             return f"recording failed: {(str(e).strip() or type(e).__name__).splitlines()[0]}"
         if failure:
             return failure
-        size = max(0, torch.cuda.memory_reserved() - before) + output.nbytes
+        held = sum(t.nbytes for t in (*static, output) if t is not None)
+        size = max(0, torch.cuda.memory_reserved() - before) + held
         return _Recording(graph, static, output, size)
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:

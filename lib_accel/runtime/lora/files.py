@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ...config import AUTO
 from ...errors import BadCheckpoint, printable
 from ...model.architecture import Architecture
-from ...model.diffusers_names import layer_aliases
 from ...model.specs import SpatialTransformer
 from ...model.unet import UNet
 from ...model.weight_files import bad_file, finite, reading, require_file
+from .diffusers_names import layer_aliases
 from .merging import BasePlacement, LowRank, merge
 
 _log = logging.getLogger(__name__)

@@ -47,10 +47,10 @@ def _feed_forward(layer: FeedForward, x: Tensor) -> Tensor:
     return layer.net["2"](layer.net["0"](x))
 
 
-def _attention(layer: Attention, x: Tensor, context: Tensor) -> Tensor:
+def _attention(layer: Attention, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     q, k, v = (
         t.unflatten(-1, (layer.heads, -1)).transpose(1, 2).flatten(0, 1)
-        for t in (layer.to_q(x), layer.to_k(context), layer.to_v(context))
+        for t in (layer.to_q(x), keys, values)
     )
     k = (k * q.shape[-1] ** -0.5).transpose(1, 2)
     scores = q.shape[0] * q.shape[1] * k.shape[2] * q.element_size()  # bytes
@@ -59,8 +59,8 @@ def _attention(layer: Attention, x: Tensor, context: Tensor) -> Tensor:
     out = torch.empty_like(q)
     for part in range(0, q.shape[by], size := max(1, q.shape[by] // slices)):
         some = (slice(part, part + size),) if by == 0 else (slice(None), slice(part, part + size))
-        keys, values = (t[some] if by == 0 else t for t in (k, v))
-        out[some] = (q[some] @ keys).softmax(-1) @ values
+        k_some, v_some = (t[some] if by == 0 else t for t in (k, v))
+        out[some] = (q[some] @ k_some).softmax(-1) @ v_some
     return layer.to_out["0"](out.unflatten(0, (-1, layer.heads)).transpose(1, 2).flatten(2))
 
 

@@ -51,14 +51,11 @@ def compile_unit(
 
 def _exported(unit: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any:
     """Return the unit as an exported program with weights as inputs."""
-    module = UnitModule(unit)
+    module = UnitModule(unit, fused=device.type == "cuda")
     activations, weights = example_inputs(unit, TRACE_SIZE, dtype, device)
-    dynamic = torch.export.Dim.DYNAMIC
-    dims = [{0: dynamic, 2: dynamic, 3: dynamic}]
-    if module.side == "emb":
-        dims.append({0: dynamic})
-    elif module.side == "context":
-        dims.append({0: dynamic, 1: dynamic})
+    # of [B], [B, C], [B, L, D] and [B, C, H, W]
+    free = {1: (0,), 2: (0,), 3: (0, 1), 4: (0, 2, 3)}
+    dims = [dict.fromkeys(free[a.ndim], torch.export.Dim.DYNAMIC) for a in activations]
     with torch.no_grad():
         return torch.export.export(
             module,

@@ -8,7 +8,7 @@ from .common import Commands, add_store_arguments, command
 
 _MORE = """An artifact is the compiled code of one unit (one kind of layer) for one dtype, compute
 capability of GPUs (or instruction set of CPUs) and torch version. It holds no weights. An
-architecture has about 16 units; `list` shows one line for all units that were made for the same
+architecture has about 17 units; `list` shows one line for all units that were made for the same
 model family and machine.
 
 examples:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .architecture import Architecture
-from .specs import Downsample, ResBlock, SpatialTransformer, Spec, Upsample
+from ...model.architecture import Architecture
+from ...model.specs import Downsample, ResBlock, SpatialTransformer, Spec, Upsample
 
 RESIDUAL_BLOCK = {
     "in_layers.0": "norm1",
