@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..model import specs
 from ..model.architecture import Architecture
 from ..model.embedding import Embedding, FewRows
-from ..model.layers import build_layer
+from ..model.layers import GroupNorm, build_layer
 from ..store import recipe_key
 
 UnitFn = Callable[[list[Tensor]], Tensor]
@@ -103,7 +103,7 @@ class UnitModule(nn.Module):
         # A tuple hides the layer from torch: a submodule's empty parameters would be exported.
         self._layer = (_Computing(build(unit)),)
         for module in self._layer[0].modules():
-            if isinstance(module, FewRows):
+            if isinstance(module, FewRows | GroupNorm):
                 module.fused = fused
         self._weights = weights_of(self._layer[0].layer)
         self.names = list(self._weights)

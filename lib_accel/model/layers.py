@@ -89,16 +89,53 @@ class GroupNorm(nn.Module):
     """Group normalisation with 32 groups (Wu and He 2018): `[B, C, H, W] -> [B, C, H, W]`.
 
     `eps` is 1e-5 in residual blocks and the output layer, 1e-6 in transformers, as in the LDM code.
+    With `fused` it is written out for a compiler that fuses elementwise operations.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
         self.weight, self.bias = empty_parameter(channels), empty_parameter(channels)
         self.eps = eps
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return self.tokens(x).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         weight, bias = _like(self.weight, x), _like(self.bias, x)
         return F.group_norm(x, specs.NORM_GROUPS, weight, bias, self.eps)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the result as `[B, H*W, C]`: a view where it is channels-last, else a copy."""
+        if self.fused:
+            return fused_group_norm(x, _like(self.weight, x), _like(self.bias, x), self.eps)
+        return self.forward(x).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+WIDE = 1280
+"""Channels of the levels that have few pixels: 16x16 and 8x8 in SD1 at 512x512 pixels."""
+
+
+def fused_group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Compute `F.group_norm` with 32 groups of `x: [B, C, H, W]`, channels-last, as `[B, H*W, C]`.
+
+    torch's own kernels, and the formula that its compiler puts in their place, return NCHW on a
+    GPU, which is then copied for every convolution.
+
+    The statistics are float32, and variances are of differences: a large mean costs no digits.
+    """
+    t = x.permute(0, 2, 3, 1).unflatten(-1, (specs.NORM_GROUPS, -1)).float()  # [B, H, W, G, C/G]
+    if x.shape[1] < WIDE:
+        # 32 groups an image keep 32 thread blocks busy; so each row of each channel comes first
+        variance, mean = torch.var_mean(t, dim=2, correction=0, keepdim=True)
+        shift = mean[:, :1, :, :, :1]  # any value near the mean
+        variance = (variance + (mean - shift).square()).mean(dim=(1, 4), keepdim=True)
+        mean = mean.mean(dim=(1, 4), keepdim=True)
+        variance = variance - (mean - shift).square()
+    else:
+        variance, mean = torch.var_mean(t, dim=(1, 2, 4), correction=0, keepdim=True)
+    scale = torch.rsqrt(variance + eps).flatten(1, 2)  # [B, 1, G, 1]
+    t = (t.flatten(1, 2) - mean.flatten(1, 2)) * scale  # [B, H*W, G, C/G]
+    return (t.flatten(2) * weight + bias).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -234,9 +271,7 @@ class SpatialTransformer(nn.Module):
     def compute(self, x: Tensor, *keys_and_values: Tensor) -> Tensor:
         """Compute the transformer from `x: [B, C, H, W]` and what `prepare` returns."""
         height, width = x.shape[-2:]
-        # [B, H*W, C]: a view where the norm's result is channels-last, a copy where it is not
-        t = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
-        t = self.proj_in(t)
+        t = self.proj_in(self.norm.tokens(x))  # [B, H*W, C]
         for i, block in enumerate(self.transformer_blocks):
             t = block(t, *keys_and_values[2 * i : 2 * i + 2])
         t = self.proj_out(t)

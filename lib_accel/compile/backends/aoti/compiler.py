@@ -35,7 +35,7 @@ def compile_unit(
     torch._inductor.aoti_compile_and_package(
         _exported(unit, dtype, device),
         package_path=str(package),
-        inductor_configs=_options(),
+        inductor_configs=_options(unit, device),
     )
     _unpack(package, folder)
     try:
@@ -65,12 +65,23 @@ def _exported(unit: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any
         )
 
 
-def _options() -> dict[str, Any]:
-    """Return options for Inductor that make the library smaller: no line tables for debuggers."""
+def _options(unit: specs.Spec, device: torch.device) -> dict[str, Any]:
+    """Return Inductor's options for a unit; none depends on how fast anything is here.
+
+    Without line tables for debuggers the library is smaller.
+    """
     from torch._inductor import config
 
+    options: dict[str, Any] = {}
     name = "enable_line_tables"  # torch 2.13 and later
-    return {f"aot_inductor.{name}": False} if hasattr(config.aot_inductor, name) else {}
+    if hasattr(config.aot_inductor, name):
+        options[f"aot_inductor.{name}"] = False
+    if device.type == "cuda":
+        options["split_reductions"] = False  # `fused_group_norm` is split where that pays
+        if isinstance(unit, specs.SpatialTransformer):
+            # a sum of two activations is written, not computed again from both by the next ones
+            options["realize_reads_threshold"] = 1
+    return options
 
 
 def _unpack(package: Path, folder: Path) -> None:
