@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..model import specs
 from ..model.architecture import Architecture
 from ..model.embedding import Embedding, FewRows
-from ..model.layers import GroupNorm, build_layer
+from ..model.layers import build_layer
+from ..model.parts.modules import GroupNorm
 from ..store import recipe_key
 
 UnitFn = Callable[[list[Tensor]], Tensor]

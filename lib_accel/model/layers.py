@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import cpu_operators, specs
+from . import specs
+from .parts import cpu_operators
+from .parts.modules import Conv2d, GroupNorm, LayerNorm, Linear
 
 LayerFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A layer as a function of `h: [B, C, H, W]`, `emb: [B, emb_channels]` and
@@ -30,123 +31,6 @@ def build_layer(spec: specs.Spec) -> nn.Module:
     activations must have one dtype; weights of another dtype are converted at each use.
     """
     return _BUILDERS[type(spec)](spec)
-
-
-def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-    """Make this very object, not a copy, the parameter of that (dotted) name."""
-    home, _, own = name.rpartition(".")
-    setattr(module.get_submodule(home), own, parameter)
-
-
-def empty_parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """Return a parameter without storage (on the meta device), to be replaced by a real one."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
-
-
-def _like(weight: Tensor, x: Tensor) -> Tensor:
-    """Return the weight in the dtype of `x`.
-
-    Where `x` is wider than the weights, one layer's weights at a time exist in the wide dtype.
-    """
-    return weight if weight.dtype == x.dtype else weight.to(x.dtype)
-
-
-class Linear(nn.Module):
-    """Linear layer: `x: [..., inputs] -> [..., outputs]`.
-
-    With `conv` the weight has the shape of a 1x1 convolution, [outputs, inputs, 1, 1].
-    """
-
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, conv: bool = False):
-        super().__init__()
-        self.weight = empty_parameter(outputs, inputs, *([1, 1] if conv else []))
-        self.bias = empty_parameter(outputs) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else _like(self.bias, x)
-        return F.linear(x, _like(self.weight, x).flatten(1), bias)
-
-
-class Conv2d(nn.Module):
-    """Zero-padded convolution: `x: [B, inputs, H, W] -> [B, outputs, H/stride, W/stride]`."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
-        super().__init__()
-        cpu_operators.register()
-        self.weight = empty_parameter(outputs, inputs, kernel, kernel)
-        self.bias = empty_parameter(outputs)
-        self.stride, self.padding = stride, kernel // 2
-
-    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
-        """Ignores `emb` and `context`, which every layer of a block is given."""
-        weight, bias = _like(self.weight, x), _like(self.bias, x)
-        if cpu_operators.applies(x):
-            return cpu_operators.conv2d(x, weight, bias, self.stride, self.padding)
-        return F.conv2d(x, weight, bias, self.stride, self.padding)
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation with 32 groups (Wu and He 2018): `[B, C, H, W] -> [B, C, H, W]`.
-
-    `eps` is 1e-5 in residual blocks and the output layer, 1e-6 in transformers, as in the LDM code.
-    With `fused` it is written out for a compiler that fuses elementwise operations.
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-5):
-        super().__init__()
-        self.weight, self.bias = empty_parameter(channels), empty_parameter(channels)
-        self.eps = eps
-        self.fused = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.fused:
-            return self.tokens(x).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        weight, bias = _like(self.weight, x), _like(self.bias, x)
-        return F.group_norm(x, specs.NORM_GROUPS, weight, bias, self.eps)
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """Return the result as `[B, H*W, C]`: a view where it is channels-last, else a copy."""
-        if self.fused:
-            return fused_group_norm(x, _like(self.weight, x), _like(self.bias, x), self.eps)
-        return self.forward(x).permute(0, 2, 3, 1).flatten(1, 2)
-
-
-WIDE = 1280
-"""Channels of the levels that have few pixels: 16x16 and 8x8 in SD1 at 512x512 pixels."""
-
-
-def fused_group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Compute `F.group_norm` with 32 groups of `x: [B, C, H, W]`, channels-last, as `[B, H*W, C]`.
-
-    torch's own kernels, and the formula that its compiler puts in their place, return NCHW on a
-    GPU, which is then copied for every convolution.
-
-    The statistics are float32, and variances are of differences: a large mean costs no digits.
-    """
-    t = x.permute(0, 2, 3, 1).unflatten(-1, (specs.NORM_GROUPS, -1)).float()  # [B, H, W, G, C/G]
-    if x.shape[1] < WIDE:
-        # 32 groups an image keep 32 thread blocks busy; so each row of each channel comes first
-        variance, mean = torch.var_mean(t, dim=2, correction=0, keepdim=True)
-        shift = mean[:, :1, :, :, :1]  # any value near the mean
-        variance = (variance + (mean - shift).square()).mean(dim=(1, 4), keepdim=True)
-        mean = mean.mean(dim=(1, 4), keepdim=True)
-        variance = variance - (mean - shift).square()
-    else:
-        variance, mean = torch.var_mean(t, dim=(1, 2, 4), correction=0, keepdim=True)
-    scale = torch.rsqrt(variance + eps).flatten(1, 2)  # [B, 1, G, 1]
-    t = (t.flatten(1, 2) - mean.flatten(1, 2)) * scale  # [B, H*W, G, C/G]
-    return (t.flatten(2) * weight + bias).to(x.dtype)
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the channels (Ba et al. 2016): `[B, N, C] -> [B, N, C]`."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight, self.bias = empty_parameter(channels), empty_parameter(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (x.shape[-1],), _like(self.weight, x), _like(self.bias, x), 1e-5)
 
 
 class ResBlock(nn.Module):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..errors import BadWeights
 from .architecture import Architecture
 from .embedding import Perceptron, timestep_embedding
-from .layers import LayerFn, Linear, Output, build_layer, empty_parameter, set_parameter
+from .layers import LayerFn, Output, build_layer
+from .parts.modules import Linear, empty_parameter, set_parameter
 from .specs import Block, ResBlock
 
 Parameters = Mapping[str, nn.Parameter]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.units import UnitModule, unit_key
-from lib_accel.model.layers import WIDE, fused_group_norm
+from lib_accel.model.parts.group_norm import WIDE, fused_group_norm
 from lib_accel.model.specs import Output, ResBlock, SpatialTransformer, Spec
 
 from ..tiny import error
