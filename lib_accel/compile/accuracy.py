@@ -17,7 +17,7 @@ from ..model import specs
 from ..model.embedding import timestep_frequencies
 from ..model.precision import exact_products, relative_error, wider
 from ..model.random_weights import random_weight
-from .units import Size, UnitFn, UnitModule, activation_shapes, to_unit_layout
+from .units import Size, UnitFn, UnitModule, activation_shapes, image_widths, to_unit_layout
 
 CHECK_SIZES = ((2, 16, 16, 77), (1, 8, 24, 154), (3, 9, 7, 1), (1, 1, 1, 77))
 """(B, H, W, L): square, wide, odd, and the smallest possible. H and W are of the activation."""
@@ -113,7 +113,7 @@ def example_inputs(
     They depend on `seed` alone. Weights are scaled so that activations stay near 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    shapes = activation_shapes(unit, size)
+    shapes = activation_shapes(unit, size, device)
     activations = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
     module = UnitModule(unit)
     weights = [
@@ -124,5 +124,8 @@ def example_inputs(
         activations[0] = (torch.rand(size[0], generator=generator) * 1000).to(device)
         weights[0] = timestep_frequencies(unit.model_channels, device)
     else:
-        activations[0] = activations[0].contiguous(memory_format=torch.channels_last)
+        images = len(image_widths(unit, device))
+        activations[:images] = [
+            a.contiguous(memory_format=torch.channels_last) for a in activations[:images]
+        ]
     return activations, weights

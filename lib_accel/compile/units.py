@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..model import specs
 from ..model.architecture import Architecture
 from ..model.embedding import Embedding, FewRows
-from ..model.layers import build_layer
+from ..model.layers import ResBlock, build_layer
 from ..model.parts.modules import GroupNorm
 from ..store import recipe_key
 
@@ -52,23 +52,34 @@ def units_of(architecture: Architecture) -> tuple[specs.Spec, ...]:
     return tuple(dict.fromkeys([architecture.embedding, *layers]))
 
 
-def input_widths(unit: specs.Spec) -> tuple[int, ...]:
-    """Return the channels of each activation of a layer: `(C,)`, `(C, C')` or `(C, C, ...)`."""
+def image_widths(unit: specs.Spec, device: torch.device) -> tuple[int, ...]:
+    """Return the channels of each image that a layer takes.
+
+    It is one. But on a GPU, what comes through a skip connection is apart: concatenating takes
+    longer there than reading two tensors.
+    """
     if isinstance(unit, specs.SpatialTransformer):
-        return (unit.channels,) * (1 + 2 * unit.depth)
-    if isinstance(unit, specs.ResBlock):
-        return unit.in_channels, unit.out_channels
+        return (unit.channels,)
+    if isinstance(unit, specs.ResBlock) and unit.skip_channels and device.type == "cuda":
+        return unit.in_channels - unit.skip_channels, unit.skip_channels
     return (unit.in_channels,)  # type: ignore[union-attr]
 
 
-def activation_shapes(unit: specs.Spec, size: Size) -> list[tuple[int, ...]]:
-    """Return the shape of each activation that the unit takes for `size`."""
+def side_widths(unit: specs.Spec) -> tuple[int, ...]:
+    """Return the channels of each activation that a layer takes besides images."""
+    if isinstance(unit, specs.SpatialTransformer):
+        return (unit.channels,) * (2 * unit.depth)
+    return (unit.out_channels,) if isinstance(unit, specs.ResBlock) else ()
+
+
+def activation_shapes(unit: specs.Spec, size: Size, device: torch.device) -> list[tuple[int, ...]]:
+    """Return the shape of each activation that the unit takes for `size` on `device`."""
     batch, height, width, length = size
     if isinstance(unit, specs.Embedding):
         return [(batch,), *([(batch, unit.adm_channels)] if unit.adm_channels else [])]
-    channels, *side = input_widths(unit)
     before = (batch, length) if isinstance(unit, specs.SpatialTransformer) else (batch,)
-    return [(batch, channels, height, width), *((*before, each) for each in side)]
+    images = [(batch, channels, height, width) for channels in image_widths(unit, device)]
+    return [*images, *((*before, each) for each in side_widths(unit))]
 
 
 def widest(unit: specs.Spec) -> int:
@@ -104,7 +115,7 @@ class UnitModule(nn.Module):
         # A tuple hides the layer from torch: a submodule's empty parameters would be exported.
         self._layer = (_Computing(build(unit)),)
         for module in self._layer[0].modules():
-            if isinstance(module, FewRows | GroupNorm):
+            if isinstance(module, FewRows | GroupNorm | ResBlock):
                 module.fused = fused
         self._weights = weights_of(self._layer[0].layer)
         self.names = list(self._weights)

@@ -11,7 +11,9 @@ The formulas are those of the LDM code (`ldm/modules/attention.py`,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +26,15 @@ LayerFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 `context: [B, L, context_dim]`, which returns `[B, C', H', W']`. It may ignore the last two."""
 
 
+@runtime_checkable
+class JoiningLayer(Protocol):
+    """A layer that can take what comes through a skip connection apart, and need not copy it."""
+
+    def join(self, h: Tensor, skip: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """Compute the layer of `h: [B, C1, H, W]` and `skip: [B, C2, H, W]`, concatenated."""
+        ...
+
+
 def build_layer(spec: specs.Spec) -> nn.Module:
     """Build the module of one layer, without storage; it is a LayerFn.
 
@@ -34,7 +45,12 @@ def build_layer(spec: specs.Spec) -> nn.Module:
 
 
 class ResBlock(nn.Module):
-    """Residual block, conditioned by adding a projection of `emb` to every pixel."""
+    """Residual block, conditioned by adding a projection of `emb` to every pixel.
+
+    With `fused` it is written for a compiler that need not write concatenated tensors down.
+    """
+
+    fused = False
 
     def __init__(self, spec: specs.ResBlock):
         super().__init__()
@@ -52,11 +68,18 @@ class ResBlock(nn.Module):
         """Return the projection of `emb: [B, emb_channels]`, `[B, C']`."""
         return [self.emb_layers["1"](F.silu(emb))]
 
-    def compute(self, x: Tensor, projected: Tensor) -> Tensor:
-        """Compute the block from `x: [B, C, H, W]` and what `prepare` returns."""
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """Compute the block from `x: [B, C, H, W]` and what `prepare` returns.
+
+        Instead of x there may be two tensors that were to be concatenated along the channels.
+        """
+        *parts, projected = inputs
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         h = self.in_layers["2"](F.silu(self.in_layers["0"](x)))
         h = h + projected[:, :, None, None]
         h = self.out_layers["3"](F.silu(self.out_layers["0"](h)))
+        if self.fused and len(parts) > 1 and isinstance(self.skip_connection, Conv2d):
+            return self.skip_connection.of_parts(parts) + h
         return self.skip_connection(x) + h
 
 

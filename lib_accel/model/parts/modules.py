@@ -63,6 +63,16 @@ class Conv2d(nn.Module):
             return cpu_operators.conv2d(x, weight, bias, self.stride, self.padding)
         return F.conv2d(x, weight, bias, self.stride, self.padding)
 
+    def of_parts(self, parts: list[Tensor]) -> Tensor:
+        """Convolve, by a 1x1 kernel, the concatenation of `parts` along the channels.
+
+        Each is multiplied by its columns of the weight, so that nothing need be concatenated.
+        """
+        weight, bias = like(self.weight, parts[0]).flatten(1), like(self.bias, parts[0])
+        columns = weight.split([part.shape[1] for part in parts], dim=1)
+        products = [F.linear(t.permute(0, 2, 3, 1), w) for t, w in zip(parts, columns, strict=True)]
+        return (sum(products[1:], products[0]) + bias).permute(0, 3, 1, 2)
+
 
 class GroupNorm(nn.Module):
     """Group normalisation with 32 groups (Wu and He 2018): `[B, C, H, W] -> [B, C, H, W]`.
