@@ -40,6 +40,9 @@ is checked: other tensors are read out of bounds.
 Size = tuple[int, int, int, int]
 """B, H, W and L: of a batch, of an activation and of the context."""
 
+SMALLEST_SIDE = 16
+"""Height of SD1's deepest level but one at 512x512 pixels."""
+
 _PREPARING = re.compile(r"^emb_layers\.|\.attn2\.to_[kv]\.")
 """The weights of a layer that `prepare` uses, by their names."""
 
@@ -80,6 +83,29 @@ def activation_shapes(unit: specs.Spec, size: Size, device: torch.device) -> lis
     before = (batch, length) if isinstance(unit, specs.SpatialTransformer) else (batch,)
     images = [(batch, channels, height, width) for channels in image_widths(unit, device)]
     return [*images, *((*before, each) for each in side_widths(unit))]
+
+
+def level_side(unit: specs.Spec) -> int:
+    """Return the height, in latents, of the level where SD1 has the unit's width at 512x512 pixels.
+
+    It is half that of SDXL at its own size. Units that are narrower than SD1's are for tests.
+    """
+    if isinstance(unit, specs.Embedding):
+        return SMALLEST_SIDE
+    width = unit.channels if isinstance(unit, specs.SpatialTransformer) else unit.out_channels
+    if isinstance(unit, specs.Output):
+        width = unit.in_channels
+    return max(SMALLEST_SIDE, 64 * 320 // width) if width >= 320 else SMALLEST_SIDE
+
+
+def trace_size(unit: specs.Spec) -> Size:
+    """Return the size of the example that a unit is compiled with.
+
+    The code serves all sizes, but the compiler chooses for this one, that of the unit's level. All
+    numbers differ, none is 1 and none a number of channels, so none becomes a constant.
+    """
+    side = level_side(unit)
+    return 2, side - 1, side + 1, 77
 
 
 def widest(unit: specs.Spec) -> int:

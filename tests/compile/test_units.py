@@ -14,6 +14,7 @@ from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.units import (
     UnitModule,
     activation_shapes,
+    trace_size,
     unit_key,
     units_of,
     widest,
@@ -138,3 +139,14 @@ def test_no_activation_is_wider_than_widest(unit: Spec):
     with torch.no_grad(), Watch():
         UnitModule(unit)(*inputs)
     assert most[0] == widest(unit) * 16 * 8 * 6
+
+
+@pytest.mark.parametrize(
+    "unit", sorted({*units_of(sd1()), *units_of(sdxl()), *UNITS}, key=unit_key)
+)
+def test_no_two_sizes_of_the_traced_example_are_equal(unit: Spec):
+    """torch takes equal sizes for the same one, and would make code that serves no others."""
+    sizes = trace_size(unit)
+    fixed = {n for s in UnitModule(unit).shapes() for n in s}
+    assert len({*sizes}) == 4
+    assert not {1, *fixed} & {*sizes}

@@ -14,11 +14,8 @@ import torch
 
 from ....model import specs
 from ...accuracy import example_inputs
-from ...units import UnitFn, UnitModule
+from ...units import UnitFn, UnitModule, trace_size
 from .load import ARCHIVE, load_unit
-
-TRACE_SIZE = (2, 24, 20, 77)
-"""(B, H, W, L) of the tracing example: all different and none is 1, so none becomes a constant."""
 
 
 def compile_unit(
@@ -52,7 +49,7 @@ def compile_unit(
 def _exported(unit: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any:
     """Return the unit as an exported program with weights as inputs."""
     module = UnitModule(unit, fused=device.type == "cuda")
-    activations, weights = example_inputs(unit, TRACE_SIZE, dtype, device)
+    activations, weights = example_inputs(unit, trace_size(unit), dtype, device)
     # of [B], [B, C], [B, L, D] and [B, C, H, W]
     free = {1: (0,), 2: (0,), 3: (0, 1), 4: (0, 2, 3)}
     dims = [dict.fromkeys(free[a.ndim], torch.export.Dim.DYNAMIC) for a in activations]
