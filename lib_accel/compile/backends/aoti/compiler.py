@@ -32,7 +32,7 @@ def compile_unit(
     torch._inductor.aoti_compile_and_package(
         _exported(unit, dtype, device),
         package_path=str(package),
-        inductor_configs=_options(unit, device),
+        inductor_configs=options_for(unit, device),
     )
     _unpack(package, folder)
     try:
@@ -62,10 +62,12 @@ def _exported(unit: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any
         )
 
 
-def _options(unit: specs.Spec, device: torch.device) -> dict[str, Any]:
-    """Return Inductor's options for a unit; none depends on how fast anything is here.
+def options_for(unit: specs.Spec, device: torch.device) -> dict[str, Any]:
+    """Return Inductor's options for a unit.
 
-    Without line tables for debuggers the library is smaller.
+    None lets Inductor measure variants of products (`max_autotune`, `coordinate_descent_tuning`):
+    images are made on the same card meanwhile, and what wins there is kept. Without line tables for
+    debuggers the library is smaller.
     """
     from torch._inductor import config
 
