@@ -31,10 +31,11 @@ UnitFn = Callable[[list[Tensor]], Tensor]
 
 The activations of a layer are `h: [B, C, H, W]` and, for a residual block, its projection of the
 time embedding, `[B, C']`, for a transformer the keys and values of the context for each of its
-blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. The weights are in the
-order of `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The
-inputs of the embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing
-is checked: other tensors are read out of bounds.
+blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. On a GPU, a block with
+a skip connection takes two images instead of h (`image_widths`). The weights are in the order
+of `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The inputs of the
+embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing is checked:
+other tensors are read out of bounds.
 """
 
 Size = tuple[int, int, int, int]
