@@ -32,8 +32,8 @@ UnitFn = Callable[[list[Tensor]], Tensor]
 The activations of a layer are `h: [B, C, H, W]` and, for a residual block, its projection of the
 time embedding, `[B, C']`, for a transformer the keys and values of the context for each of its
 blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. On a GPU, a block with
-a skip connection takes two images instead of h (`image_widths`). The weights are in the order
-of `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The inputs of the
+a skip connection takes two images instead of h (`image_widths`). The weights are in the order of
+`UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The inputs of the
 embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing is checked:
 other tensors are read out of bounds.
 """
@@ -142,8 +142,10 @@ class UnitModule(nn.Module):
         # A tuple hides the layer from torch: a submodule's empty parameters would be exported.
         self._layer = (_Computing(build(unit)),)
         for module in self._layer[0].modules():
-            if isinstance(module, FewRows | GroupNorm | ResBlock):
+            if isinstance(module, FewRows | ResBlock):
                 module.fused = fused
+            if isinstance(module, GroupNorm):
+                module.fused_for = level_side(unit) if fused else 0
         self._weights = weights_of(self._layer[0].layer)
         self.names = list(self._weights)
 

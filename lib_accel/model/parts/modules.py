@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..specs import NORM_GROUPS
 from . import cpu_operators
-from .group_norm import fused_group_norm
+from .group_norm import LARGE, fused_group_norm
 
 
 def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -78,25 +78,28 @@ class GroupNorm(nn.Module):
     """Group normalisation with 32 groups (Wu and He 2018): `[B, C, H, W] -> [B, C, H, W]`.
 
     `eps` is 1e-5 in residual blocks and the output layer, 1e-6 in transformers, as in the LDM code.
-    With `fused` it is written out for a compiler that fuses elementwise operations.
+    With `fused_for` it is written out for a compiler that fuses elementwise operations, and for
+    images of about this height.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
         self.weight, self.bias = empty_parameter(channels), empty_parameter(channels)
         self.eps = eps
-        self.fused = False
+        self.fused_for = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused:
+        if self.fused_for:
             return self.tokens(x).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         weight, bias = like(self.weight, x), like(self.bias, x)
         return F.group_norm(x, NORM_GROUPS, weight, bias, self.eps)
 
     def tokens(self, x: Tensor) -> Tensor:
         """Return the result as `[B, H*W, C]`: a view where it is channels-last, else a copy."""
-        if self.fused:
-            return fused_group_norm(x, like(self.weight, x), like(self.bias, x), self.eps)
+        if self.fused_for:
+            weight, bias = like(self.weight, x), like(self.bias, x)
+            by_rows = self.fused_for**2 * x.shape[1] // NORM_GROUPS > LARGE
+            return fused_group_norm(x, weight, bias, self.eps, by_rows)
         return self.forward(x).permute(0, 2, 3, 1).flatten(1, 2)
 
 
