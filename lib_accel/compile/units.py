@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..model import specs
 from ..model.architecture import Architecture
 from ..model.embedding import Embedding, FewRows
-from ..model.layers import build_layer
+from ..model.layers import ResBlock, build_layer
+from ..model.parts.modules import GroupNorm
 from ..store import recipe_key
 
 UnitFn = Callable[[list[Tensor]], Tensor]
@@ -30,14 +31,18 @@ UnitFn = Callable[[list[Tensor]], Tensor]
 
 The activations of a layer are `h: [B, C, H, W]` and, for a residual block, its projection of the
 time embedding, `[B, C']`, for a transformer the keys and values of the context for each of its
-blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. The weights are in the
-order of `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The
-inputs of the embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing
-is checked: other tensors are read out of bounds.
+blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. On a GPU, a block with
+a skip connection takes two images instead of h (`image_widths`). The weights are in the order of
+`UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The inputs of the
+embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing is checked:
+other tensors are read out of bounds.
 """
 
 Size = tuple[int, int, int, int]
 """B, H, W and L: of a batch, of an activation and of the context."""
+
+SMALLEST_SIDE = 16
+"""Height of SD1's deepest level but one at 512x512 pixels."""
 
 _PREPARING = re.compile(r"^emb_layers\.|\.attn2\.to_[kv]\.")
 """The weights of a layer that `prepare` uses, by their names."""
@@ -51,23 +56,57 @@ def units_of(architecture: Architecture) -> tuple[specs.Spec, ...]:
     return tuple(dict.fromkeys([architecture.embedding, *layers]))
 
 
-def input_widths(unit: specs.Spec) -> tuple[int, ...]:
-    """Return the channels of each activation of a layer: `(C,)`, `(C, C')` or `(C, C, ...)`."""
+def image_widths(unit: specs.Spec, device: torch.device) -> tuple[int, ...]:
+    """Return the channels of each image that a layer takes.
+
+    It is one. But on a GPU, what comes through a skip connection is apart: concatenating takes
+    longer there than reading two tensors.
+    """
     if isinstance(unit, specs.SpatialTransformer):
-        return (unit.channels,) * (1 + 2 * unit.depth)
-    if isinstance(unit, specs.ResBlock):
-        return unit.in_channels, unit.out_channels
+        return (unit.channels,)
+    if isinstance(unit, specs.ResBlock) and unit.skip_channels and device.type == "cuda":
+        return unit.in_channels - unit.skip_channels, unit.skip_channels
     return (unit.in_channels,)  # type: ignore[union-attr]
 
 
-def activation_shapes(unit: specs.Spec, size: Size) -> list[tuple[int, ...]]:
-    """Return the shape of each activation that the unit takes for `size`."""
+def side_widths(unit: specs.Spec) -> tuple[int, ...]:
+    """Return the channels of each activation that a layer takes besides images."""
+    if isinstance(unit, specs.SpatialTransformer):
+        return (unit.channels,) * (2 * unit.depth)
+    return (unit.out_channels,) if isinstance(unit, specs.ResBlock) else ()
+
+
+def activation_shapes(unit: specs.Spec, size: Size, device: torch.device) -> list[tuple[int, ...]]:
+    """Return the shape of each activation that the unit takes for `size` on `device`."""
     batch, height, width, length = size
     if isinstance(unit, specs.Embedding):
         return [(batch,), *([(batch, unit.adm_channels)] if unit.adm_channels else [])]
-    channels, *side = input_widths(unit)
     before = (batch, length) if isinstance(unit, specs.SpatialTransformer) else (batch,)
-    return [(batch, channels, height, width), *((*before, each) for each in side)]
+    images = [(batch, channels, height, width) for channels in image_widths(unit, device)]
+    return [*images, *((*before, each) for each in side_widths(unit))]
+
+
+def level_side(unit: specs.Spec) -> int:
+    """Return the height, in latents, of the level where SD1 has the unit's width at 512x512 pixels.
+
+    It is half that of SDXL at its own size. Units that are narrower than SD1's are for tests.
+    """
+    if isinstance(unit, specs.Embedding):
+        return SMALLEST_SIDE
+    width = unit.channels if isinstance(unit, specs.SpatialTransformer) else unit.out_channels
+    if isinstance(unit, specs.Output):
+        width = unit.in_channels
+    return max(SMALLEST_SIDE, 64 * 320 // width) if width >= 320 else SMALLEST_SIDE
+
+
+def trace_size(unit: specs.Spec) -> Size:
+    """Return the size of the example that a unit is compiled with.
+
+    The code serves all sizes, but the compiler chooses for this one, that of the unit's level. All
+    numbers differ, none is 1 and none a number of channels, so none becomes a constant.
+    """
+    side = level_side(unit)
+    return 2, side - 1, side + 1, 77
 
 
 def widest(unit: specs.Spec) -> int:
@@ -103,8 +142,10 @@ class UnitModule(nn.Module):
         # A tuple hides the layer from torch: a submodule's empty parameters would be exported.
         self._layer = (_Computing(build(unit)),)
         for module in self._layer[0].modules():
-            if isinstance(module, FewRows):
+            if isinstance(module, FewRows | ResBlock):
                 module.fused = fused
+            if isinstance(module, GroupNorm):
+                module.fused_for = level_side(unit) if fused else 0
         self._weights = weights_of(self._layer[0].layer)
         self.names = list(self._weights)
 

@@ -6,7 +6,7 @@ Compiled code depends on the architecture alone: checkpoints with equal architec
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedArchitecture
@@ -163,8 +163,11 @@ def _read_output_blocks(
                 f"output_blocks.{i} has no input block to take a skip tensor from; "
                 f"expected as many output as input blocks"
             )
-        block, channels = reader.block(f"output_blocks.{i}", channels + left.pop())
-        blocks.append(block)
+        skip = left.pop()
+        (first, *others), channels = reader.block(f"output_blocks.{i}", channels + skip)
+        if isinstance(first, ResBlock):
+            first = replace(first, skip_channels=skip)
+        blocks.append((first, *others))
     if left:
         raise UnsupportedArchitecture(
             f"{len(skips)} input blocks but {len(blocks)} output blocks; "

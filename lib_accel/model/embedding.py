@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import specs
-from .layers import Linear, empty_parameter
+from .parts.modules import Linear, empty_parameter
 
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:

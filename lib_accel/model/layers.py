@@ -11,16 +11,28 @@ The formulas are those of the LDM code (`ldm/modules/attention.py`,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import cpu_operators, specs
+from . import specs
+from .parts import cpu_operators
+from .parts.modules import Conv2d, GroupNorm, LayerNorm, Linear
 
 LayerFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A layer as a function of `h: [B, C, H, W]`, `emb: [B, emb_channels]` and
 `context: [B, L, context_dim]`, which returns `[B, C', H', W']`. It may ignore the last two."""
+
+
+@runtime_checkable
+class JoiningLayer(Protocol):
+    """A layer that can take what comes through a skip connection apart, and need not copy it."""
+
+    def join(self, h: Tensor, skip: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """Compute the layer of `h: [B, C1, H, W]` and `skip: [B, C2, H, W]`, concatenated."""
+        ...
 
 
 def build_layer(spec: specs.Spec) -> nn.Module:
@@ -32,88 +44,13 @@ def build_layer(spec: specs.Spec) -> nn.Module:
     return _BUILDERS[type(spec)](spec)
 
 
-def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-    """Make this very object, not a copy, the parameter of that (dotted) name."""
-    home, _, own = name.rpartition(".")
-    setattr(module.get_submodule(home), own, parameter)
-
-
-def empty_parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """Return a parameter without storage (on the meta device), to be replaced by a real one."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
-
-
-def _like(weight: Tensor, x: Tensor) -> Tensor:
-    """Return the weight in the dtype of `x`.
-
-    Where `x` is wider than the weights, one layer's weights at a time exist in the wide dtype.
-    """
-    return weight if weight.dtype == x.dtype else weight.to(x.dtype)
-
-
-class Linear(nn.Module):
-    """Linear layer: `x: [..., inputs] -> [..., outputs]`.
-
-    With `conv` the weight has the shape of a 1x1 convolution, [outputs, inputs, 1, 1].
-    """
-
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, conv: bool = False):
-        super().__init__()
-        self.weight = empty_parameter(outputs, inputs, *([1, 1] if conv else []))
-        self.bias = empty_parameter(outputs) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else _like(self.bias, x)
-        return F.linear(x, _like(self.weight, x).flatten(1), bias)
-
-
-class Conv2d(nn.Module):
-    """Zero-padded convolution: `x: [B, inputs, H, W] -> [B, outputs, H/stride, W/stride]`."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
-        super().__init__()
-        cpu_operators.register()
-        self.weight = empty_parameter(outputs, inputs, kernel, kernel)
-        self.bias = empty_parameter(outputs)
-        self.stride, self.padding = stride, kernel // 2
-
-    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
-        """Ignores `emb` and `context`, which every layer of a block is given."""
-        weight, bias = _like(self.weight, x), _like(self.bias, x)
-        if cpu_operators.applies(x):
-            return cpu_operators.conv2d(x, weight, bias, self.stride, self.padding)
-        return F.conv2d(x, weight, bias, self.stride, self.padding)
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation with 32 groups (Wu and He 2018): `[B, C, H, W] -> [B, C, H, W]`.
-
-    `eps` is 1e-5 in residual blocks and the output layer, 1e-6 in transformers, as in the LDM code.
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-5):
-        super().__init__()
-        self.weight, self.bias = empty_parameter(channels), empty_parameter(channels)
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias = _like(self.weight, x), _like(self.bias, x)
-        return F.group_norm(x, specs.NORM_GROUPS, weight, bias, self.eps)
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the channels (Ba et al. 2016): `[B, N, C] -> [B, N, C]`."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight, self.bias = empty_parameter(channels), empty_parameter(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (x.shape[-1],), _like(self.weight, x), _like(self.bias, x), 1e-5)
-
-
 class ResBlock(nn.Module):
-    """Residual block, conditioned by adding a projection of `emb` to every pixel."""
+    """Residual block, conditioned by adding a projection of `emb` to every pixel.
+
+    With `fused` it is written for a compiler that need not write concatenated tensors down.
+    """
+
+    fused = False
 
     def __init__(self, spec: specs.ResBlock):
         super().__init__()
@@ -131,11 +68,18 @@ class ResBlock(nn.Module):
         """Return the projection of `emb: [B, emb_channels]`, `[B, C']`."""
         return [self.emb_layers["1"](F.silu(emb))]
 
-    def compute(self, x: Tensor, projected: Tensor) -> Tensor:
-        """Compute the block from `x: [B, C, H, W]` and what `prepare` returns."""
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """Compute the block from `x: [B, C, H, W]` and what `prepare` returns.
+
+        Instead of x there may be two tensors that were to be concatenated along the channels.
+        """
+        *parts, projected = inputs
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         h = self.in_layers["2"](F.silu(self.in_layers["0"](x)))
         h = h + projected[:, :, None, None]
         h = self.out_layers["3"](F.silu(self.out_layers["0"](h)))
+        if self.fused and len(parts) > 1 and isinstance(self.skip_connection, Conv2d):
+            return self.skip_connection.of_parts(parts) + h
         return self.skip_connection(x) + h
 
 
@@ -234,9 +178,7 @@ class SpatialTransformer(nn.Module):
     def compute(self, x: Tensor, *keys_and_values: Tensor) -> Tensor:
         """Compute the transformer from `x: [B, C, H, W]` and what `prepare` returns."""
         height, width = x.shape[-2:]
-        # [B, H*W, C]: a view where the norm's result is channels-last, a copy where it is not
-        t = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)
-        t = self.proj_in(t)
+        t = self.proj_in(self.norm.tokens(x))  # [B, H*W, C]
         for i, block in enumerate(self.transformer_blocks):
             t = block(t, *keys_and_values[2 * i : 2 * i + 2])
         t = self.proj_out(t)

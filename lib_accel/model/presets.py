@@ -82,9 +82,9 @@ class Structure:
         outputs: list[Block] = []
         for level in range(last, -1, -1):
             for i in range(self.res_blocks + 1):
-                layers = self.residual(
-                    channels + skips.pop(), self.channel_mult[level] * width, self.depths[level]
-                )
+                skip = skips.pop()
+                outs, depth = self.channel_mult[level] * width, self.depths[level]
+                layers = self.residual(channels + skip, outs, depth, skip)
                 channels = self.channel_mult[level] * width
                 if level and i == self.res_blocks:
                     layers.append(Upsample(channels, channels))
@@ -101,9 +101,9 @@ class Structure:
             tuple(outputs),
         )
 
-    def residual(self, inputs: int, outputs: int, depth: int) -> list[Spec]:
+    def residual(self, inputs: int, outputs: int, depth: int, skip: int = 0) -> list[Spec]:
         """Return a residual block and, unless `depth` is 0, the transformer after it."""
-        layers: list[Spec] = [ResBlock(inputs, outputs, 4 * self.model_channels)]
+        layers: list[Spec] = [ResBlock(inputs, outputs, 4 * self.model_channels, skip)]
         if depth:
             heads = outputs // CHANNELS_PER_HEAD if self.linear else SD1_HEADS
             layers.append(SpatialTransformer(outputs, self.context_dim, heads, depth, self.linear))

@@ -47,6 +47,7 @@ class ResBlock:
     in_channels: int
     out_channels: int
     emb_channels: int
+    skip_channels: int = 0  # the last of in_channels, which come through a skip connection
 
 
 @dataclass(frozen=True)

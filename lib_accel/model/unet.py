@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..errors import BadWeights
 from .architecture import Architecture
 from .embedding import Perceptron, timestep_embedding
-from .layers import LayerFn, Linear, Output, build_layer, empty_parameter, set_parameter
+from .layers import JoiningLayer, LayerFn, Output, build_layer
+from .parts.modules import Linear, empty_parameter, set_parameter
 from .specs import Block, ResBlock
 
 Parameters = Mapping[str, nn.Parameter]
@@ -170,8 +171,12 @@ class UNet(nn.Module):
         for name in self._middle_names:
             h = layers[name](h, emb, context)
         for names in self._output_names:
-            h = join(h, skips.pop())
-            for name in names:
+            first, skip = layers[names[0]], skips.pop()
+            if isinstance(first, JoiningLayer):
+                h = first.join(_resized(h, skip), skip, emb, context)
+            else:
+                h = first(join(h, skip), emb, context)
+            for name in names[1:]:
                 h = layers[name](h, emb, context)
         return layers["out"](h, emb, context).to(x.dtype)
 
@@ -185,12 +190,17 @@ def _layer_names(group: str, blocks: tuple[Block, ...]) -> list[list[str]]:
 
 
 def join(h: Tensor, skip: Tensor) -> Tensor:
-    """Concatenate `h: [B, C, H', W']` and `skip: [B, D, H, W]` to `[B, C+D, H, W]`.
+    """Concatenate `h: [B, C, H', W']` and `skip: [B, D, H, W]` to `[B, C+D, H, W]`."""
+    return torch.cat([_resized(h, skip), skip], dim=1)
+
+
+def _resized(h: Tensor, skip: Tensor) -> Tensor:
+    """Return `h: [B, C, H', W']` in the height and width of `skip: [B, D, H, W]`.
 
     Downsampling rounds up. So where a side of the latent is no multiple of the deepest level's
     step, `h` comes back one pixel larger than `skip`; it is resized (nearest) to the skip's size,
     as the WebUI does (`modules/sd_hijack_unet.py`).
     """
-    if h.shape[-2:] != skip.shape[-2:]:
-        h = F.interpolate(h, skip.shape[-2:], mode="nearest")
-    return torch.cat([h, skip], dim=1)
+    if h.shape[-2:] == skip.shape[-2:]:
+        return h
+    return F.interpolate(h, skip.shape[-2:], mode="nearest")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..compile.jobs import CompiledUnits
-from ..compile.units import UnitFn, input_widths, weights_of, widest
+from ..compile.units import UnitFn, image_widths, side_widths, weights_of, widest
 from ..errors import BadWeights
 from ..model import precision
 from ..model.layers import LayerFn
@@ -40,36 +41,54 @@ class CompiledLayer:
         self.preparing = [p for name, p in named if name not in own]
         # asked once: `to` on each of SD1's 686 weights takes 0.7 ms even where it does nothing
         self._widen = any(w.dtype != dtype for w in self._weights)
-        self._widths, self._widest = input_widths(spec), widest(spec)
+        self._images = image_widths(spec, self._weights[0].device)
+        self._side, self._widest = side_widths(spec), widest(spec)
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """Compute `h: [B, C, H, W]`, `emb: [B, emb]`, `context: [B, L, D]` -> `[B, C', H', W']`."""
-        prepared = self.module.prepare(emb, context)  # type: ignore[operator]
-        return self.given(*prepared)(h, emb, context)
+        return self._prepared(emb, context)(h, emb, context)
+
+    def join(self, h: Tensor, skip: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """Compute the layer from `h: [B, C1, H, W]` and `skip: [B, C2, H, W]`: see JoiningLayer."""
+        return self._prepared(emb, context).join(h, skip, emb, context)
+
+    def _prepared(self, emb: Tensor, context: Tensor) -> PreparedLayer:
+        return self.given(*self.module.prepare(emb, context))  # type: ignore[operator]
 
     @property
     def takes_side(self) -> bool:
         """Whether the layer has a second input."""
         return self.takes_emb or self.takes_context
 
-    def given(self, *side: Tensor) -> LayerFn:
+    def given(self, *side: Tensor) -> PreparedLayer:
         """Return this layer with what its module's `prepare` returns, so that it need not run.
 
         `emb` and `context` then serve the clean layer alone.
         """
+        return PreparedLayer(self, side)
 
-        def compute(h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-            if not self.fits([h, *side]):
-                return self.module(h, emb, context)
-            inputs = [h.contiguous(memory_format=torch.channels_last), *map(_contiguous, side)]
-            return self.unit(inputs + in_dtype(self._weights, self.dtype, self._widen))
+    def compute(self, images: Sequence[Tensor], side: tuple[Tensor, ...]) -> Tensor | None:
+        """Compute the unit; return None where it was not made for such tensors.
 
-        return compute
+        `images` are what it takes, or one tensor of these concatenated along the channels.
+        """
+        widths = self._images
+        if [t.ndim for t in images] == [4] and images[0].shape[1] == sum(widths):
+            images = images[0].split(widths, dim=1)
+        if not self.fits([*images, *side]):
+            return None
+        inputs = [t.contiguous(memory_format=torch.channels_last) for t in images]
+        inputs += [t.contiguous() for t in side]
+        return self.unit(inputs + in_dtype(self._weights, self.dtype, self._widen))
 
     def fits(self, inputs: list[Tensor]) -> bool:
-        """Whether the unit was made for tensors like `inputs`: h and what `given` took."""
-        h, weight = inputs[0], self._weights[0]
-        if h.ndim != 4 or (h.shape[1], *(side.shape[-1] for side in inputs[1:])) != self._widths:
+        """Whether the unit was made for tensors like `inputs`: images, and what `given` took."""
+        count, weight = len(self._images), self._weights[0]
+        h, images, side = inputs[0], inputs[:count], inputs[count:]
+        if any(t.ndim != 4 or t.shape[2:] != h.shape[2:] for t in images):
+            return False
+        widths = tuple(t.shape[1] for t in images), tuple(t.shape[-1] for t in side)
+        if widths != (self._images, self._side):
             return False
         elements = h.numel() // h.shape[1] * self._widest
         if h.device.type != "cpu" and elements >= INT32_LIMIT:
@@ -83,8 +102,22 @@ class CompiledLayer:
         )
 
 
-def _contiguous(t: Tensor) -> Tensor:
-    return t.contiguous()
+@dataclass(frozen=True)
+class PreparedLayer:
+    """A compiled layer with what is prepared for it: a LayerFn, and a JoiningLayer."""
+
+    layer: CompiledLayer
+    side: tuple[Tensor, ...]
+
+    def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """Compute the layer from `h: [B, C, H, W]`."""
+        out = self.layer.compute([h], self.side)
+        return self.layer.module(h, emb, context) if out is None else out
+
+    def join(self, h: Tensor, skip: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """Compute the layer from `h: [B, C1, H, W]` and `skip: [B, C2, H, W]`."""
+        out = self.layer.compute([h, skip], self.side)
+        return self(torch.cat([h, skip], dim=1), emb, context) if out is None else out
 
 
 def in_dtype(weights: list[Tensor], dtype: torch.dtype, widen: bool) -> list[Tensor]:

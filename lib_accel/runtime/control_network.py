@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedArchitecture
-from ..model.layers import LayerFn, build_layer, set_parameter
+from ..model.layers import LayerFn, build_layer
+from ..model.parts.modules import set_parameter
 from ..model.reading import layers_in
 from ..model.specs import Spec
 from ..model.unet import Parameters

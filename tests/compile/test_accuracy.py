@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from lib_accel.compile.accuracy import CHECK_SIZES, Verdict, check_unit
+from lib_accel.compile.accuracy import CHECK_SIZES, Verdict, check_sizes, check_unit
 from lib_accel.compile.units import UnitFn, UnitModule, unit_key, units_of
-from lib_accel.model.specs import ResBlock, Spec
+from lib_accel.model.presets import sd1
+from lib_accel.model.specs import ResBlock, SpatialTransformer, Spec
 
 from .. import tiny
 from ..threads import one_thread  # noqa: F401  (a fixture)
@@ -79,5 +80,27 @@ def test_code_that_gives_another_shape_is_refused():
 
 
 def test_a_verdict_survives_being_written_as_json():
-    found = Verdict((1e-6, 2e-6), (3e-6, 4e-6))
+    found = Verdict((1e-6, 2e-6), (3e-6, 4e-6), ((2, 3, 4, 5), (1, 1, 1, 1)))
     assert Verdict.from_dict(found.to_dict()) == found
+
+
+def test_an_error_does_not_hide_behind_torchs_own_at_another_size():
+    assert not Verdict((4e-7,) * 4, (1e-7, 1e-7, 1e-7, 9e-7)).passed
+    assert Verdict((1e-7, 1e-7, 1e-7, 9e-7), (1e-7, 1e-7, 1e-7, 9e-7)).passed
+
+
+def test_code_may_have_torchs_usual_error_where_torch_is_exact_by_chance():
+    """As at one pixel: the numbers are those of an output layer."""
+    torchs = (4.3e-7, 2.3e-7, 4.1e-7, 1.9e-7)
+    assert Verdict((4.4e-7, 2.4e-7, 4.2e-7, 3.7e-7), torchs).passed
+    assert not Verdict((4.4e-7, 2.4e-7, 4.2e-7, 4.4e-7), torchs).passed
+
+
+def test_one_of_the_sizes_is_that_of_the_units_level():
+    """On a GPU, kernels for thousands of pixels are not those for a few."""
+    sizes = {unit: check_sizes(unit, torch.device("cuda"))[-1] for unit in units_of(sd1())}
+    assert sizes[ResBlock(320, 320, 1280)] == (2, 64, 64, 77)
+    assert sizes[SpatialTransformer(640, 768, 8, 1, linear=False)] == (2, 32, 32, 77)
+    assert (2, 16, 16, 77) in check_sizes(ResBlock(1280, 1280, 1280), CPU)
+    assert check_sizes(ResBlock(320, 320, 1280), CPU)[-1] == (1, 64, 64, 77)
+    assert check_sizes(RES, CPU) == list(CHECK_SIZES)

@@ -16,7 +16,7 @@ from lib_accel.compile.source_digest import PACKAGE, ROOTS, digest_of, source_di
 
 from .. import tiny
 
-EXPECTED = ("compile/units.py", "model/cpu_operators.py", "model/layers.py")
+EXPECTED = ("compile/units.py", "model/parts/cpu_operators.py", "model/layers.py")
 EVERY = sorted(file.relative_to(PACKAGE).as_posix() for file in source_files(PACKAGE))
 
 IMPORTED = """
@@ -72,7 +72,7 @@ def test_another_statement_gives_another_digest(package: Path, name: str):
 
 
 def test_another_number_gives_another_digest(package: Path):
-    file = package / "model" / "cpu_operators.py"
+    file = package / "model" / "parts" / "cpu_operators.py"
     text = file.read_bytes()
     assert b"ROWS = 1024" in text
     file.write_bytes(text.replace(b"ROWS = 1024", b"ROWS = 1025"))
@@ -86,12 +86,12 @@ def test_other_files_do_not_change_it(package: Path):
 
 
 def test_a_file_that_is_imported_for_the_first_time_counts(package: Path):
-    (package / "model" / "kernels.py").write_text("A = 1\n")
+    (package / "model" / "parts" / "kernels.py").write_text("A = 1\n")
     assert digest_of(package) == source_digest()
-    file = package / "model" / "cpu_operators.py"
+    file = package / "model" / "parts" / "cpu_operators.py"
     file.write_bytes(file.read_bytes() + b"\nfrom . import kernels\n")
     first = digest_of(package)
-    (package / "model" / "kernels.py").write_text("A = 2\n")
+    (package / "model" / "parts" / "kernels.py").write_text("A = 2\n")
     assert digest_of(package) not in (first, source_digest())
 
 
@@ -118,7 +118,7 @@ def test_other_docstrings_give_the_same_digest(package: Path, name: str):
 
 
 def test_a_docstring_more_or_less_gives_the_same_digest(package: Path):
-    file = package / "model" / "cpu_operators.py"
+    file = package / "model" / "parts" / "cpu_operators.py"
     tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

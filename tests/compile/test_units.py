@@ -14,6 +14,7 @@ from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.units import (
     UnitModule,
     activation_shapes,
+    trace_size,
     unit_key,
     units_of,
     widest,
@@ -42,9 +43,9 @@ def test_the_keys_of_units_stay_the_same():
     """A changed key makes everybody compile again: say so in the changelog."""
     assert [unit_key(u) for u in UNITS] == [
         "Embedding-8002e44b5b8f",
-        "ResBlock-7cf070cd9f1b",
+        "ResBlock-e5da9606185f",
         "SpatialTransformer-92cb2dac2b49",
-        "ResBlock-ed3a043222b8",
+        "ResBlock-1c0ff9c285d6",
         "Output-19caffd62de8",
     ]
 
@@ -107,7 +108,7 @@ def test_the_embedding_is_what_the_unet_and_its_blocks_compute(
 @pytest.mark.parametrize("unit", UNITS, ids=unit_key)
 def test_example_inputs_have_the_layout_that_compiled_code_reads(unit: Spec):
     activations, weights = example_inputs(unit, (2, 6, 5, 3), torch.bfloat16, CPU)
-    assert [a.shape for a in activations] == activation_shapes(unit, (2, 6, 5, 3))
+    assert [a.shape for a in activations] == activation_shapes(unit, (2, 6, 5, 3), CPU)
     h = activations[0]
     assert h.ndim == 1 or h.is_contiguous(memory_format=torch.channels_last)
     assert [w.shape for w in weights] == UnitModule(unit).shapes()
@@ -138,3 +139,14 @@ def test_no_activation_is_wider_than_widest(unit: Spec):
     with torch.no_grad(), Watch():
         UnitModule(unit)(*inputs)
     assert most[0] == widest(unit) * 16 * 8 * 6
+
+
+@pytest.mark.parametrize(
+    "unit", sorted({*units_of(sd1()), *units_of(sdxl()), *UNITS}, key=unit_key)
+)
+def test_no_two_sizes_of_the_traced_example_are_equal(unit: Spec):
+    """torch takes equal sizes for the same one, and would make code that serves no others."""
+    sizes = trace_size(unit)
+    fixed = {n for s in UnitModule(unit).shapes() for n in s}
+    assert len({*sizes}) == 4
+    assert not {1, *fixed} & {*sizes}

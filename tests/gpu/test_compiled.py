@@ -20,9 +20,9 @@ from lib_accel.compile.backends.aoti.worker_environment import made_with
 from lib_accel.compile.backends.aoti.worker_process import Results, Worker
 from lib_accel.compile.machine import probe
 from lib_accel.compile.target import Target
-from lib_accel.compile.units import units_of
+from lib_accel.compile.units import unit_key, units_of
 from lib_accel.config import Config
-from lib_accel.model.specs import Spec
+from lib_accel.model.specs import Output, ResBlock, SpatialTransformer, Spec
 from lib_accel.runtime.graphs.policy import PAYS_AFTER
 from lib_accel.store import ArtifactStore
 
@@ -184,6 +184,31 @@ def test_the_time_embedding_and_its_projections_are_a_few_kernels(built: Built):
     assert out.numel() == 2 * (unit.emb_channels + sum(unit.widths))
     lines = Path(log).read_text()[before:].splitlines()
     assert [line.split()[0] for line in lines if not line.startswith("mem")] == ["kernel"] * 3
+
+
+OWN_KERNELS = {
+    ResBlock(64, 64, 256): 5,
+    ResBlock(128, 64, 256, skip_channels=64): 5,
+    SpatialTransformer(64, tiny.CONTEXT, 8, 1, linear=False): 8,
+    Output(64, 4): 3,
+}
+"""Two for each GroupNorm (statistics, and applying them); in a transformer one for each LayerNorm,
+GEGLU and the addition after it; one at the end that adds."""
+
+
+@pytest.mark.parametrize("unit", OWN_KERNELS, ids=unit_key)
+def test_a_unit_has_no_kernels_but_those_it_needs(built: Built, unit: Spec):
+    """A copy into another layout, or a tensor that is concatenated, would be one more."""
+    if not (log := os.environ.get("PRETEND_LOG")):
+        pytest.skip("PRETEND_LOG is not set")
+    units = Aoti().make(built.target, ArtifactStore(built.store))
+    activations, weights = example_inputs(unit, (2, 6, 5, 7), torch.float16, CARD)
+    before = Path(log).stat().st_size
+    out = units[unit]([*activations, *weights])  # type: ignore[index]
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    lines = Path(log).read_text()[before:].splitlines()
+    own = [line for line in lines if line.startswith("kernel triton_")]
+    assert len(own) == OWN_KERNELS[unit], "\n".join(own)
 
 
 def test_the_driver_logs_the_kernels_of_compiled_code(built: Built):

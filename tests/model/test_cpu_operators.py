@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib_accel.model import cpu_operators
+from lib_accel.model.parts import cpu_operators
 
 BOUND = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 SIZES = [(1, 1, 1), (2, 2, 3), (1, 9, 7), (3, 16, 16), (2, 13, 40)]  # batch, height, width
@@ -93,7 +93,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 import torch
 from lib_accel.compile import units
-from lib_accel.model import cpu_operators, layers, presets, unet
+from lib_accel.model import layers, presets, unet
+from lib_accel.model.parts import cpu_operators
 
 def known():
     return hasattr(torch.ops.accel, "conv2d") and hasattr(torch.ops.accel, "feed_forward")

@@ -33,12 +33,9 @@ from ..accuracy import check_unit, example_inputs
 from ..jobs import CompiledUnits, Job, Parts, stop
 from ..target import Target
 from ..toolchain import cannot_run, missing_tools, needs_quotes
-from ..units import UnitFn, UnitModule, describe
+from ..units import UnitFn, UnitModule, describe, trace_size
 from .aoti.isolated_python import isolating_variables, naming_variables
 from .aoti.times import Times
-
-TRACED = (2, 12, 10, 77)
-"""(B, H, W, L) of the traced example. All differ: torch takes two equal sizes for the same one."""
 
 TRACING = threading.Lock()
 """Held while a unit is traced. torch keeps one tracing flag for the whole process: meanwhile, every
@@ -239,7 +236,7 @@ class JitUnit:
     def __init__(self, unit: specs.Spec, dtype: torch.dtype, device: torch.device):
         """Compile the unit. Raises RuntimeError where torch cannot."""
         module = UnitModule(unit, fused=device.type == "cuda")
-        activations, weights = example_inputs(unit, TRACED, dtype, device)
+        activations, weights = example_inputs(unit, trace_size(unit), dtype, device)
         self._count = count = len(activations)
         with PRIVATE_FILES, torch.no_grad():  # already importing the compiler makes its folder
             # Traced to torch's own operators first: torch 2.1's compiler does not know modules
@@ -250,7 +247,7 @@ class JitUnit:
             self._compiled = torch.compile(
                 self._graph, backend=_inductor, dynamic=True, fullgraph=True
             )
-            # Called with TRACED first: had torch met a square, it would compile again for the rest.
+            # Called with it first: had torch met a square, it would compile again for the rest.
             self.compute([*activations, *weights])
 
     def compute(self, inputs: list[Tensor]) -> Tensor:

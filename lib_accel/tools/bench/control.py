@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ...model.layers import Conv2d, set_parameter
+from ...model.parts.modules import Conv2d, set_parameter
 from ...model.random_weights import random_weights
 from ...model.specs import SpatialTransformer
 from ...model.unet import UNet, join

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...compile.machine import free_memory
 from ...model.architecture import Architecture
-from ...model.layers import Attention, Conv2d, FeedForward
+from ...model.layers import Attention, FeedForward
+from ...model.parts.modules import Conv2d
 from ...model.unet import Parameters, UNet
 
 CPU_SLICE_BYTES = 32 * 2**20

@@ -14,11 +14,8 @@ import torch
 
 from ....model import specs
 from ...accuracy import example_inputs
-from ...units import UnitFn, UnitModule
+from ...units import UnitFn, UnitModule, trace_size
 from .load import ARCHIVE, load_unit
-
-TRACE_SIZE = (2, 24, 20, 77)
-"""(B, H, W, L) of the tracing example: all different and none is 1, so none becomes a constant."""
 
 
 def compile_unit(
@@ -35,7 +32,7 @@ def compile_unit(
     torch._inductor.aoti_compile_and_package(
         _exported(unit, dtype, device),
         package_path=str(package),
-        inductor_configs=_options(),
+        inductor_configs=options_for(unit, device),
     )
     _unpack(package, folder)
     try:
@@ -52,7 +49,7 @@ def compile_unit(
 def _exported(unit: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any:
     """Return the unit as an exported program with weights as inputs."""
     module = UnitModule(unit, fused=device.type == "cuda")
-    activations, weights = example_inputs(unit, TRACE_SIZE, dtype, device)
+    activations, weights = example_inputs(unit, trace_size(unit), dtype, device)
     # of [B], [B, C], [B, L, D] and [B, C, H, W]
     free = {1: (0,), 2: (0,), 3: (0, 1), 4: (0, 2, 3)}
     dims = [dict.fromkeys(free[a.ndim], torch.export.Dim.DYNAMIC) for a in activations]
@@ -65,12 +62,27 @@ def _exported(unit: specs.Spec, dtype: torch.dtype, device: torch.device) -> Any
         )
 
 
-def _options() -> dict[str, Any]:
-    """Return options for Inductor that make the library smaller: no line tables for debuggers."""
+def options_for(unit: specs.Spec, device: torch.device) -> dict[str, Any]:
+    """Return Inductor's options for a unit.
+
+    None lets Inductor measure variants of products (`max_autotune`, `coordinate_descent_tuning`):
+    images are made on the same card meanwhile, and what wins there is kept. Without line tables for
+    debuggers the library is smaller.
+    """
     from torch._inductor import config
 
+    options: dict[str, Any] = {}
     name = "enable_line_tables"  # torch 2.13 and later
-    return {f"aot_inductor.{name}": False} if hasattr(config.aot_inductor, name) else {}
+    if hasattr(config.aot_inductor, name):
+        options[f"aot_inductor.{name}"] = False
+    if device.type == "cuda":
+        options["split_reductions"] = False  # `fused_group_norm` is split where that pays
+        if isinstance(unit, specs.SpatialTransformer):
+            # a sum of two activations is written, not computed again from both by the next ones
+            options["realize_reads_threshold"] = 1
+        elif isinstance(unit, specs.ResBlock) and unit.skip_channels:
+            options["force_pointwise_cat"] = True  # what reads both tensors, reads them apart
+    return options
 
 
 def _unpack(package: Path, folder: Path) -> None:

@@ -199,7 +199,7 @@ class CompileJob(Job):
             {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)},
             keep=self.target.keys.values(),
             name=self.target.name,
-            made_with=made_with(self.target.machine),
+            made_with={**made_with(self.target.machine), "options": answer["options"]},
         )
         assert self.parts is not None
         self.parts.finish(unit, answer["seconds"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ....model import cpu_operators
+from ....model.parts import cpu_operators
 from ...machine import Machine, instruction_set, is_x86_64
 from ...units import UnitFn
 

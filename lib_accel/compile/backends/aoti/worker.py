@@ -6,7 +6,8 @@ process_tree.py end its whole process group (the C++ compiler, Triton's workers)
 
 Task: {"unit": a spec as a dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1}
 Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...},
-"seconds": s} with the unit's files in its folder, or {"error": "..."}.
+"seconds": s, "options": "..."} with the unit's files in its folder and the compiler's options, or
+{"error": "..."}.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
 
     from ....model.specs import spec_from_dict
     from ...accuracy import check_unit
-    from .compiler import compile_unit
+    from .compiler import compile_unit, options_for
 
     start = time.monotonic()
     torch.set_num_threads(int(task["threads"]))
@@ -81,7 +82,9 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
     verdict = check_unit(unit, code, dtype, device, alone=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # images are made on the same card
-    _answer(answers, ok=True, verdict=verdict.to_dict(), seconds=time.monotonic() - start)
+    options = " ".join(f"{name}={value}" for name, value in options_for(unit, device).items())
+    seconds = time.monotonic() - start
+    _answer(answers, ok=True, verdict=verdict.to_dict(), seconds=seconds, options=options)
 
 
 def _answer(answers: TextIO, **message: object) -> None:
