@@ -147,7 +147,7 @@ class _Interface:
         """Compute the attention that torch takes here; its first result is the only one used."""
         results = [name for name in rest if isinstance(name, str) and name.endswith("_handle")]
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        self.handles |= {name: out for name in results}
+        self.handles |= dict.fromkeys(results, out)
 
 
 _DTYPES = ("float16", "bfloat16", "float32", "int64", "int32", "bool")

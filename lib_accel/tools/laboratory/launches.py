@@ -107,7 +107,7 @@ class Counter(TorchDispatchMode):
         self.launches.append(Launch("native_group_norm", "group norm apply", total))
 
     def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-        """Stand in for `at::_convolution` with cuDNN (ATen/native/Convolution.cpp, cudnn/Conv.cpp)."""
+        """Stand in for `at::_convolution` with cuDNN (ATen/native/Convolution.cpp)."""
         stride, padding, dilation, *_ = rest
         channels_last = any(_is_channels_last(t) for t in (x, weight))
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -126,9 +126,7 @@ class Counter(TorchDispatchMode):
             memory_format=layout,
         )
         flops = 2 * out.numel() * prod(weight.shape[1:])
-        self.launches.append(
-            Launch("convolution", "convolution", _bytes([x, weight, out]), flops)
-        )
+        self.launches.append(Launch("convolution", "convolution", _bytes([x, weight, out]), flops))
         if bias is not None:
             with self:
                 out.add_(bias.view(1, -1, 1, 1))
@@ -181,6 +179,7 @@ _OPERATORS = {
     "clone": "layout copies",
     "copy_": "layout copies",
     "_to_copy": "layout copies",
+    "contiguous": "layout copies",
     "cat": "cat",
     "upsample_nearest2d": "upsample",
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), "matrix product"),
@@ -209,7 +208,7 @@ def _kind_of_generated(name: str, tensors: Mapping[str, Tensor]) -> str:
     largest = max(map(torch.numel, read), default=0)
     if "layer_norm" in name:
         return "layer norm"
-    if reduces and sum(map(torch.numel, written)) * 4 <= largest or "welford" in name:
+    if reduces and sum(map(torch.numel, written)) * 4 <= largest:
         return "group norm statistics"
     if "group_norm" in name:
         return "group norm apply"
