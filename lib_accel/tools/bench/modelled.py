@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...compile.source_digest import PACKAGE, digest_of, source_digest
+from ...compile.source_digest import PACKAGE, digest_of, source_digest, source_files
 from ...errors import AccelError
 from ..laboratory.backends import BACKENDS
 from ..laboratory.environment import HOME, ROOT, prepare
@@ -102,8 +102,16 @@ def _capability(device: str | None) -> int:
 
 def digests() -> dict[str, str]:
     """Return the digests that counts depend on: of compiled code, and of all that is counted."""
-    roots, folders = ("tools/laboratory/count.py",), ("compile", "model", "runtime", "tools")
-    return {"source": source_digest(), "counted_source": digest_of(PACKAGE, roots, folders)}
+    return {"source": source_digest(), "counted_source": digest_of(PACKAGE, *_COUNTED)}
+
+
+def counted_files() -> set[Path]:
+    """Return the source files that counts depend on."""
+    return source_files(PACKAGE, *_COUNTED)
+
+
+_COUNTED = ("tools/laboratory/count.py",), ("compile", "model", "runtime", "tools")
+"""What counts, and the folders of what it imports."""
 
 
 def measure(plan: Plan) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class GeneratedCode:
 
     def __call__(self, inputs: list[Tensor], launched: Launched) -> list[Tensor]:
         """Replay the code on `inputs` and return its outputs."""
-        interface = _Interface()
+        interface = _Interface(inputs[0].device)
         names: dict[str, Any] = {
             **interface.functions(),
             **{f"call_{name}": self._kernel(name, launched) for name in self._kernels},
@@ -94,7 +94,8 @@ def _translated(statement: str) -> str:
 class _Interface:
     """What the generated code calls: torch's C interface, of which it uses little."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.handles: dict[str, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
 
@@ -119,16 +120,16 @@ class _Interface:
                 for kind in attention
             },
             **{f"cached_torch_dtype_{name}": getattr(torch, name) for name in _DTYPES},
-            "cached_torch_device_type_cuda": "cuda",
             "handles": self.handles,
             "output_handles": self.outputs,
             **dict.fromkeys(("device_idx_", "stream", "kernels", "cubin_dir_")),
+            "cached_torch_device_type_cuda": None,
         }
 
     def _empty_strided(
         self, rank: int, size: list[int], stride: list[int], dtype: torch.dtype, *rest: Any
     ) -> None:
-        self.handles[rest[-1]] = torch.empty_strided(size, stride, dtype=dtype, device="cuda")
+        self.handles[rest[-1]] = torch.empty_strided(size, stride, dtype=dtype, device=self._device)
 
     @staticmethod
     def _addmm_out(operator: Any) -> Callable[..., None]:

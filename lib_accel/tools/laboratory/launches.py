@@ -39,6 +39,9 @@ CLASSES = (
 
 COMPUTING = CLASSES[-3:]
 
+MOST_IMAGES = 32
+"""A matrix of no more rows has one for each image of the batch, not one for each token."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -46,14 +49,15 @@ class Launch:
 
     name: str
     kind: str
-    bytes: int
+    bytes: int = 0
     flops: int = 0
 
 
 class Counter(TorchDispatchMode):
     """Collects `launches` while it is active: those of torch's operators, and those it is told of.
 
-    How many kernels an operator launches is read from the driver's log. Convolutions are not
+    How many kernels an operator launches is read from the driver's log. A kernel there that neither
+    an operator nor `launched` accounts for counts without bytes, as "other". Convolutions are not
     computed, as cuDNN cannot be pretended: each counts as one kernel, and what torch launches
     around it (copies to another layout, the sum with the bias) is launched.
     """
@@ -62,14 +66,21 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.launches: list[Launch] = []
         log.touch()  # the driver makes it at the first launch
-        self._log = log.open(encoding="utf-8")
-        self._logged()
+        self._log, self._read = log, 0
+
+    def __enter__(self) -> Counter:
+        self._logged()  # what was launched before
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._account_for_others()
 
     def launched(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Count the launch of a generated kernel: its parameters tell what is read and written."""
         read = [t for to, t in tensors.items() if to.startswith("in_")]
         written = [t for to, t in tensors.items() if re.match("(in_)?out_", to)]
-        kind = _kind_of_generated(name, tensors)
+        kind = kind_of_generated(name, read, written)
         self.launches.append(Launch(name, kind, _bytes(read) + _bytes(written)))
 
     def __torch_dispatch__(
@@ -80,7 +91,7 @@ class Counter(TorchDispatchMode):
         return self._counted(func, args, kwargs or {})
 
     def _counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._logged()
+        self._account_for_others()
         result = func(*args, **kwargs)
         kernels = self._logged()
         if not kernels:
@@ -94,16 +105,19 @@ class Counter(TorchDispatchMode):
         if name == "native_group_norm":
             self._group_norm(kernels, _bytes(read), total)
             return result
-        kind, flops = _kind_of_operator(name, [*read, *written]), _flops(name, read)
+        kind, flops = kind_of_operator(name, read, written), _flops(name, read)
         self.launches.append(Launch(name, kind, total, flops))
-        self.launches += [Launch(f"{name}: {kernel}", kind, 0) for kernel in kernels[1:]]
+        self.launches += [Launch(f"{name}: {kernel}", kind) for kernel in kernels[1:]]
         return result
+
+    def _account_for_others(self) -> None:
+        self.launches += [Launch(kernel, "other") for kernel in self._logged()]
 
     def _group_norm(self, kernels: list[str], read: int, total: int) -> None:
         statistics, *small, _ = kernels
         kind = "group norm statistics"
         self.launches.append(Launch(f"native_group_norm: {statistics}", kind, read))
-        self.launches += [Launch(f"native_group_norm: {kernel}", kind, 0) for kernel in small]
+        self.launches += [Launch(f"native_group_norm: {kernel}", kind) for kernel in small]
         self.launches.append(Launch("native_group_norm", "group norm apply", total))
 
     def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
@@ -134,7 +148,10 @@ class Counter(TorchDispatchMode):
 
     def _logged(self) -> list[str]:
         """Return the kernels in the driver's log since the last time."""
-        lines = self._log.read().splitlines()
+        with self._log.open(encoding="utf-8") as log:
+            log.seek(self._read)
+            lines = log.read().splitlines()
+            self._read = log.tell()
         return [line for line in lines if _LAUNCH.match(line)]
 
 
@@ -142,13 +159,13 @@ _LAUNCH = re.compile(r"kernel |torch |product |convolution |copy .*kind=3|set ")
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of all elements, each place in memory once."""
-    found = {}
+    """Return the bytes of tensors on the card; what is expanded counts once."""
+    total = 0
     for t in tensors:
-        if t.device.type == "cuda":
-            sizes = [n for n, step in zip(t.shape, t.stride(), strict=True) if step]
-            found[t.data_ptr(), tuple(sizes)] = prod(sizes) * t.element_size()
-    return sum(found.values())
+        if t.device.type != "cpu":
+            sizes = (n for n, step in zip(t.shape, t.stride(), strict=True) if step)
+            total += prod(sizes) * t.element_size()
+    return total
 
 
 def _is_channels_last(t: Tensor) -> bool:
@@ -186,38 +203,45 @@ _OPERATORS = {
 }
 
 
-def _kind_of_operator(name: str, tensors: list[Tensor]) -> str:
+_WORDS = {
+    "norm|var_mean": "group norm apply",
+    "_cat_": "cat",
+    "upsample": "upsample",
+}
+"""The classes of generated kernels by what is in their names: the first one found counts."""
+
+
+def kind_of_operator(name: str, read: list[Tensor], written: list[Tensor]) -> str:
+    """Return the class of an operator of torch, by its name and its tensors."""
     if name.startswith("_scaled_dot_product"):
         return "attention"
     kind = _OPERATORS.get(name, "other")
-    if kind not in COMPUTING and _of_embedding(tensors):
-        return "embedding"
-    return kind
+    if kind in COMPUTING or not _of_embedding(read, written):
+        return kind
+    return "embedding"
 
 
-def _of_embedding(tensors: Iterable[Tensor]) -> bool:
-    """Whether these are vectors, one for each image of the batch: those of the time embedding."""
-    return all(t.ndim <= 2 for t in tensors)
-
-
-def _kind_of_generated(name: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the class of a generated kernel, from the operators in its name."""
-    read = [t for to, t in tensors.items() if to.startswith("in_")]
-    written = [t for to, t in tensors.items() if re.match("(in_)?out_", to)]
-    reduces = not name.startswith("triton_poi_")
-    largest = max(map(torch.numel, read), default=0)
+def kind_of_generated(name: str, read: list[Tensor], written: list[Tensor]) -> str:
+    """Return the class of a generated kernel, by the operators in its name and its tensors."""
     if "layer_norm" in name:
         return "layer norm"
-    if reduces and sum(map(torch.numel, written)) * 4 <= largest:
+    if "gelu" in name:
+        return "GEGLU"
+    if _of_embedding(read, written):
+        # a product with a few rows, written as a sum
+        return "matrix product" if re.search("_mul_.*sum", name) else "embedding"
+    largest = max(map(torch.numel, read), default=0)
+    if not name.startswith("triton_poi_") and 4 * sum(map(torch.numel, written)) <= largest:
         return "group norm statistics"
-    if "group_norm" in name:
-        return "group norm apply"
-    for word, kind in (("gelu", "GEGLU"), ("cat", "cat"), ("upsample", "upsample")):
-        if word in name:
+    for words, kind in _WORDS.items():
+        if re.search(words, name):
             return kind
-    if _of_embedding(tensors.values()):
-        return "embedding"
     if len(read) == len(written) == 1 and read[0].numel() == written[0].numel():
-        same = read[0].stride() == written[0].stride()
-        return "activation" if same else "layout copies"
+        return "activation" if read[0].stride() == written[0].stride() else "layout copies"
     return "residual/bias" if re.search("add|convolution", name) else "other"
+
+
+def _of_embedding(read: list[Tensor], written: list[Tensor]) -> bool:
+    """Whether vectors are computed, one for each image: the time embedding and its projections."""
+    few = all(t.ndim < 2 or t.shape[0] <= MOST_IMAGES for t in written)
+    return few and all(t.ndim <= 2 for t in [*read, *written])
