@@ -35,7 +35,10 @@ CLASSES = (
     "matrix product",
     "attention",
 )
-"""The classes of kernels. Operations bound the last three, traffic of memory bounds the others."""
+"""The classes of kernels. Operations bound the last three, traffic of memory bounds the others.
+
+Copies to another precision are among those to another layout.
+"""
 
 COMPUTING = CLASSES[-3:]
 
@@ -152,10 +155,11 @@ class Counter(TorchDispatchMode):
             log.seek(self._read)
             lines = log.read().splitlines()
             self._read = log.tell()
-        return [line for line in lines if _LAUNCH.match(line)]
+        return [line for line in lines if LAUNCH.match(line)]
 
 
-_LAUNCH = re.compile(r"kernel |torch |product |convolution |copy .*kind=3|set ")
+LAUNCH = re.compile(r"kernel |torch |product |convolution |copy .*kind=3|set ")
+"""The lines of the driver's log that are launches: all but copies from and to the host."""
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -216,7 +220,7 @@ def kind_of_operator(name: str, read: list[Tensor], written: list[Tensor]) -> st
     if name.startswith("_scaled_dot_product"):
         return "attention"
     kind = _OPERATORS.get(name, "other")
-    if kind in COMPUTING or not _of_embedding(read, written):
+    if kind in (*COMPUTING, "layout copies") or not _of_embedding(read, written):
         return kind
     return "embedding"
 
