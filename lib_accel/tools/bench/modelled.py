@@ -8,9 +8,12 @@ reaches its peaks, so modelled times are floors. They compare ways to compute a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import functools
 import json
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,8 +103,12 @@ def _capability(device: str | None) -> int:
     )
 
 
+@functools.cache
 def digests() -> dict[str, str]:
-    """Return the digests that counts depend on: of compiled code, and of all that is counted."""
+    """Return the digests that counts depend on: of compiled code, and of all that is counted.
+
+    The files are read once.
+    """
     return {"source": source_digest(), "counted_source": digest_of(PACKAGE, *_COUNTED)}
 
 
@@ -138,7 +145,11 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def _counted(task: Mapping[str, Any], capability: int) -> dict[str, Any]:
-    python, variables = prepare(capability)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # it says what it makes
+            python, variables = prepare(capability)
+    except subprocess.CalledProcessError as e:
+        raise AccelError(f"the laboratory cannot be made: {e}") from e
     with TemporaryDirectory() as folder:
         variables |= {
             "PRETEND_LOG": str(Path(folder, "driver.log")),

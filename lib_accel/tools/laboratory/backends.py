@@ -94,13 +94,16 @@ class Replaying(Session):
         self._counter = counter
 
     def choose(self, *_: Any, **__: Any) -> Choice:
+        """Choose this session itself, as the only backend there is."""
         return Choice(self, ())  # type: ignore[arg-type]
 
     def backend(self, name: str) -> Any:
+        """Return this session, which is its own backend."""
         return self
 
     def kept_bytes(self, *_: Any) -> None:
-        return None
+        """Return that nothing is stored."""
+        return
 
     def make(self, target: Target, *_: Any) -> CompiledUnits:
         """Generate the code of every unit of `target`; say on standard error how far that is."""

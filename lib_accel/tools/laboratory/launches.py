@@ -89,12 +89,12 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self._account_for_others()
         if func is torch.ops.aten.convolution.default:
             return self._convolution(*args)
         return self._counted(func, args, kwargs or {})
 
     def _counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._account_for_others()
         result = func(*args, **kwargs)
         kernels = self._logged()
         if not kernels:
