@@ -127,7 +127,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     The laboratory's own words go to standard error. Compiling SD1 to GPU code takes minutes.
     """
     task = asdict(plan)
-    card = CARDS[task.pop("capability")]
+    card, made_from = CARDS[task.pop("capability")], digests()
     counts = _counted(task, plan.capability)
     del task["backends"]
     return {
@@ -139,7 +139,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         "arch": f"sm_{plan.capability}",
         "card": asdict(card),
         **task,
-        **digests(),
+        **made_from,
         "rows": [row(name, launches, card) for name, launches in counts["backends"].items()],
     }
 

@@ -120,6 +120,12 @@ class Replaying(Session):
         return lambda inputs: code(inputs, self._counter.launched)[0]
 
 
+_ONLY_SOURCES = {
+    "aot_inductor.package_cpp_only": True,
+    "aot_inductor.precompile_headers": False,  # a minute of the C++ compiler for nothing
+}
+
+
 class _Generated(Exception):  # no error: how the compiler is left
     pass
 
@@ -131,7 +137,7 @@ def generated_code(unit: Spec, dtype: torch.dtype) -> GeneratedCode:
     package = torch._inductor.aoti_compile_and_package
 
     def generate(*args: Any, package_path: str, inductor_configs: Any, **more: Any) -> None:
-        options = {**inductor_configs, "aot_inductor.package_cpp_only": True}
+        options = {**inductor_configs, **_ONLY_SOURCES}
         package(*args, package_path=package_path, inductor_configs=options, **more)
         with zipfile.ZipFile(package_path) as archive:
             (source,) = (n for n in archive.namelist() if n.endswith(".wrapper.cpp"))
