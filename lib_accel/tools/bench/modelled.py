@@ -158,7 +158,6 @@ def _counted(task: Mapping[str, Any], capability: int) -> dict[str, Any]:
             # what has been compiled to GPU code before is compiled again only where it changed
             "TORCHINDUCTOR_CACHE_DIR": str(HOME / "inductor"),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
-            "ATEN_CPU_CAPABILITY": "default",  # else it tries what the C++ compiler can do
         }
         command = [str(python), "-m", "lib_accel.tools.laboratory.count", json.dumps(task)]
         done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True)

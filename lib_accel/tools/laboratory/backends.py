@@ -122,7 +122,9 @@ class Replaying(Session):
 
 _ONLY_SOURCES = {
     "aot_inductor.package_cpp_only": True,
-    "aot_inductor.precompile_headers": False,  # a minute of the C++ compiler for nothing
+    # minutes of the C++ compiler for nothing: headers for it, and what vectors it knows
+    "aot_inductor.precompile_headers": False,
+    "cpp.vec_isa_ok": False,
 }
 
 
