@@ -6,7 +6,7 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -24,33 +24,36 @@ def source_digest() -> str:
     return digest_of(PACKAGE)
 
 
-def digest_of(package: Path) -> str:
+def digest_of(package: Path, roots: Sequence[str] = ROOTS, folders: Sequence[str] = FOLDERS) -> str:
     """Return the digest of the copy of `lib_accel` at `package`: a hex sha256.
 
-    Comments, docstrings and formatting do not change it; every other change of a source file does.
-    Python 3.10 to 3.14 give the same. Raises OSError or SyntaxError where a file cannot be read.
+    It covers `roots` and whatever they import from `folders`. Comments, docstrings and formatting
+    do not change it; every other change of a source file does. Python 3.10 to 3.14 give the same.
+    Raises OSError or SyntaxError where a file cannot be read.
     """
     trees = {
         file.relative_to(package).as_posix(): _plain(ast.parse(file.read_bytes()))
-        for file in source_files(package)
+        for file in source_files(package, roots, folders)
     }
     return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()
 
 
-def source_files(package: Path) -> set[Path]:
-    """Return the files that shape compiled code: ROOTS and whatever they import from FOLDERS."""
+def source_files(
+    package: Path, roots: Sequence[str] = ROOTS, folders: Sequence[str] = FOLDERS
+) -> set[Path]:
+    """Return `roots` and whatever they import from `folders`: what shapes compiled code."""
     found: set[Path] = set()
-    waiting = [package / root for root in ROOTS]
+    waiting = [package / root for root in roots]
     while waiting:
         file = waiting.pop()
         if file not in found:
             found.add(file)
-            waiting += [imported for imported in _imports(file) if _counts(imported, package)]
+            waiting += [
+                imported
+                for imported in _imports(file)
+                if imported.is_file() and imported.relative_to(package).parts[0] in folders
+            ]
     return found
-
-
-def _counts(file: Path, package: Path) -> bool:
-    return file.is_file() and file.relative_to(package).parts[0] in FOLDERS
 
 
 def _imports(file: Path) -> Iterator[Path]:

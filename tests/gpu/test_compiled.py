@@ -25,6 +25,8 @@ from lib_accel.config import Config
 from lib_accel.model.specs import Output, ResBlock, SpatialTransformer, Spec
 from lib_accel.runtime.graphs.policy import PAYS_AFTER
 from lib_accel.store import ArtifactStore
+from lib_accel.tools.laboratory.backends import Replaying
+from lib_accel.tools.laboratory.launches import LAUNCH, Counter
 
 from .. import tiny
 
@@ -221,3 +223,29 @@ def test_the_driver_logs_the_kernels_of_compiled_code(built: Built):
     lines = Path(log).read_text()[before:].splitlines()
     assert sum(line.startswith("kernel triton_") for line in lines) > 20
     assert sum(line.startswith("convolution ") for line in lines) > 5
+
+
+def test_the_count_of_generated_code_is_what_the_driver_logs(built: Built, tmp_path: Path):
+    """The bench counts by replaying code that no C++ compiler has seen (bench --model)."""
+    log = Path(os.environ["PRETEND_LOG"])
+    counter = Counter(log)
+    counted = Replaying(counter)
+    network = tiny.donor(dtype=torch.float16).to(CARD)
+    replaying = tiny.Engine(network, Config(store=tmp_path, graphs=False), session=counted)
+    replaying.prepare()
+    call(replaying, 1)
+    counter.launches.clear()
+    with counter:
+        call(replaying, 1)
+    engine = engine_of(built, graphs=False)
+    engine.prepare()
+    call(engine, 1)
+    before = log.stat().st_size
+    call(engine, 1)
+    logged = [line for line in log.read_text()[before:].splitlines() if LAUNCH.match(line)]
+    assert len(counter.launches) == len(logged)
+    generated = [n for n in (launch.name for launch in counter.launches) if "triton" in n]
+    assert sorted(generated) == sorted(line.split()[1] for line in logged if "triton" in line)
+    assert sum(launch.name == "convolution" for launch in counter.launches) == sum(
+        line.startswith("convolution ") for line in logged
+    )

@@ -17,11 +17,15 @@ from torch import Tensor
 from ...compile.machine import free_memory
 from ...model.architecture import Architecture
 from ...model.layers import Attention, FeedForward
-from ...model.parts.modules import Conv2d
+from ...model.parts.modules import Conv2d, GroupNorm, LayerNorm, Linear
+from ...model.specs import NORM_GROUPS
 from ...model.unet import Parameters, UNet
 
 CPU_SLICE_BYTES = 32 * 2**20
 GPU_SHARE = 1 / 3.3
+HALVES = (torch.float16, torch.bfloat16)
+TRANSFORMER_EPS = 1e-6
+"""By which LDM's norms in transformers differ from those in residual blocks, its GroupNorm32."""
 
 
 def attention_name(device: torch.device) -> str:
@@ -36,7 +40,37 @@ def stock_unet(architecture: Architecture, parameters: Parameters) -> UNet:
     for module in unet.modules():
         if way := ways.get(type(module)):
             module.forward = functools.partial(way, module)
+    return _under_autocast(unet)
+
+
+def _under_autocast(unet: UNet) -> UNet:
+    """Let 16-bit weights on a GPU be used as with the WebUI's default `--precision autocast`.
+
+    Norms then compute in float32, and each product converts what it is given
+    (`modules/devices.py: autocast`). Elsewhere autocast changes nothing.
+    """
+    ways = {Linear: _linear, GroupNorm: _group_norm, LayerNorm: _layer_norm}
+    for module in unet.modules():
+        if way := ways.get(type(module)):
+            module.forward = functools.partial(way, module)
+    if next(unet.parameters()).device.type == "cuda" and unet.dtype in HALVES:
+        unet.forward = torch.autocast("cuda", unet.dtype)(unet.forward)
     return unet
+
+
+def _linear(layer: Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
+
+
+def _group_norm(layer: GroupNorm, x: Tensor) -> Tensor:
+    if layer.eps == TRANSFORMER_EPS:
+        return F.group_norm(x, NORM_GROUPS, layer.weight, layer.bias, layer.eps)
+    wide = F.group_norm(x.float(), NORM_GROUPS, layer.weight, layer.bias, layer.eps)
+    return wide.type(x.dtype)  # LDM's GroupNorm32
+
+
+def _layer_norm(layer: LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, (x.shape[-1],), layer.weight, layer.bias, 1e-5)
 
 
 def _conv2d(layer: Conv2d, x: Tensor, *_: Tensor) -> Tensor:
@@ -57,11 +91,11 @@ def _attention(layer: Attention, x: Tensor, keys: Tensor, values: Tensor) -> Ten
     scores = q.shape[0] * q.shape[1] * k.shape[2] * q.element_size()  # bytes
     slices = 2 ** math.ceil(math.log2(max(1.0, scores / _most_bytes(q.device))))
     by = 0 if slices <= q.shape[0] else 1  # whole heads, or rows of each head
-    out = torch.empty_like(q)
+    out = torch.zeros_like(q)
     for part in range(0, q.shape[by], size := max(1, q.shape[by] // slices)):
         some = (slice(part, part + size),) if by == 0 else (slice(None), slice(part, part + size))
         k_some, v_some = (t[some] if by == 0 else t for t in (k, v))
-        out[some] = (q[some] @ k_some).softmax(-1) @ v_some
+        out[some] = (q[some] @ k_some).softmax(-1, dtype=q.dtype) @ v_some
     return layer.to_out["0"](out.unflatten(0, (-1, layer.heads)).transpose(1, 2).flatten(2))
 
 

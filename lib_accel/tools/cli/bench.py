@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..bench import modelled
 from ..bench.ladder import Ladder, Plan
 from ..bench.table import table
 from ..bench.variants import DEFAULT, VARIANTS
@@ -34,6 +35,11 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write the result and print it. Exit status 1 where no row could be timed."""
     if args.action:
         return bench_webui.run(args)
+    if args.model:
+        return _model(args)
+    if args.stored or (args.device or "").startswith("cuda:sm_"):
+        what = "--stored" if args.stored else f"--device {args.device}"
+        raise argparse.ArgumentTypeError(f"{what} models a card: expected --model with it")
     device, dtype = device_and_dtype(args)
     plan = Plan(
         family(args.family),
@@ -54,6 +60,23 @@ def run(args: argparse.Namespace) -> int:
     write(result, args.out)
     show(result, args, table(result))
     return 0 if any(row["median_s"] for row in result["rows"]) else 1
+
+
+def _model(args: argparse.Namespace) -> int:
+    """Count and model a call without a GPU, write the result and print it."""
+    plan = modelled.plan(args)
+    family(args.family)  # what cannot be read is refused before minutes of work
+    if args.stored:
+        result = modelled.stored(args.stored, plan)
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        say("Counting on a pretend card: a model, nothing runs on a GPU. It takes minutes.")
+        result = modelled.measure(plan)
+        texts = {"json": json.dumps(result, indent=1), "md": modelled.table(result)}
+        sizes = (Path(plan.family).stem, plan.size, f"b{plan.batch}", plan.dtype, result["arch"])
+        write_files(args.out, [result["date"], "model", *sizes], texts)
+    show(result, args, modelled.table(result))
+    return 0
 
 
 def ladder(plan: Plan) -> Ladder:

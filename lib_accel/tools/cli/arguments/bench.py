@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from . import bench_webui
 from .common import (
@@ -40,7 +41,8 @@ examples:
   PROGRAM bench
   PROGRAM bench --family sdxl --size 1024 --dtype float16 \
 --variants reference+sdpa,aoti,aoti+graphs --loras 0,1,10
-  PROGRAM bench --family sd1:64 --size 256 --rounds 3"""
+  PROGRAM bench --family sd1:64 --size 256 --rounds 3
+  PROGRAM bench --device cuda:sm_86 --model --family sd1 --size 512"""
 
 
 def add(commands: Commands) -> None:
@@ -67,6 +69,14 @@ def add(commands: Commands) -> None:
     p.add_argument("--profile", action="store_true", help=text)
     text = "CPU threads (default: torch's own choice)"
     p.add_argument("--threads", type=number_up_to(1024), metavar="N", help=text)
+    text = (
+        "do without a GPU: count what a call launches on a pretend card, and model the times. "
+        "Needs --device cuda:sm_86 (or 75, 80, 89, 90, 120), Linux and 7 GB; the rows are aoti, "
+        "eager and stock"
+    )
+    p.add_argument("--model", action="store_true", help=text)
+    text = "with --model: print this result of it again, if the source code is still the same"
+    p.add_argument("--stored", type=Path, metavar="FILE", help=text)
     add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)
