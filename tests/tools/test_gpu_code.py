@@ -14,12 +14,14 @@ import torch
 
 from lib_accel.compile.accuracy import Verdict
 from lib_accel.compile.target import Target
+from lib_accel.errors import AccelError
 from lib_accel.store import ArtifactStore
 from lib_accel.tools.gpu import code
-from lib_accel.tools.gpu.child import Teller
 from lib_accel.tools.gpu.jobs import JOBS
+from lib_accel.tools.gpu.launches import beside_the_model
 from lib_accel.tools.gpu.setting import Setting
 from lib_accel.tools.gpu.summary import text
+from lib_accel.tools.gpu.teller import Teller
 
 from .. import tiny
 
@@ -123,3 +125,33 @@ def test_the_table_shows_what_was_checked() -> None:
     shown = text(data, JOBS)
     assert "| ResBlock 1 -> 2 | carried | 1.00e-03 | 2.00e-03 |  |" in shown
     assert "- a note" in shown
+
+
+def test_launches_are_set_beside_those_of_the_model(tmp_path: Path) -> None:
+    kernels = {
+        "triton_poi_fused_silu_3": 300,
+        "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x128x64": 59,
+        "void cudnn::ops::nchwToNhwcKernel<__half, __half, float>": 2,
+        "nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_TNT": 200,
+        "void cutlass::Kernel2<cutlass_80_wmma_tensorop_f16_s161616gemm_f16_32x32_64x1_tn>": 30,
+        "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4>>": 32,
+    }
+    rows = [{"name": name, "launches": float(n)} for name, n in kernels.items()]
+    result = {"architecture": "SD1", "size": 512, "batch": 2, "dtype": "float16"}
+    classes = {"GEGLU": {"launches": 16}, "cat": {"launches": 12}, "attention": {"launches": 32}}
+    row = {"backend": "aoti", "launches": 60, "classes": classes}
+    model = tmp_path / "model.json"
+    model.write_text(json.dumps({**result, "rows": [row]}))
+    (found,) = beside_the_model({**result, "kernels": {"aoti": rows}}, [str(model)])
+    assert found == {
+        "row": "aoti",
+        "launches": 623,
+        "classes": {"memory-bound": 300, "convolution": 61, "matrix product": 230, "attention": 32},
+        "modelled_launches": 60,
+        "modelled_classes": {"memory-bound": 28, "attention": 32},
+    }
+    (other,) = beside_the_model({**result, "size": 768, "kernels": {"aoti": rows}}, [str(model)])
+    assert other["modelled_launches"] is None
+    model.write_text("[]")
+    with pytest.raises(AccelError, match="is not what `bench --model --json` prints"):
+        beside_the_model({**result, "kernels": {"aoti": rows}}, [str(model)])

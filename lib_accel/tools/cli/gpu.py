@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ...compile.machine import Machine, probe
@@ -19,7 +19,7 @@ from ..gpu.run import carried_notes, import_carried
 from ..gpu.run import run as run_jobs
 from ..gpu.setting import Setting
 from ..terminal import say, show
-from .common import default_device, no_gpu
+from .common import default_device, located, no_gpu
 
 PRETENDED = "Pretend sm_"
 """How the card of the laboratory is called, on which kernels compute nothing."""
@@ -27,7 +27,7 @@ PRETENDED = "Pretend sm_"
 
 def run(args: argparse.Namespace) -> int:
     """Run the jobs. Exit status 1 where compiled code could not be timed."""
-    began = time.monotonic()
+    began = time.monotonic() - (time.time() - psutil.Process().create_time())
     device = _device(args)
     machine = probe(device)
     pretended = machine.device_name.startswith(PRETENDED)
@@ -83,24 +83,24 @@ def _identity(machine: Machine, dtype: str, dry_run: bool) -> dict[str, Any]:
 def _setting(
     args: argparse.Namespace, device: torch.device, dtype: str, pretended: bool
 ) -> Setting:
-    carried, out = "", args.out.absolute()
+    # stand-ins for checks must never come into a store that serves
+    store = args.out.absolute() / "dry-run.store" if args.dry_run else located(args.store)
+    carried = ""
     if args.carried:
         if not args.key and not args.allow_unsigned:
             raise AccelError(
                 f"{args.carried} is native code: give --key FILE, the key it was signed with, or "
                 "--allow-unsigned if you are sure of its origin"
             )
-        carried = import_carried(args.carried, out, read_key(args.key) if args.key else None)
-    # stand-ins for checks must never come into a store that serves
-    store = out / "dry-run.store" if args.dry_run else args.store
+        carried = import_carried(args.carried, store, read_key(args.key) if args.key else None)
     return Setting(
         str(device),
         dtype,
-        str(Path(store).expanduser().absolute()),
+        str(store),
         str(args.store_key.absolute()) if args.store_key else "",
         args.store_mib,
         carried,
-        tuple(str(Path(file).absolute()) for file in args.model),
+        tuple(str(file.absolute()) for file in args.model),
         args.rounds,
         args.dry_run,
         pretended,

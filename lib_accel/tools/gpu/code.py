@@ -17,9 +17,9 @@ from ...config import Config
 from ...errors import AccelError, ArtifactRejected, BackendUnavailable
 from ...model.specs import Spec
 from ...store import Artifact, ArtifactStore
-from .child import Teller
 from .jobs import Job
 from .setting import Setting
+from .teller import Teller
 
 PRETENDED = Verdict((1e-3,) * len(CHECK_SIZES), (1e-3,) * len(CHECK_SIZES))
 """Stands for a check on the laboratory's card, where no code can pass one."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AccelError
-from .child import Teller
 from .jobs import Job
 from .process import ROOT
 from .setting import Setting
+from .teller import Teller
 
 NEEDS = "torch.cuda.is_available()"
 """What a file with such tests asks for, to skip them elsewhere."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...model.architecture import Architecture
 from ...model.presets import PRESETS, Structure
@@ -24,6 +25,11 @@ class Job:
     batch: int = 2
     variants: tuple[str, ...] = ()
     profile: tuple[str, ...] = ()  # rows whose kernels are counted and timed
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Job:
+        """Read what `dataclasses.asdict` made, after a way through JSON."""
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})
 
 
 _WAYS = ("reference", "reference+sdpa", "eager", "eager+graphs", "aoti", "aoti+graphs")
@@ -69,6 +75,6 @@ _SMALL = {
 }
 
 
-def architecture_of(job: Job, dry_run: bool) -> Architecture:
-    """Return the UNet of a job; of a dry run one like it, with four units."""
-    return _SMALL[job.family].build() if dry_run else PRESETS[job.family]()
+def architecture_of(family: str, dry_run: bool) -> Architecture:
+    """Return the UNet of a family; for a dry run one like it, with four units."""
+    return _SMALL[family].build() if dry_run else PRESETS[family]()

@@ -1,9 +1,18 @@
-"""What each kind of job does in its process."""
+"""The process of one job, and what each kind of job does: process.py starts this module.
+
+Reads {"job": {...}, "setting": {...}} from standard input and writes one line of JSON at a time:
+{"say": words}, {"at": what it is at, should it crash there}, {"result": all that is known by now},
+and at the end {"done": true} or {"error": words}.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,7 +21,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ...errors import BackendUnavailable
+from ...errors import AccelError, BackendUnavailable
 from ...model.unet import UNet
 from ...runtime.engine import Engine
 from ...runtime.lora.files import Merger
@@ -20,12 +29,13 @@ from ..bench.ladder import Ladder, Plan
 from ..bench.loras import changes_of_loras, drawn_loras, places
 from ..bench.measure import Inputs, Row, timed
 from ..bench.stock import stock_unet
+from ..laboratory.stand_ins import convolutions
 from . import gpu_tests
-from .child import Teller
 from .code import get_code
 from .jobs import Job
 from .launches import beside_the_model
 from .setting import Setting
+from .teller import Teller
 
 LORAS = (1, 10)
 STEPS = 20
@@ -61,7 +71,8 @@ def ladder(job: Job, setting: Setting, tell: Teller) -> None:
     ]
     result["rows"] += [row for row in crashed if row["name"] in job.variants]
     tell.know(**result, complete=True)
-    tell.know(launches=beside_the_model(result, setting.models))
+    if setting.device.type == "cuda":
+        tell.know(launches=beside_the_model(result, setting.models))
 
 
 def loras(job: Job, setting: Setting, tell: Teller) -> None:
@@ -126,3 +137,25 @@ KINDS: dict[str, Callable[[Job, Setting, Teller], None]] = {
     "first": first_image,
     "tests": gpu_tests.run,
 }
+
+
+def main() -> None:
+    """Do one job."""
+    tell = Teller(os.dup(1))
+    os.dup2(2, 1)  # whatever a library prints must not mix with the lines
+    given = json.loads(sys.stdin.readline())
+    job, setting = Job.from_dict(given["job"]), Setting.from_dict(given["setting"])
+    stand_in = convolutions() if setting.pretended else None
+    try:
+        with torch.no_grad():
+            KINDS[job.kind](job, setting, tell)
+        tell(done=True)
+    except (AccelError, RuntimeError, OSError, ImportError, ValueError) as e:
+        traceback.print_exc()
+        tell(error=f"{type(e).__name__}: {str(e).strip()[:2000]}")
+    finally:
+        del stand_in
+
+
+if __name__ == "__main__":
+    main()

@@ -40,7 +40,7 @@ def run(job: Job, setting: Setting, log: Path, keep: Callable[[dict[str, Any]], 
     start = log.stat().st_size if log.exists() else 0
     with log.open("ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lib_accel.tools.gpu.child"],
+            [sys.executable, "-m", "lib_accel.tools.gpu.measure"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

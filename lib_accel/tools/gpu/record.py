@@ -2,7 +2,7 @@
 
     {"identity": {...}, "notes": ["..."], "runs": [{"began": ..., "minutes": 8, "seconds": ...}],
      "jobs": {name: {"state": "done" | "failed" | "ended" | "running", "seconds": ...,
-                     "why": ..., "result": {...}}}}
+                     "why": ..., "failures": 0, "result": {...}}}}
 
 Its name holds the card, the version of torch and the digest of the source, so another machine or
 another version of the code has another file.

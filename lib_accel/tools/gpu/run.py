@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...store import ArtifactStore
 from ..terminal import say
 from . import process
 from .code import most_workers, unfit
@@ -62,25 +63,23 @@ def expected(job: Job, setting: Setting) -> float:
 
 
 def _in_order(jobs: Iterable[Job], record: Record) -> list[Job]:
-    known = record.jobs
-    waiting = [job for job in jobs if known.get(job.name, {}).get("state") != "done"]
-    fresh = [job for job in waiting if not known.get(job.name, {}).get("tries")]
-    again = [job for job in waiting if 0 < known.get(job.name, {}).get("tries", 0) < TRIES]
-    return [*fresh, *again]
+    """Return what is not done: first what has never failed, a kill of the command aside."""
+    waiting = [job for job in jobs if record.jobs.get(job.name, {}).get("state") != "done"]
+    failures = {job: record.jobs.get(job.name, {}).get("failures", 0) for job in waiting}
+    return sorted((job for job in waiting if failures[job] < TRIES), key=failures.__getitem__)
 
 
 def _leave_out(job: Job, record: Record, why: str) -> None:
     say(f"{job.name}: {why}")
-    if not record.jobs.get(job.name, {}).get("tries"):
+    if job.name not in record.jobs:
         record.jobs[job.name] = {"state": "left out", "why": why}
         record.save()
 
 
 def _do(job: Job, setting: Setting, record: Record, give_up: float, needs: float) -> None:
     """Run a job; again without the part that ended its process, as often as one does."""
-    tries = record.jobs.get(job.name, {}).get("tries", 0) + 1
-    entry: dict[str, Any] = {"state": "running", "tries": tries, "why": "", "result": {}}
-    record.jobs[job.name] = entry
+    entry = record.jobs.setdefault(job.name, {})
+    entry |= {"state": "running", "why": "", "result": entry.get("result", {})}
     began, without = time.monotonic(), []
 
     def keep(result: dict[str, Any]) -> None:
@@ -94,6 +93,8 @@ def _do(job: Job, setting: Setting, record: Record, give_up: float, needs: float
         outcome = process.run(job, given, record.path.with_suffix(".log"), keep)
         entry["state"] = outcome.state
         entry["why"] = " ".join([*filter(None, [entry["why"], outcome.why])])
+        if outcome.state == "failed" or (outcome.state == "ended" and limit < left):
+            entry["failures"] = entry.get("failures", 0) + 1
         keep(entry["result"])
         if outcome.why:
             say(f"{job.name}: {outcome.state}: {outcome.why}")
@@ -110,10 +111,8 @@ def carried_notes(jobs: Iterable[Job], setting: Setting) -> list[str]:
     return [f"{why}. It is compiled here" for why in of.values() if why]
 
 
-def import_carried(file: Path, folder: Path, key: bytes | None) -> str:
-    """Unpack carried code into a store of its own below `folder`; return where that is."""
-    from ...store import ArtifactStore
-
-    store = ArtifactStore(folder / "carried.store")
+def import_carried(file: Path, beside: Path, key: bytes | None) -> str:
+    """Unpack carried code into a store of its own beside another one; return where that is."""
+    store = ArtifactStore(beside.with_name(f"{beside.name}-carried"))
     store.import_(file, key, allow_unsigned=key is None)
     return str(store.root)

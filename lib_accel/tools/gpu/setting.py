@@ -88,7 +88,7 @@ class Setting:
 
     def architecture(self, job: Job) -> Architecture:
         """Return the UNet that a job measures."""
-        return architecture_of(job, self.dry_run)
+        return architecture_of(job.family, self.dry_run)
 
     def size(self, job: Job) -> int:
         """Return the size of a job's images in pixels."""

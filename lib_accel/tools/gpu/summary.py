@@ -61,7 +61,7 @@ def _launches(row: dict[str, Any]) -> tuple[str, ...]:
     modelled = row["modelled_launches"]
     return (
         row["row"],
-        f"{row['launches']:.0f}",
+        f"{row['launches']:.0f}" if row["launches"] else "the profiler saw none",
         "-" if modelled is None else f"{modelled:.0f}",
         classes(row["classes"]),
         classes(row["modelled_classes"]),

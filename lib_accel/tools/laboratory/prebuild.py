@@ -23,9 +23,10 @@ from ...compile.machine import probe
 from ...compile.target import Target
 from ...compile.units import describe, units_of
 from ...errors import CompileFailed
+from ...model.presets import PRESETS
 from ...model.specs import Spec
 from ...store import ArtifactStore
-from ..cli.common import family
+from ..gpu.jobs import architecture_of
 from . import environment
 
 STALL_S = 900.0
@@ -49,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "version of torch on the machine with the card (default: 2.11.0)"
     parser.add_argument("--torch", metavar="VERSION", default="2.11.0", help=text)
     text = "once for each family, the most valuable first (default: sd1, then sdxl)"
-    parser.add_argument("--family", action="append", metavar="NAME", help=text)
+    parser.add_argument("--family", action="append", choices=PRESETS, metavar="NAME", help=text)
+    text = "compile the tiny UNets of `gpu --dry-run` instead"
+    parser.add_argument("--dry-run", action="store_true", help=text)
     parser.add_argument("--dtype", metavar="NAME", default="float16")
     parser.add_argument("--workers", type=int, metavar="N", default=2)
     text = "file to write (default: .gpu/carried.zip); the units are kept beside it in a store"
@@ -63,7 +66,8 @@ def _compile(args: argparse.Namespace) -> int:
     args.to.parent.mkdir(parents=True, exist_ok=True)
     store = ArtifactStore(args.to.with_suffix(".store").absolute())
     wanted: dict[str, tuple[Target, Spec]] = {}
-    for architecture in map(family, args.family or ("sd1", "sdxl")):
+    for name in args.family or ("sd1", "sdxl"):
+        architecture = architecture_of(name, args.dry_run)
         dtype, machine = getattr(torch, args.dtype), probe(device)
         target = Target(units_of(architecture), dtype, device, machine, architecture.name)
         wanted |= {key: (target, unit) for unit, key in target.keys.items()}
