@@ -121,8 +121,13 @@ def _ready(setup: Setup, backend: str, graphs: bool) -> Engine:
 
 def _engine(setup: Setup, backend: str, graphs: bool = False) -> Built:
     engine = _ready(setup, backend, graphs)
-    refused = (lambda: engine.graphs and engine.graphs.refused) if graphs else (lambda: None)
-    return Built(lambda: engine.compute(*setup.inputs), engine.release_graphs, refused)
+
+    def note() -> str | None:
+        if not graphs or engine.graphs is None or engine.graphs.captures:
+            return None
+        return engine.graphs.refused or "nothing was recorded: launches do not bound this call"
+
+    return Built(lambda: engine.compute(*setup.inputs), engine.release_graphs, note)
 
 
 def _driven(setup: Setup, backend: str, controls: int) -> Built:

@@ -29,7 +29,8 @@ class Job:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Job:
         """Read what `dataclasses.asdict` made, after a way through JSON."""
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})
+        read: dict[str, Any] = {n: tuple(v) if type(v) is list else v for n, v in fields.items()}
+        return cls(**read)
 
 
 _WAYS = ("reference", "reference+sdpa", "eager", "eager+graphs", "aoti", "aoti+graphs")

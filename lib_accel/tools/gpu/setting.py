@@ -54,7 +54,8 @@ class Setting:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Setting:
         """Read what `to_dict` returned."""
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})
+        read: dict[str, Any] = {n: tuple(v) if type(v) is list else v for n, v in fields.items()}
+        return cls(**read)
 
     @property
     def device(self) -> torch.device:

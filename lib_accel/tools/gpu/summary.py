@@ -98,7 +98,7 @@ def _first(result: dict[str, Any]) -> list[str]:
     for name, value in result.items():
         if name.endswith("_s") and value is not None:
             rows.append((name.removesuffix("_s").replace("_", " "), f"{value:.3f} s"))
-        elif "bytes" in name:
+        elif "bytes" in name and value is not None:
             rows.append((name.replace("_", " "), f"{value / GIB:.2f} GiB"))
     return _table(("", result.get("way", "")), rows)
 

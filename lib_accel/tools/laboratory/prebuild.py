@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     text = "compute capability of the card times ten (default: 90)"
     parser.add_argument("--card", type=int, metavar="N", default=90, help=text)
     text = "version of torch on the machine with the card (default: 2.11.0)"
