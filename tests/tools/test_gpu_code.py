@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lib_accel.compile.accuracy import Verdict
+from lib_accel.compile.source_digest import source_digest
 from lib_accel.compile.target import Target
 from lib_accel.errors import AccelError
 from lib_accel.store import ArtifactStore
@@ -137,21 +138,26 @@ def test_launches_are_set_beside_those_of_the_model(tmp_path: Path) -> None:
         "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4>>": 32,
     }
     rows = [{"name": name, "launches": float(n)} for name, n in kernels.items()]
-    result = {"architecture": "SD1", "size": 512, "batch": 2, "dtype": "float16"}
+    result = {"size": 512, "batch": 2, "tokens": 77, "dtype": "float16", "kernels": {"aoti": rows}}
     classes = {"GEGLU": {"launches": 16}, "cat": {"launches": 12}, "attention": {"launches": 32}}
     row = {"backend": "aoti", "launches": 60, "classes": classes}
-    model = tmp_path / "model.json"
-    model.write_text(json.dumps({**result, "rows": [row]}))
-    (found,) = beside_the_model({**result, "kernels": {"aoti": rows}}, [str(model)])
+    of_model = {"family": "sd1", "arch": "sm_90", "source": source_digest(), "rows": [row]}
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps({**result, **of_model}))
+    (found,) = beside_the_model(result, "sd1", [str(file)])
     assert found == {
         "row": "aoti",
         "launches": 623,
         "classes": {"memory-bound": 300, "convolution": 61, "matrix product": 230, "attention": 32},
-        "modelled_launches": 60,
-        "modelled_classes": {"memory-bound": 28, "attention": 32},
+        "model": {
+            "arch": "sm_90",
+            "of_this_source": True,
+            "launches": 60,
+            "classes": {"memory-bound": 28, "attention": 32},
+        },
     }
-    (other,) = beside_the_model({**result, "size": 768, "kernels": {"aoti": rows}}, [str(model)])
-    assert other["modelled_launches"] is None
-    model.write_text("[]")
+    for other, family in (({**result, "size": 768}, "sd1"), (result, "sdxl")):
+        assert beside_the_model(other, family, [str(file)])[0]["model"] is None
+    file.write_text("[]")
     with pytest.raises(AccelError, match="is not what `bench --model --json` prints"):
-        beside_the_model({**result, "kernels": {"aoti": rows}}, [str(model)])
+        beside_the_model(result, "sd1", [str(file)])

@@ -14,6 +14,7 @@ from ...compile.source_digest import source_digest
 from ...errors import AccelError
 from ...store.signing import read_key
 from ..gpu import jobs, summary
+from ..gpu.launches import read_model
 from ..gpu.record import Record
 from ..gpu.run import carried_notes, import_carried
 from ..gpu.run import run as run_jobs
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
         )
     dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
     args.out.mkdir(parents=True, exist_ok=True)
+    for file in args.model:
+        read_model(str(file))  # before minutes of work
     record = Record(args.out, _identity(machine, dtype, args.dry_run), args.minutes)
     say(f"writing {record.path} as results come; the same command goes on where it stopped")
     setting = _setting(args, device, dtype, pretended)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...compile.source_digest import source_digest
 from ...errors import AccelError
 
 CLASSES = (
@@ -19,42 +20,47 @@ CLASSES = (
 memory-bound. The first that fits: cuDNN has convolutions that are called implicit GEMMs."""
 
 
-def beside_the_model(result: dict[str, Any], models: Sequence[str]) -> list[dict[str, Any]]:
+def beside_the_model(
+    result: dict[str, Any], family: str, models: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return for each profiled row of a ladder what was launched, and what the model has.
 
-    `models` are files that hold what `bench --model --json` prints. Raises AccelError where one
-    cannot be read.
+    `models` are files that `read_model` reads.
     """
+    conditions = {"family": family} | {n: result[n] for n in ("size", "batch", "tokens", "dtype")}
+    found = [model for model in map(read_model, models) if conditions.items() <= model.items()]
     rows = []
     for name, kernels in result["kernels"].items():
         counted: dict[str, float] = {}
         for kernel in kernels:
-            found = (of for of, pattern in CLASSES if pattern.search(kernel["name"]))
-            of = next(found, "memory-bound")
+            fitting = (of for of, pattern in CLASSES if pattern.search(kernel["name"]))
+            of = next(fitting, "memory-bound")
             counted[of] = counted.get(of, 0.0) + kernel["launches"]
-        model = next((row for row in _modelled(result, models) if row["backend"] == name), None)
-        rows.append(
+        of_model = (
             {
-                "row": name,
-                "launches": sum(counted.values()),
-                "classes": counted,
-                "modelled_launches": model and model["launches"],
-                "modelled_classes": model and _grouped(model),
+                "arch": model["arch"],
+                "of_this_source": model["source"] == source_digest(),
+                "launches": row["launches"],
+                "classes": _grouped(row),
             }
+            for model in found
+            for row in model["rows"]
+            if row["backend"] == name
         )
+        launches = {"row": name, "launches": sum(counted.values()), "classes": counted}
+        rows.append({**launches, "model": next(of_model, None)})
     return rows
 
 
-def _modelled(result: dict[str, Any], models: Sequence[str]) -> list[dict[str, Any]]:
-    rows = []
-    for file in models:
-        try:
-            model = json.loads(Path(file).read_text(encoding="utf-8"))
-            same = all(model[k] == result[k] for k in ("architecture", "size", "batch", "dtype"))
-            rows += model["rows"] if same else []
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise AccelError(f"{file} is not what `bench --model --json` prints ({e!r})") from e
-    return rows
+def read_model(file: str) -> dict[str, Any]:
+    """Read what `bench --model --json` prints. Raises AccelError for anything else."""
+    try:
+        model = json.loads(Path(file).read_text(encoding="utf-8"))
+        if not {"rows", "arch", "source"} <= model.keys():
+            raise ValueError("it has no rows, arch or source")
+    except (OSError, ValueError, AttributeError) as e:
+        raise AccelError(f"{file} is not what `bench --model --json` prints: {e}") from e
+    return model
 
 
 def _grouped(model: dict[str, Any]) -> dict[str, float]:

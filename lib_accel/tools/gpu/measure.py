@@ -72,7 +72,7 @@ def ladder(job: Job, setting: Setting, tell: Teller) -> None:
     result["rows"] += [row for row in crashed if row["name"] in job.variants]
     tell.know(**result, complete=True)
     if setting.device.type == "cuda":
-        tell.know(launches=beside_the_model(result, setting.models))
+        tell.know(launches=beside_the_model(result, job.family, setting.models))
 
 
 def loras(job: Job, setting: Setting, tell: Teller) -> None:

@@ -51,20 +51,21 @@ def _ladder(result: dict[str, Any]) -> list[str]:
 
 
 _ONCE = ("row", "ms of one call", "")
-_LAUNCHES = ("row", "launches", "of the model", "by class", "of the model")
+_LAUNCHES = ("row", "launches", "by class", "of the model, never run", "by class")
 
 
 def _launches(row: dict[str, Any]) -> tuple[str, ...]:
     def classes(of: dict[str, float] | None) -> str:
         return ", ".join(f"{name} {n:.0f}" for name, n in (of or {}).items()) or "-"
 
-    modelled = row["modelled_launches"]
+    model = row["model"] or {}
+    source = "" if model.get("of_this_source", True) else ", of other source code"
     return (
         row["row"],
         f"{row['launches']:.0f}" if row["launches"] else "the profiler saw none",
-        "-" if modelled is None else f"{modelled:.0f}",
         classes(row["classes"]),
-        classes(row["modelled_classes"]),
+        f"{model['launches']:.0f} ({model['arch']}{source})" if model else "-",
+        classes(model.get("classes")),
     )
 
 

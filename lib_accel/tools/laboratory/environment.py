@@ -16,6 +16,7 @@ from pathlib import Path
 from ...errors import AccelError
 
 ROOT = Path(__file__).resolve().parents[3]
+HOME = ROOT / ".venv.gpu"
 TORCH = "2.10.0"  # the newest whose wheel on PyPI has CUDA 12
 SOURCES = Path(__file__).with_name("driver")
 PROVIDED = re.compile(r"libcudart\.so|libcublas(Lt)?\.so")
@@ -24,7 +25,7 @@ PROVIDED = re.compile(r"libcudart\.so|libcublas(Lt)?\.so")
 
 def home(torch: str = TORCH) -> Path:
     """Return the folder of the environment with this version of torch."""
-    return ROOT / (".venv.gpu" if torch == TORCH else f".venv.gpu-{torch}")
+    return HOME if torch == TORCH else HOME.with_name(f"{HOME.name}-{torch}")
 
 
 def prepare(card: int = 86, torch: str = TORCH) -> tuple[Path, dict[str, str]]:
