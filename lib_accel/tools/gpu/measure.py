@@ -29,7 +29,7 @@ from ..bench.ladder import Ladder, Plan
 from ..bench.loras import changes_of_loras, drawn_loras, places
 from ..bench.measure import Inputs, Row, timed
 from ..bench.stock import stock_unet
-from ..laboratory.stand_ins import convolutions
+from ..laboratory.stand_ins import without_cudnn
 from . import gpu_tests
 from .code import get_code
 from .jobs import Job
@@ -145,7 +145,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not mix with the lines
     given = json.loads(sys.stdin.readline())
     job, setting = Job.from_dict(given["job"]), Setting.from_dict(given["setting"])
-    stand_in = convolutions() if setting.pretended else None
+    stand_in = without_cudnn() if setting.pretended else None
     try:
         with torch.no_grad():
             KINDS[job.kind](job, setting, tell)

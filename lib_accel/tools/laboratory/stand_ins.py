@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.library import Library
 
 
-def convolutions() -> Library:
+def without_cudnn() -> Library:
     """Let convolutions outside compiled code return uncomputed memory of the right form.
 
-    They do as long as the result of this call lives.
+    They do as long as the result of this call lives. Attention is left to torch's own kernels.
     """
+    if hasattr(torch.backends.cuda, "enable_cudnn_sdp"):  # torch 2.5 and later
+        torch.backends.cuda.enable_cudnn_sdp(False)
     library = Library("aten", "IMPL")
     library.impl("cudnn_convolution", _convolution, "CUDA")
     return library
