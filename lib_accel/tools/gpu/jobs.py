@@ -53,8 +53,8 @@ JOBS = (
     Job("SD1.5, first image without compiled code", "first", 15, variants=("stock+sdpa",)),
     Job("SDXL, first image", "first", 25, "sdxl", 1024, variants=("aoti",)),
     Job("SDXL, first image without compiled code", "first", 25, "sdxl", 1024, 2, ("stock+sdpa",)),
-    _autotune("SD1.5", 120, "sd1", 512),
     Job("tests that need a GPU", "tests", 30),
+    _autotune("SD1.5", 200, "sd1", 512),
     Job(
         "SD1.5, with a ControlNet",
         "ladder",
@@ -64,7 +64,7 @@ JOBS = (
     Job("SD1.5, eight images", "ladder", 30, "sd1", 512, 16, ("reference+sdpa", "aoti+graphs")),
     Job("SD1.5, large", "ladder", 30, "sd1", 1024, 2, ("reference+sdpa", "aoti+graphs")),
     Job("SD1.5, units under torch.compile", "ladder", 90, variants=("reference+sdpa", "jit")),
-    _autotune("SDXL", 240, "sdxl", 1024),
+    _autotune("SDXL", 360, "sdxl", 1024),
 )
 
 UNIT_SECONDS = 25.0
