@@ -73,6 +73,9 @@ def _variables(python: Path, home: Path, card: int) -> dict[str, str]:
         "LD_PRELOAD": str(driver / "libcuda.so.1"),
         "TRITON_LIBCUDA_PATH": str(driver),
         "OMP_NUM_THREADS": "1",
+        # no choice is faster than another here, and max-autotune would time them for minutes
+        "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS": "ATEN",
+        "TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS": "ATEN",
     }
 
 
