@@ -248,3 +248,14 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
     assert rows["aoti"]["median_s"] > 0
     assert "CUDA graphs need a CUDA device" in rows["aoti+graphs"]["note"]
     assert gpu._compiled_code_ran(after["jobs"])
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "ROOT", tmp_path)
+    (tmp_path / "lib_accel.py").write_text("raise SystemExit('no such library')")
+    outcome = process.run(ROWS, setting(tmp_path, seconds=60.0), tmp_path / "log", lambda _: None)
+    assert outcome.state == "failed"
+    assert outcome.why == "its process ended (exit status 1): no such library"

@@ -161,3 +161,23 @@ def test_launches_are_set_beside_those_of_the_model(tmp_path: Path) -> None:
     file.write_text("[]")
     with pytest.raises(AccelError, match="is not what `bench --model --json` prints"):
         beside_the_model(result, "sd1", [str(file)])
+
+
+def test_a_unit_that_spoils_the_card_ends_its_process(
+    carried: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access every call of the process fails: the next one leaves the unit out."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(code, "check_unit", fail)
+    told_at: list[str] = []
+    monkeypatch.setattr(Teller, "at", lambda _, what: told_at.append(what))
+    monkeypatch.setattr(code, "_compile", lambda *_: None)
+    told(lambda tell: code.get_code(FIRST, setting(tmp_path), tell))
+    assert told_at[-1] == "", "the card is as before: every unit is tried"
+    monkeypatch.setattr(code, "synchronize", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        told(lambda tell: code.get_code(FIRST, setting(tmp_path), tell))
+    assert told_at[-1] == code.describe(carried.units[0])

@@ -17,6 +17,7 @@ from ...config import Config
 from ...errors import AccelError, ArtifactRejected, BackendUnavailable
 from ...model.specs import Spec
 from ...store import Artifact, ArtifactStore
+from ..bench.measure import synchronize
 from .jobs import Job
 from .setting import Setting
 from .teller import Teller
@@ -90,6 +91,7 @@ def _carried(unit: Spec, target: Target, setting: Setting, store: ArtifactStore)
     try:
         verdict = _check(artifact, carried, unit, target)
     except (RuntimeError, AccelError) as e:
+        synchronize(target.device)  # raises where the card takes no more work in this process
         return {"origin": "missing", "problem": f"carried, but {str(e).strip()[:500]}"}
     row = {"origin": "carried", **verdict.to_dict(), "seconds": time.perf_counter() - began}
     if setting.pretended:

@@ -8,6 +8,7 @@ and at the end {"done": true} or {"error": words}.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -27,7 +28,7 @@ from ...runtime.engine import Engine
 from ...runtime.lora.files import Merger
 from ..bench.ladder import Ladder, Plan
 from ..bench.loras import changes_of_loras, drawn_loras, places
-from ..bench.measure import Inputs, Row, timed
+from ..bench.measure import Inputs, Row, synchronize, timed
 from ..bench.stock import stock_unet
 from ..laboratory.stand_ins import without_cudnn
 from . import gpu_tests
@@ -47,11 +48,13 @@ def ladder(job: Job, setting: Setting, tell: Teller) -> None:
     rows: dict[str, dict[str, Any]] = {}
 
     def on_row(row: Row) -> None:
-        began = row.one_call_s != row.one_call_s
-        tell.at(row.name if began else "")
-        if not began:
-            rows[row.name] = asdict(row)
-            tell.know(rows=[*rows.values()], complete=False)
+        synchronize(setting.device)  # raises where the row before has spoilt this process
+        if math.isnan(row.one_call_s):
+            tell.at(row.name)
+            return
+        tell.at("")
+        rows[row.name] = asdict(row)
+        tell.know(rows=[*rows.values()], complete=False)
 
     plan = Plan(
         setting.architecture(job),
@@ -81,10 +84,12 @@ def loras(job: Job, setting: Setting, tell: Teller) -> None:
     drawn = drawn_loras(architecture, max(LORAS), setting.dtype)
     rounds, changes = min(3, setting.rounds), {}
     for place in places(setting.device):
-        tell.at(f"changes with base weights in {place} memory")
+        if place in setting.without:
+            continue
+        tell.at(place)
         changes[place] = changes_of_loras(drawn, parameters, place, rounds, setting.device)
         tell.know(changes=changes)
-    tell.at("calls with LoRAs")
+    tell.at("")
     compute, inputs = _way("aoti", job, setting, parameters), setting.inputs(job)
     merger, calls = Merger(parameters), {}
     for count in (0, *LORAS):

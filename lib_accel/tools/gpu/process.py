@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -50,8 +51,9 @@ def run(job: Job, setting: Setting, log: Path, keep: Callable[[dict[str, Any]], 
     try:
         assert process.stdin is not None
         task = {"job": asdict(job), "setting": setting.to_dict()}
-        process.stdin.write(json.dumps(task).encode() + b"\n")
-        process.stdin.flush()
+        with contextlib.suppress(OSError):  # it has ended already: `_hear` finds that
+            process.stdin.write(json.dumps(task).encode() + b"\n")
+            process.stdin.flush()
         threading.Thread(target=_read, args=(process, lines), daemon=True).start()
         outcome = _hear(lines, give_up, keep)
     finally:
@@ -60,7 +62,8 @@ def run(job: Job, setting: Setting, log: Path, keep: Callable[[dict[str, Any]], 
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(OSError):  # unsent bytes for a process that has ended
+                    pipe.close()
     if outcome.state == "failed" and not outcome.why:
         outcome.why = _crash(process.returncode, outcome.at, log, start)
     return outcome
@@ -95,7 +98,7 @@ def _hear(
         if message.get("done"):
             return Outcome("done")
         if "error" in message:
-            return Outcome("failed", message["error"])
+            return Outcome("failed", f"{message['error']}{f' at {at}' if at else ''}", at)
 
 
 def _crash(status: int, at: str, log: Path, start: int) -> str:
