@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int:
             "Expected a real card, or --dry-run"
         )
     dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
-    args.out.mkdir(parents=True, exist_ok=True)
     for file in args.model:
         read_model(str(file))  # before minutes of work
+    setting = _setting(args, device, dtype, pretended)
+    args.out.mkdir(parents=True, exist_ok=True)
     record = Record(args.out, _identity(machine, dtype, args.dry_run), args.minutes)
     say(f"writing {record.path} as results come; the same command goes on where it stopped")
-    setting = _setting(args, device, dtype, pretended)
     for note in _notes(setting):
         say(note)
         record.note(note)
