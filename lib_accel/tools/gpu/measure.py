@@ -42,6 +42,9 @@ LORAS = (1, 10)
 STEPS = 20
 """Calls that make an image, with a common sampler."""
 
+WARM_UP = 5
+"""Calls after which a CUDA graph is recorded, where one pays."""
+
 
 def ladder(job: Job, setting: Setting, tell: Teller) -> None:
     """Time every way of computing the call, and count the kernels of some."""
@@ -94,7 +97,9 @@ def loras(job: Job, setting: Setting, tell: Teller) -> None:
     merger, calls = Merger(parameters), {}
     for count in (0, *LORAS):
         merger.set([(deltas, 0.5) for deltas in drawn[:count]])
-        calls[count] = statistics.median(_seconds(compute, inputs, setting, 2 + rounds)[2:])
+        calls[count] = statistics.median(
+            _seconds(compute, inputs, setting, WARM_UP + rounds)[WARM_UP:]
+        )
         tell.know(calls=calls)
 
 
