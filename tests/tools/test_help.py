@@ -109,6 +109,7 @@ def test_the_choices_are_those_that_the_code_has(run: Run) -> None:
     text = " ".join(run("bench", "--help")[1].split())
     assert not [name for name in variants.VARIANTS if name not in text]
     assert [n for n in variants.VARIANTS if n not in variants.DEFAULT] == [
+        "stock+sdpa",
         "compile-max-autotune",
         "jit",
         "aoti+blocks",

@@ -19,8 +19,10 @@ from lib_accel.model.random_weights import random_weights
 from lib_accel.model.unet import UNet
 from lib_accel.tools.bench import ladder, stock
 from lib_accel.tools.bench.ladder import Ladder, Plan
+from lib_accel.tools.bench.measure import Row
 from lib_accel.tools.bench.peers import Reference
-from lib_accel.tools.bench.variants import VARIANTS, Built, Setup, Variant
+from lib_accel.tools.bench.table import table
+from lib_accel.tools.bench.variants import VARIANTS, WITHOUT_DIFFUSERS, Built, Setup, Variant
 from lib_accel.tools.bench.weights import WeightCopy
 
 from .checkpoint_files import TINY
@@ -177,8 +179,33 @@ def test_the_webui_s_way_computes_the_same(
     inputs = ladder.make_inputs(architecture, 2, 72, 7, CPU, torch.float32)
     with torch.no_grad():
         expected = UNet(architecture).adopt(parameters)(*inputs)
-        found = stock.stock_unet(architecture, parameters)(*inputs)
-    assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max())
+        for sdpa in (False, True):
+            found = stock.stock_unet(architecture, parameters, sdpa)(*inputs)
+            assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max())
+
+
+def test_rows_without_diffusers_are_our_own_plain_unet_and_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers.models.attention_processor", None)
+    monkeypatch.setattr(ladder, "matmul_rate", lambda *_: 1e12)
+    seen: list[tuple[str, bool]] = []
+
+    def on_row(row: Row) -> None:
+        seen.append((row.name, row.one_call_s > 0))
+
+    plain = plan(variants=("reference", "reference+sdpa", "stock+sdpa"), rounds=1)
+    result = Ladder(plain, on_row=on_row).measure()
+    assert [row["error"] < 1e-5 for row in result["rows"]] == [True] * 3
+    notes = [row["note"] for row in result["rows"]]
+    assert notes == [WITHOUT_DIFFUSERS, WITHOUT_DIFFUSERS, ""]
+    assert f"- reference: {WITHOUT_DIFFUSERS}" in table(result)
+    assert seen[:4] == [
+        ("reference", False),
+        ("reference", True),
+        ("reference+sdpa", False),
+        ("reference+sdpa", True),
+    ], "a crash is laid to the row that was begun last"
 
 
 @pytest.mark.parametrize("sdpa", [False, True])

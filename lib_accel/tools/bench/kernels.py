@@ -23,11 +23,8 @@ class Kernel:
     share: float  # of the time of all kernels
 
 
-def kernels(call: Call, device: torch.device, most: int = 25) -> list[dict[str, Any]]:
-    """Return the `most` slowest kernels of a warmed-up call, slowest first.
-
-    Numbers are means of a few calls.
-    """
+def kernels(call: Call, device: torch.device) -> list[dict[str, Any]]:
+    """Return the kernels of a warmed-up call, slowest first. Numbers are means of a few calls."""
     on_gpu = device.type == "cuda"
     call()
     synchronize(device)
@@ -43,7 +40,7 @@ def kernels(call: Call, device: torch.device, most: int = 25) -> list[dict[str, 
         found.append((event.key, event.count / CALLS, _microseconds(event, on_gpu) / CALLS / 1000))
     total = sum(ms for _, _, ms in found) or 1.0
     found.sort(key=lambda k: -k[2])
-    return [asdict(Kernel(name, launches, ms, ms / total)) for name, launches, ms in found[:most]]
+    return [asdict(Kernel(name, launches, ms, ms / total)) for name, launches, ms in found]
 
 
 def _microseconds(event: Any, on_gpu: bool) -> float:

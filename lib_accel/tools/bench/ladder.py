@@ -15,11 +15,12 @@ import contextlib
 import datetime
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ...compile.jobs import Job
@@ -31,8 +32,8 @@ from ...model.architecture import Architecture
 from ...model.precision import relative_error
 from ...model.random_weights import random_weights
 from .kernels import kernels
-from .loras import calls_with_loras, changes_of_loras
-from .measure import Call, Inputs, Row, flops, interleave, matmul_rate, precise_call
+from .loras import calls_with_loras, changes_of_loras, drawn_loras, places
+from .measure import Call, Inputs, Row, flops, interleave, matmul_rate, precise_call, timed
 from .variants import DEFAULT, VARIANTS, Built, Setup, build
 from .weights import WeightCopy, copies_that_fit
 
@@ -57,7 +58,7 @@ class Plan:
     tokens: int = 77
     rounds: int = 5
     loras: Sequence[int] = (0,)  # numbers of merged LoRAs
-    profile: bool = False  # kernels of the last row
+    profile: Sequence[str] | bool = ()  # rows whose kernels are listed; True: the last that runs
 
 
 def make_inputs(
@@ -74,16 +75,22 @@ def make_inputs(
 
 
 class Ladder:
-    """One run of the ladder. `say` receives progress in words, `wait` waits for a compiler."""
+    """One run of the ladder. `say` receives progress in words, `wait` waits for a compiler.
+
+    `on_row` receives each row twice: before it is built, and built, with the time of one call.
+    `values` are the weights by name, on the CPU; by default they are drawn.
+    """
 
     def __init__(
         self,
         plan: Plan,
         say: Callable[[str], object] = lambda text: None,
         wait: Callable[[Job], object] = Job.wait,
+        on_row: Callable[[Row], object] = lambda row: None,
+        values: Mapping[str, Tensor] | None = None,
     ):
-        self.plan, self._say, self._wait = plan, say, wait
-        self._values = {
+        self.plan, self._say, self._wait, self._on_row = plan, say, wait, on_row
+        self._values = values or {
             name: p.data for name, p in random_weights(plan.architecture, plan.dtype, 0).items()
         }
         self.weight_bytes = sum(value.nbytes for value in self._values.values())
@@ -106,19 +113,23 @@ class Ladder:
             self._time()
             rate = matmul_rate(plan.dtype, plan.device)
             loras, changes = self._loras()
-            profiled = [n for n in plan.variants if n in self._built][-1:] if plan.profile else []
-            costs: list[dict[str, Any]] = []
-            for name in profiled:
-                with self._loaded([VARIANTS[name].group]):
-                    costs = kernels(self._built[name].call, plan.device)
+            profiles = self._profiles()
         return {
             **self._conditions(),
             **self._speed(rate),
             "loras": loras,
             "lora_changes": changes,
-            "profiled": profiled,
-            "kernels": costs,
+            "kernels": profiles,
         }
+
+    def _profiles(self) -> dict[str, list[dict[str, Any]]]:
+        built, wanted, profiles = self._built, self.plan.profile, {}
+        if isinstance(wanted, bool):
+            wanted = [n for n in self.plan.variants if n in built][-1:] if wanted else ()
+        for name in (n for n in wanted if n in built):
+            with self._loaded([VARIANTS[name].group]):
+                profiles[name] = kernels(built[name].call, self.plan.device)
+        return profiles
 
     # -- weights in device memory
 
@@ -166,7 +177,7 @@ class Ladder:
                 for name in (n for n in plan.variants if VARIANTS[n].group == group):
                     self._build_row(name, group, reference)
 
-    def _build_row(self, name: str, group: str, reference: torch.Tensor) -> None:
+    def _build_row(self, name: str, group: str, reference: Tensor) -> None:
         plan, row = self.plan, self.rows[name]
         setup = Setup(
             plan.architecture,
@@ -177,14 +188,17 @@ class Ladder:
             self._wait,
         )
         self._say(f"preparing {name} ...")
+        self._on_row(row)
         try:
             built, row.compile_s = build(name, setup)
             row.error = relative_error(built.call(), reference)
+            row.one_call_s = timed(built.call, plan.device)[0]
         except (AccelError, RuntimeError) as e:
             row.note = str(e).strip().splitlines()[0]
             self._say(f"  left out: {row.note}")
             return
         self._built[name] = built
+        self._on_row(row)
 
     def _time(self) -> None:
         turns = 1 if self.together else min(TURNS, self.plan.rounds)
@@ -214,7 +228,11 @@ class Ladder:
                 seconds[count] |= by_name
         with self._loaded(merged[-1:]):
             parameters = self._copies[merged[-1]].parameters
-            changes = changes_of_loras(a, parameters, plan.rounds, plan.device, plan.dtype)
+            drawn = drawn_loras(a, max(plan.loras), plan.dtype)
+            changes = {
+                place: changes_of_loras(drawn, parameters, place, plan.rounds, plan.device)
+                for place in places(plan.device)
+            }
         return (
             [{"loras": count, "seconds": s} for count, s in seconds.items()],
             [{"bases": place, "seconds": s} for place, s in changes.items()],
@@ -257,15 +275,17 @@ class Ladder:
         }
 
     def _row(self, row: Row, operations: int, rate: float) -> dict[str, Any]:
-        timed = bool(row.seconds)
+        measured = bool(row.seconds)
+        if measured:
+            row.note = self._built[row.name].note() or ""
         return {
             "name": row.name,
-            "median_s": row.median if timed else None,
+            "median_s": row.median if measured else None,
             "min_s": min(row.seconds, default=None),
             "max_s": max(row.seconds, default=None),
-            "of_matmul_rate": operations / row.median / rate if timed else None,
-            "compile_s": row.compile_s if timed else None,
-            "peak_bytes": self.weight_bytes + row.peak_bytes if timed else None,
-            "error": row.error if timed else None,
+            "of_matmul_rate": operations / row.median / rate if measured else None,
+            "compile_s": row.compile_s if measured else None,
+            "peak_bytes": self.weight_bytes + row.peak_bytes if measured else None,
+            "error": row.error if measured else None,
             "note": row.note,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -66,45 +67,46 @@ def _merge(
         merge(weight, base[name], [replace(t, scale=t.scale * STRENGTH) for t in terms])
 
 
+def drawn_loras(architecture: Architecture, count: int, dtype: torch.dtype) -> list[Deltas]:
+    """Return LoRAs of random factors in ordinary memory, as many as changes need: 2 at least."""
+    with ThreadPoolExecutor() as pool:  # the largest take a second each
+        return [
+            {n: replace(f, up=f.up.to(dtype), down=f.down.to(dtype)) for n, f in deltas.items()}
+            for deltas in pool.map(
+                lambda seed: random_deltas(architecture, RANK, seed), range(max(2, count))
+            )
+        ]
+
+
+def places(device: torch.device) -> tuple[str, ...]:
+    """Return where base weights can be kept, the fastest first."""
+    return ("gpu", "pinned", "host") if device.type == "cuda" else ("host",)
+
+
 def changes_of_loras(
-    architecture: Architecture,
-    parameters: Mapping[str, nn.Parameter],
-    rounds: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, dict[str, float]]:
-    """Return the median seconds of changes of the LoRA set, by where base weights are kept.
-
-    The factors of the LoRAs lie in ordinary memory, in `dtype`.
-    """
-    a, b = (_in_dtype(random_deltas(architecture, RANK, seed), dtype) for seed in (1, 2))
-    changes: dict[str, list[tuple[Deltas, float]]] = {
-        "first": [(a, 0.8)],
-        "another": [(b, 0.8)],
-        "strength alone": [(b, 0.5)],
-        "two": [(a, 0.8), (b, 0.5)],
-        "none": [],
-    }
-    places = ("gpu", "pinned", "host") if device.type == "cuda" else ("host",)
-    return {place: _seconds(changes, parameters, place, rounds, device) for place in places}
-
-
-def _in_dtype(deltas: Deltas, dtype: torch.dtype) -> Deltas:
-    return {n: replace(f, up=f.up.to(dtype), down=f.down.to(dtype)) for n, f in deltas.items()}
-
-
-def _seconds(
-    changes: Mapping[str, list[tuple[Deltas, float]]],
+    loras: Sequence[Deltas],
     parameters: Mapping[str, nn.Parameter],
     place: str,
     rounds: int,
     device: torch.device,
 ) -> dict[str, float]:
+    """Return the median seconds of changes of the LoRA set, with base weights kept in `place`."""
+    a, b, count = loras[0], loras[1], len(loras)
+    changes: dict[str, list[tuple[Deltas, float]]] = {
+        "first": [(a, 0.8)],
+        "another": [(b, 0.8)],
+        "strength alone": [(b, 0.5)],
+        "two": [(a, 0.8), (b, 0.5)],
+    }
+    if count > 2:
+        changes[f"{count} at once"] = [(lora, 0.5) for lora in loras]
+        changes[f"{count}, strengths alone"] = [(lora, 0.3) for lora in loras]
+    changes["none"] = []
     seconds: dict[str, list[float]] = {name: [] for name in changes}
     for _ in range(min(rounds, 7)):
         merger = Merger(parameters, place)
-        for name, loras in changes.items():
+        for name, wanted in changes.items():
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # the WebUI does so before it reads networks
-            seconds[name].append(timed(lambda m=merger, s=loras: m.set(s), device)[0])
+            seconds[name].append(timed(lambda m=merger, s=wanted: m.set(s), device)[0])
     return {name: statistics.median(s) for name, s in seconds.items()}

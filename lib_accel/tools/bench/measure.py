@@ -55,7 +55,8 @@ class Row:
     compile_s: float = 0.0
     peak_bytes: int = 0  # see `peak`
     error: float = float("nan")  # relative, against `precise_call`
-    note: str = ""  # why the variant was left out
+    one_call_s: float = float("nan")  # of its second call: all there is until it is timed
+    note: str = ""  # why the variant was left out, or how to read its numbers
 
     @property
     def median(self) -> float:

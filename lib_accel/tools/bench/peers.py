@@ -15,11 +15,15 @@ from ..checkpoints.formats import LDM_PREFIX
 from .measure import Call, Inputs
 
 
+class NoDiffusers(BackendUnavailable):
+    """diffusers is not installed."""
+
+
 class Reference(nn.Module):
     """diffusers' own UNet on the given Parameter objects; called as ours is.
 
     `sdpa` chooses fused attention; without it the scores of plain attention are held in memory.
-    Raises BackendUnavailable where diffusers is missing or has no such UNet.
+    Raises NoDiffusers where it is missing, BackendUnavailable where it has no such UNet.
     """
 
     def __init__(
@@ -30,9 +34,7 @@ class Reference(nn.Module):
             from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
             from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         except ImportError as e:
-            raise BackendUnavailable(
-                f"diffusers is not installed ({e}); pip install diffusers"
-            ) from e
+            raise NoDiffusers(f"diffusers is not installed ({e}); pip install diffusers") from e
         with torch.device("meta"):
             self.unet = UNet2DConditionModel(**_config(architecture))
         _adopt(self.unet, parameters)

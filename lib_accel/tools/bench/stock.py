@@ -33,10 +33,15 @@ def attention_name(device: torch.device) -> str:
     return "InvokeAI" if device.type == "cpu" else "Doggettx"
 
 
-def stock_unet(architecture: Architecture, parameters: Parameters) -> UNet:
-    """Return a UNet of these very parameters that computes as the WebUI does by itself."""
+def stock_unet(architecture: Architecture, parameters: Parameters, sdpa: bool = False) -> UNet:
+    """Return a UNet of these very parameters that computes as the WebUI does by itself.
+
+    `sdpa`: with fused attention, as with the WebUI's flag --opt-sdp-attention.
+    """
     unet = UNet(architecture).adopt(parameters)
-    ways = {Attention: _attention, Conv2d: _conv2d, FeedForward: _feed_forward}
+    ways = {Conv2d: _conv2d, FeedForward: _feed_forward}
+    if not sdpa:
+        ways[Attention] = _attention
     for module in unet.modules():
         if way := ways.get(type(module)):
             module.forward = functools.partial(way, module)

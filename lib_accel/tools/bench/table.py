@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 GIB = 2**30
+MOST_KERNELS = 25
+"""Kernels in a table; the JSON has all."""
 
 
 def table(result: dict[str, Any]) -> str:
@@ -17,8 +19,8 @@ def table(result: dict[str, Any]) -> str:
         seconds = {row["bases"]: row["seconds"] for row in result["lora_changes"]}
         title = "ms to change the LoRAs, by where base weights are kept"
         lines += _seconds(title, seconds, lambda s: f"{1000 * s:.1f}")
-    if result["kernels"]:
-        lines += _kernels(result)
+    for name, kernels in result["kernels"].items():
+        lines += _kernels(name, kernels)
     return "\n".join([*lines, "", _notes(result)])
 
 
@@ -55,7 +57,8 @@ def _rows(r: dict[str, Any]) -> list[str]:
             f"{row['error']:.1e}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    notes = [f"- {row['name']}: {row['note']}" for row in r["rows"] if row["median_s"]]
+    return [*lines, "", *(note for note in notes if not note.endswith(": "))]
 
 
 def _seconds(
@@ -68,10 +71,10 @@ def _seconds(
     return lines
 
 
-def _kernels(r: dict[str, Any]) -> list[str]:
-    title = f"kernels of {r['profiled'][0]}"
+def _kernels(name: str, kernels: list[dict[str, Any]]) -> list[str]:
+    title = f"slowest kernels of {name}, of {sum(k['launches'] for k in kernels):.0f} launches"
     lines = ["", f"| {title} | launches a call | ms | share |", "| --- " * 4 + "|"]
-    for k in r["kernels"]:
+    for k in kernels[:MOST_KERNELS]:
         cells = f"{k['launches']:.0f} | {k['ms']:.3f} | {k['share']:.1%}"
         lines.append(f"| `{k['name'][:90]}` | {cells} |")
     return lines

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from ...compile.backends.jit import PRIVATE_FILES, private_options
 from ...compile.jobs import Job
@@ -14,10 +15,11 @@ from ...compile.session import Session
 from ...config import Config
 from ...errors import BackendUnavailable
 from ...model.architecture import Architecture
+from ...model.unet import UNet
 from ...runtime.engine import Engine
 from .control import driven
 from .measure import Call, Inputs
-from .peers import Reference, openvino_call
+from .peers import NoDiffusers, Reference, openvino_call
 from .stock import stock_unet
 from .weights import WeightCopy
 
@@ -40,10 +42,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Built:
-    """A row that is ready. `release` frees memory that it holds between calls (CUDA graphs)."""
+    """A row that is ready. `release` frees memory that it holds between calls (CUDA graphs).
+
+    `note` returns what one must know to read its numbers, or nothing.
+    """
 
     call: Call
     release: Callable[[], object] = lambda: None
+    note: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,28 @@ class Variant:
     default: bool = True
 
 
+WITHOUT_DIFFUSERS = "diffusers is not installed: this is our own plain UNet in its place"
+
+
 def _reference(setup: Setup, sdpa: bool) -> Built:
-    module = Reference(setup.architecture, setup.weights.parameters, sdpa)
+    try:
+        module = Reference(setup.architecture, setup.weights.parameters, sdpa)
+    except NoDiffusers:
+        return replace(_stock(setup, sdpa), note=lambda: WITHOUT_DIFFUSERS)
     return Built(lambda: module(*setup.inputs))
 
 
-def _stock(setup: Setup) -> Built:
-    unet = stock_unet(setup.architecture, setup.weights.parameters)
+def _stock(setup: Setup, sdpa: bool = False) -> Built:
+    unet = stock_unet(setup.architecture, setup.weights.parameters, sdpa)
     return Built(lambda: unet(*setup.inputs))
 
 
 def _torch_compile(setup: Setup, mode: str) -> Built:
-    module = Reference(setup.architecture, setup.weights.parameters, sdpa=True)
+    architecture, parameters, note = setup.architecture, setup.weights.parameters, None
+    try:
+        module: nn.Module = Reference(architecture, parameters, sdpa=True)
+    except NoDiffusers:
+        module, note = UNet(architecture).adopt(parameters), WITHOUT_DIFFUSERS
     if setup.device.type == "cuda":
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with PRIVATE_FILES:  # torch's own folder has a known name, where others can put code
@@ -78,7 +94,7 @@ def _torch_compile(setup: Setup, mode: str) -> Built:
         options = {**list_mode_options(mode), **private_options()}
         compiled = torch.compile(module, options=options)
         compiled(*setup.inputs)
-    return Built(lambda: compiled(*setup.inputs).clone())
+    return Built(lambda: compiled(*setup.inputs).clone(), note=lambda: note)
 
 
 def _openvino(setup: Setup) -> Built:
@@ -105,7 +121,13 @@ def _ready(setup: Setup, backend: str, graphs: bool) -> Engine:
 
 def _engine(setup: Setup, backend: str, graphs: bool = False) -> Built:
     engine = _ready(setup, backend, graphs)
-    return Built(lambda: engine.compute(*setup.inputs), engine.release_graphs)
+
+    def note() -> str | None:
+        if not graphs or engine.graphs is None or engine.graphs.captures:
+            return None
+        return engine.graphs.refused or "nothing was recorded: launches do not bound this call"
+
+    return Built(lambda: engine.compute(*setup.inputs), engine.release_graphs, note)
 
 
 def _driven(setup: Setup, backend: str, controls: int) -> Built:
@@ -114,6 +136,7 @@ def _driven(setup: Setup, backend: str, controls: int) -> Built:
 
 VARIANTS: dict[str, Variant] = {
     "stock": Variant("stock", _stock),
+    "stock+sdpa": Variant("stock", lambda s: _stock(s, sdpa=True), default=False),
     "reference": Variant("reference", lambda s: _reference(s, sdpa=False)),
     "reference+sdpa": Variant("reference", lambda s: _reference(s, sdpa=True)),
     "compile": Variant("compile", lambda s: _torch_compile(s, "default")),

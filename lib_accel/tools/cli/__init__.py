@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import sys
 from typing import Any
 
 from ...errors import AccelError
@@ -53,6 +54,13 @@ def _set_up(command: str) -> None:
     """Make sure that there is every package, in this Python or in `.venv`."""
     if command == "prebuild" and setup_environment.missing() and (why := webui_python.other()):
         raise AccelError(why)
+    if command == "gpu" and "torch" not in (missing := setup_environment.missing()):
+        if missing:  # another torch in .venv would be another thing to measure
+            raise AccelError(
+                f"{', '.join(missing)}: not installed in this Python ({sys.executable}), whose "
+                f"torch `gpu` measures. Expected: pip install {' '.join(missing)}"
+            )
+        return
     setup_environment.ensure()
 
 

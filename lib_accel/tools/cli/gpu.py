@@ -4,153 +4,126 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 
+from ...compile.machine import Machine, probe
+from ...compile.source_digest import source_digest
 from ...errors import AccelError
-from ...model.random_weights import random_weights
-from ...runtime.engine import Engine
-from ..bench.ladder import Plan, make_inputs
-from ..bench.measure import Inputs, timed
-from ..bench.table import table
-from ..bench.weights import WeightCopy
+from ...store.signing import read_key
+from ..gpu import jobs, summary
+from ..gpu.launches import read_model
+from ..gpu.record import Record
+from ..gpu.run import carried_notes, import_carried
+from ..gpu.run import run as run_jobs
+from ..gpu.setting import Setting
 from ..terminal import say, show
-from . import bench
-from .arguments.bench import counts
-from .common import default_device, device_and_dtype, family, make_config, no_gpu
+from .common import default_device, located, no_gpu
 
-
-@dataclass(frozen=True)
-class Step:
-    """One run of the ladder. `starts` also measures a warm start and a first call of a new size."""
-
-    name: str
-    family: str
-    size: int
-    batch: int
-    variants: str
-    loras: str = "0"
-    starts: bool = False
-
-
-STEPS = (
-    Step(
-        "SD1.5, one image",
-        "sd1",
-        512,
-        2,
-        "reference,reference+sdpa,eager,eager+graphs,aoti,aoti+graphs",
-        "0,1,10",
-        starts=True,
-    ),
-    Step(
-        "SDXL, one image",
-        "sdxl",
-        1024,
-        2,
-        "reference+sdpa,eager+graphs,aoti,aoti+graphs",
-        "0,1,10",
-        starts=True,
-    ),
-    Step("SD1.5, eight images", "sd1", 512, 16, "reference+sdpa,aoti,aoti+graphs"),
-    Step("SD1.5, with a ControlNet", "sd1", 512, 2, "aoti,aoti+blocks,eager+control,aoti+control"),
-    Step("SD1.5, large", "sd1", 1024, 2, "reference+sdpa,aoti+graphs"),
-    Step(
-        "SD1.5, torch.compile at its best",
-        "sd1",
-        512,
-        2,
-        "reference+sdpa,compile-max-autotune,aoti+graphs",
-    ),
-)
+PRETENDED = "Pretend sm_"
+"""How the card of the laboratory is called, on which kernels compute nothing."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the steps. Exit status 1 where an `aoti` row could not be timed."""
-    if default_device() == "cpu" and not (args.device or args.dry_run):
+    """Run the jobs. Exit status 1 where compiled code could not be timed."""
+    began = time.monotonic() - (time.time() - psutil.Process().create_time())
+    device = _device(args)
+    machine = probe(device)
+    pretended = machine.device_name.startswith(PRETENDED)
+    if pretended and not args.dry_run:
+        raise AccelError(
+            f"{machine.device_name} computes nothing: times and errors would mean nothing. "
+            "Expected a real card, or --dry-run"
+        )
+    dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
+    for file in args.model:
+        read_model(str(file))  # before minutes of work
+    setting = _setting(args, device, dtype, pretended)
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = Record(args.out, _identity(machine, dtype, args.dry_run), args.minutes)
+    say(f"writing {record.path} as results come; the same command goes on where it stopped")
+    for note in _notes(setting):
+        say(note)
+        record.note(note)
+    run_jobs(jobs.JOBS, setting, record, args.minutes, began)
+    text = summary.text(record.data, jobs.JOBS)
+    record.path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    show(record.data, args, text)
+    return 0 if _compiled_code_ran(record.jobs) else 1
+
+
+def _device(args: argparse.Namespace) -> torch.device:
+    """Return the device. It starts nothing on it: the memory is for the jobs."""
+    name = args.device or default_device()
+    if name == "cpu" and not (args.device or args.dry_run):
         raise AccelError(
             f"{no_gpu()}. A CPU needs hours for what `gpu` measures; --device cpu insists on it"
         )
-    device, dtype = device_and_dtype(args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    began, results, texts = time.monotonic(), [], []
-    for step in STEPS:
-        if time.monotonic() - began > 60 * args.minutes:
-            say(f"{step.name}: left out, {args.minutes} minutes are over")
-            texts.append(f"## {step.name}\nLeft out: {args.minutes} minutes were over.")
-            continue
-        say(f"== {step.name}")
-        try:
-            result = _measure(_plan(args, step, device, dtype), step)
-        except (AccelError, torch.cuda.OutOfMemoryError) as e:
-            # SDXL on a small card: the steps before it have been measured and are kept
-            say(f"{step.name}: failed: {e}")
-            texts.append(f"## {step.name}\nFailed: {e}")
-            continue
-        bench.write(result, args.out, step.name)  # some steps differ in nothing else
-        results.append({"step": step.name, **result})
-        texts.append("\n".join([f"## {step.name}", table(result), _starts_text(result)]))
-    show({"steps": results}, args, "\n\n".join(texts))
-    aoti = [row for r in results for row in r["rows"] if row["name"] == "aoti"]
-    return 0 if all(row["median_s"] for row in aoti) else 1
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise AccelError(f"--device {name}: torch knows no such device; expected cuda") from e
+    if device.type not in ("cpu", "cuda"):
+        raise AccelError(f"--device {name}: expected cuda, cuda:1, ... or cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise AccelError(f"--device {name}: {no_gpu()}")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _plan(args: argparse.Namespace, step: Step, device: torch.device, dtype: torch.dtype) -> Plan:
-    if args.dry_run:
-        width = 32 if step.family == "sd1" else 64
-        tiny = f"{step.family}:{width}"
-        step = replace(step, family=tiny, size=64, batch=min(step.batch, 4))
-    return Plan(
-        family(step.family),
-        device,
-        dtype,
-        make_config(args, "auto"),
-        bench.variants(step.variants),
-        step.size,
-        step.batch,
-        rounds=args.rounds,
-        loras=counts(step.loras),
-        profile=True,
-    )
-
-
-def _measure(plan: Plan, step: Step) -> dict[str, Any]:
-    result = bench.ladder(plan).measure()
-    return {**result, "starts": starts(plan)} if step.starts else result
-
-
-@torch.no_grad()
-def starts(plan: Plan) -> dict[str, float]:
-    """Return the seconds of a warm start and of calls of a new size.
-
-    A warm start reaches from the store and the weights in memory to the end of the first call.
-    """
-    values = {n: p.data for n, p in random_weights(plan.architecture, plan.dtype, 0).items()}
-    weights = WeightCopy(plan.architecture, values, plan.device)
-    inputs, others = (_inputs(plan, size) for size in (plan.size, plan.size + 64))
-    began = time.perf_counter()
-    engine = Engine(weights.unet, plan.config)
-    engine.prepare()
-    timed(lambda: engine.compute(*inputs), plan.device)
-    warm_start = time.perf_counter() - began
-    times = [timed(lambda: engine.compute(*others), plan.device)[0] for _ in range(6)]
-    engine.close()
+def _identity(machine: Machine, dtype: str, dry_run: bool) -> dict[str, Any]:
+    """Return what must be the same for a run to go on."""
     return {
-        "warm_start_s": warm_start,
-        "new_size_first_s": times[0],
-        "new_size_second_s": times[1],
-        "new_size_later_s": min(times[2:]),
+        **vars(machine),
+        "cuda": torch.version.cuda,
+        "dtype": dtype,
+        "source": source_digest(),
+        "dry_run": dry_run,
     }
 
 
-def _inputs(plan: Plan, size: int) -> Inputs:
-    return make_inputs(plan.architecture, plan.batch, size, plan.tokens, plan.device, plan.dtype)
-
-
-def _starts_text(result: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name.removesuffix('_s').replace('_', ' ')} {s:.3f} s"
-        for name, s in result.get("starts", {}).items()
+def _setting(
+    args: argparse.Namespace, device: torch.device, dtype: str, pretended: bool
+) -> Setting:
+    # stand-ins for checks must never come into a store that serves
+    store = args.out.absolute() / "dry-run.store" if args.dry_run else located(args.store)
+    carried = ""
+    if args.carried:
+        if not args.key and not args.allow_unsigned:
+            raise AccelError(
+                f"{args.carried} is native code: give --key FILE, the key it was signed with, or "
+                "--allow-unsigned if you are sure of its origin"
+            )
+        carried = import_carried(args.carried, store, read_key(args.key) if args.key else None)
+    return Setting(
+        str(device),
+        dtype,
+        str(store),
+        str(args.store_key.absolute()) if args.store_key else "",
+        args.store_mib,
+        carried,
+        tuple(str(file.absolute()) for file in args.model),
+        args.rounds,
+        args.dry_run,
+        pretended,
     )
+
+
+def _notes(setting: Setting) -> list[str]:
+    notes = carried_notes(jobs.JOBS, setting)
+    if setting.carried:
+        notes.append("carried code was compiled where Inductor could time no choice of its own")
+    if setting.pretended:
+        notes.append("this card is pretended: nothing here says how fast or how right anything is")
+    return notes
+
+
+def _compiled_code_ran(known: dict[str, dict[str, Any]]) -> bool:
+    rows = [
+        row
+        for entry in known.values()
+        for row in (entry.get("result") or {}).get("rows", ())
+        if row["name"] == "aoti"
+    ]
+    return bool(rows) and all(row.get("median_s") for row in rows)

@@ -17,13 +17,18 @@ from ...errors import AccelError
 
 ROOT = Path(__file__).resolve().parents[3]
 HOME = ROOT / ".venv.gpu"
-TORCH = "torch==2.10.0"  # the newest whose wheel on PyPI has CUDA 12
+TORCH = "2.10.0"  # the newest whose wheel on PyPI has CUDA 12
 SOURCES = Path(__file__).with_name("driver")
 PROVIDED = re.compile(r"libcudart\.so|libcublas(Lt)?\.so")
 """The libraries that the driver stands in for, besides libcuda itself."""
 
 
-def prepare(card: int = 86) -> tuple[Path, dict[str, str]]:
+def home(torch: str = TORCH) -> Path:
+    """Return the folder of the environment with this version of torch."""
+    return HOME if torch == TORCH else HOME.with_name(f"{HOME.name}-{torch}")
+
+
+def prepare(card: int = 86, torch: str = TORCH) -> tuple[Path, dict[str, str]]:
     """Return the Python of the laboratory, and the environment variables of a process in it.
 
     The process has a pretend card of compute capability `card` / 10. What is missing is made.
@@ -32,32 +37,33 @@ def prepare(card: int = 86) -> tuple[Path, dict[str, str]]:
     """
     if not sys.platform.startswith("linux"):
         raise AccelError("the laboratory needs Linux, because its driver is loaded by LD_PRELOAD")
-    python = _environment()
-    _build(_site_packages(python))
-    return python, _variables(python, card)
+    folder = home(torch)
+    python = _environment(folder, torch)
+    _build(_site_packages(python), folder / "driver")
+    return python, _variables(python, folder, card)
 
 
-def _environment() -> Path:
+def _environment(folder: Path, torch: str) -> Path:
     """Return the Python of the laboratory; make its environment where there is none."""
-    python, ready = HOME / "bin" / "python", HOME / "ready"
+    python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
-        print(f"Creating {HOME} with {TORCH} and CUDA: once, about 7 GB.", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(HOME)], check=True)
-        packages = [TORCH, "numpy", "pytest", "-r", str(ROOT / "requirements.txt")]
+        print(f"Creating {folder} with torch {torch} and CUDA: once, about 7 GB.", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        packages = [f"torch=={torch}", "numpy", "pytest", "-r", str(ROOT / "requirements.txt")]
         subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
         ready.touch()
     return python
 
 
-def _variables(python: Path, card: int) -> dict[str, str]:
+def _variables(python: Path, home: Path, card: int) -> dict[str, str]:
     """Return the environment of a process that has a pretend card of compute capability card/10.
 
     nvcc is not in its path, as on the machine of a user.
     """
     folders = os.environ.get("PATH", "").split(os.pathsep)
     without_nvcc = [folder for folder in folders if not Path(folder, "nvcc").exists()]
-    driver = HOME / "driver"
-    log = HOME / "driver.log"
+    driver = home / "driver"
+    log = home / "driver.log"
     log.unlink(missing_ok=True)
     return {
         **os.environ,
@@ -67,6 +73,9 @@ def _variables(python: Path, card: int) -> dict[str, str]:
         "LD_PRELOAD": str(driver / "libcuda.so.1"),
         "TRITON_LIBCUDA_PATH": str(driver),
         "OMP_NUM_THREADS": "1",
+        # no choice is faster than another here, and max-autotune would time them for minutes
+        "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS": "ATEN",
+        "TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS": "ATEN",
     }
 
 
@@ -77,9 +86,8 @@ def _site_packages(python: Path) -> Path:
     return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 
 
-def _build(packages: Path) -> None:
+def _build(packages: Path, folder: Path) -> None:
     """Build the driver where its sources are newer: what torch asks for and it lacks succeeds."""
-    folder = HOME / "driver"
     library = folder / "libcuda.so.1"
     sources = sorted(SOURCES.glob("*.c"))
     newest = max(file.stat().st_mtime for file in (*SOURCES.iterdir(), Path(__file__)))
@@ -99,8 +107,10 @@ def _build(packages: Path) -> None:
         ),
         encoding="utf-8",
     )
-    headers = packages / "triton" / "backends" / "nvidia" / "include"
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-w", "-fvisibility=hidden", f"-I{headers}"]
+    # Triton's headers are those of CUDA 12; the wheels of CUDA 13 bring their own, but not all
+    headers = ("nvidia/cu13/include", "triton/backends/nvidia/include")
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-w", "-fvisibility=hidden"]
+    command += [f"-I{packages / folder}" for folder in headers]
     command += ["-Wl,-soname,libcuda.so.1", "-o", f"{library}.new", *map(str, sources), str(stubs)]
     subprocess.run([*command, "-ldl", "-lpthread"], check=True)
     Path(f"{library}.new").replace(library)

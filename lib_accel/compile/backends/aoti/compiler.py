@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,25 @@ from ...units import UnitFn, UnitModule, trace_size
 from .load import ARCHIVE, load_unit
 
 
+@contextmanager
+def _without_cudnn_attention() -> Iterator[None]:
+    """Keep cuDNN's attention out of what is compiled.
+
+    torch prefers it on cards of compute capability 9.0 and 10.0. Compiled code keeps the choice and
+    serves every size, but cuDNN takes no key of length 1 (ATen, `check_cudnn_tensor_shapes`).
+    """
+    flags = torch.backends.cuda
+    if not (hasattr(flags, "enable_cudnn_sdp") and flags.cudnn_sdp_enabled()):  # torch 2.5
+        yield
+        return
+    flags.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        flags.enable_cudnn_sdp(True)
+
+
+@_without_cudnn_attention()
 def compile_unit(
     unit: specs.Spec, dtype: torch.dtype, device: torch.device, folder: Path
 ) -> UnitFn:

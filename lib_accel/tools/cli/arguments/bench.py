@@ -22,9 +22,12 @@ weights of the same values, and are timed in turn. Close other programs first, a
 of a GPU fixed. Each group of rows (diffusers', torch.compile's, ours by backend) has its own copy
 of the weights. Where the copies do not fit into memory together, the groups take turns.
 
-variants (default: all but compile-max-autotune, jit, and those with blocks or control):
+variants (default: all but stock+sdpa, compile-max-autotune, jit, and those with blocks or
+control):
   stock                 what the WebUI does by itself: its default attention
-  reference             diffusers' UNet with plain attention (pip install diffusers)
+  stock+sdpa            the same with fused attention (the WebUI's --opt-sdp-attention)
+  reference             diffusers' UNet with plain attention; stock in its place \
+where there is no diffusers
   reference+sdpa        the same with fused attention
   compile               the same under torch.compile
   compile-max-autotune  the same under torch.compile in the mode max-autotune

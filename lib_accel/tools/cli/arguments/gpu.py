@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .common import (
     Commands,
     add_device_arguments,
@@ -11,20 +13,38 @@ from .common import (
     positive,
 )
 
-_MORE = """The steps come in the order of their importance. A step that would begin after --minutes
-is left out. Every step writes its own JSON and table. Needs torch, triton and, for the reference
-rows, diffusers. --dry-run runs all steps with tiny UNets, on a CPU too."""
+_MORE = """What is most valuable comes first. Each part runs in a process of its own, so one that
+fails costs itself alone. One JSON file is written as results come; the same command goes on where
+it stopped, on the same card with the same torch and the same version of this code. A part is begun
+only where it is expected to end within --minutes. Nothing is installed and no network is needed.
+Rows of diffusers' UNet are our own plain UNet where diffusers is not installed. --dry-run runs all
+parts with tiny UNets, on a CPU too.
+
+examples:
+  PROGRAM gpu
+  PROGRAM gpu --minutes 30
+  PROGRAM gpu --carried .gpu/carried.zip --allow-unsigned"""
 
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     p = command(commands, "gpu", "measure everything that only a GPU can show", _MORE)
-    text = "begin no step later than this"
-    p.add_argument("--minutes", type=positive, metavar="N", default=9, help=text)
+    text = "end after this; the same command goes on"
+    p.add_argument("--minutes", type=positive, metavar="N", default=8, help=text)
     text = "timed calls of each variant"
     p.add_argument("--rounds", type=positive, metavar="N", default=20, help=text)
     text = "use tiny UNets, to see that the command works"
     p.add_argument("--dry-run", action="store_true", help=text)
+    text = (
+        "code that lib_accel.tools.laboratory.prebuild compiled elsewhere for this card and torch; "
+        "every unit is checked here before it serves"
+    )
+    p.add_argument("--carried", type=Path, metavar="FILE", help=text)
+    p.add_argument("--key", type=Path, metavar="FILE", help="the key file that it was signed with")
+    text = "accept it without a signature; be sure of its origin"
+    p.add_argument("--allow-unsigned", action="store_true", help=text)
+    text = "what `bench --model --json` printed, to compare launches with; repeat it for several"
+    p.add_argument("--model", type=Path, metavar="FILE", action="append", default=[], help=text)
     add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)

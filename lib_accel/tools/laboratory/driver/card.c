@@ -102,7 +102,7 @@ int card_attribute(int attribute) {
 
 #define ATTRIBUTE(name) card_attribute(CU_DEVICE_ATTRIBUTE_##name)
 
-API cudaError_t cudaGetDeviceProperties_v2(struct cudaDeviceProp *p, int device) {
+static cudaError_t properties(struct cudaDeviceProp *p) {
   memset(p, 0, sizeof *p);
   snprintf(p->name, sizeof p->name, "Pretend sm_%d", card());
   p->totalGlobalMem = card_bytes();
@@ -129,6 +129,12 @@ API cudaError_t cudaGetDeviceProperties_v2(struct cudaDeviceProp *p, int device)
   p->concurrentKernels = p->unifiedAddressing = p->managedMemory = p->cooperativeLaunch = 1;
   return cudaSuccess;
 }
+// CUDA 12 and 13 name the same call differently, as their structs differ.
+#if CUDA_VERSION < 13000
+API cudaError_t cudaGetDeviceProperties_v2(struct cudaDeviceProp *p, int d) { return properties(p); }
+#else
+API cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int d) { return properties(p); }
+#endif
 
 API cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
   *value = card_attribute(attribute);

@@ -50,9 +50,8 @@ API cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStat
   *status = s && s == recording ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
-API cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t s, enum cudaStreamCaptureStatus *status,
-                                            unsigned long long *id, cudaGraph_t *graph,
-                                            const cudaGraphNode_t **nodes, size_t *count) {
+static cudaError_t recorded(cudaStream_t s, enum cudaStreamCaptureStatus *status,
+                            unsigned long long *id, size_t *count) {
   cudaStreamIsCapturing(s, status);
   if (id)
     *id = recordings;
@@ -60,6 +59,20 @@ API cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t s, enum cudaStreamCaptu
     *count = 0;
   return cudaSuccess;
 }
+#if CUDA_VERSION < 13000
+API cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t s, enum cudaStreamCaptureStatus *status,
+                                            unsigned long long *id, cudaGraph_t *graph,
+                                            const cudaGraphNode_t **nodes, size_t *count) {
+  return recorded(s, status, id, count);
+}
+#else
+API cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatus *status,
+                                         unsigned long long *id, cudaGraph_t *graph,
+                                         const cudaGraphNode_t **nodes,
+                                         const cudaGraphEdgeData **edges, size_t *count) {
+  return recorded(s, status, id, count);
+}
+#endif
 API cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) {
   static __thread enum cudaStreamCaptureMode now;
   enum cudaStreamCaptureMode before = now;
