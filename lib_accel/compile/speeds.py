@@ -39,7 +39,7 @@ Groups = Mapping[str, Sequence["Pair"]]
 class Pair(NamedTuple):
     """A step of the UNet that was computed both ways."""
 
-    size: str  # as "512x512 (2 at once)"
+    size: str  # as "2 x 512x512", both prompts of an image counted
     ours_s: float
     theirs_s: float  # by the WebUI's own code
 
@@ -79,7 +79,7 @@ class Speeds:
         entry, group = self._entry(target), _group(backend, size_class(shape))
         if entry is None or not _is_time(ours_s) or not _is_time(theirs_s):
             return
-        size = f"{shape[-1] * 8}x{shape[-2] * 8} ({shape[0]} at once)"
+        size = f"{shape[0]} x {shape[-1] * 8}x{shape[-2] * 8}"
         pair = Pair(size, float(f"{ours_s:.6g}"), float(f"{theirs_s:.6g}"))
         pairs = [*self._groups(target).get(group, ()), pair][-KEPT:]
         self._write(entry, {**self._groups(target), group: pairs})

@@ -98,7 +98,7 @@ def test_pairs_are_wanted_until_they_decide(target: Target):
 def test_the_sentence_gives_both_times_of_the_usual_pair(target: Target):
     assert measure(target, 1.1, 1.05, 1.2).why_not(target, "aoti", SIZE) is None
     assert measure(target, *[1.1] * KEPT).why_not(target, "aoti", SIZE) == (
-        "aoti is slower here at 512x512 (2 at once): 0.22 s a step instead of 0.2 s; "
+        "aoti is slower here at 2 x 512x512: 0.22 s a step instead of 0.2 s; "
         "the WebUI's own code computes this size; Build now measures again"
     )
 
@@ -138,7 +138,7 @@ def test_the_backend_that_was_measured_to_be_fastest_is_tried_first(target: Targ
     measure(target, 1.0, 0.98, 1.0)
     assert _choose(target, tmp_path) == ("aoti", None)
     measure(target, 0.8, 0.8, 0.8, backend="jit")
-    reason = "aoti: jit is faster here: 0.16 s a step instead of 0.2 s at 512x512 (2 at once)"
+    reason = "aoti: jit is faster here: 0.16 s a step instead of 0.2 s at 2 x 512x512"
     assert _choose(target, tmp_path) == ("jit", reason)
     assert _choose(target, tmp_path, "aoti") == ("aoti", None), "the user has named it"
     measure(target, 0.5, 0.5, 0.5, backend="eager")

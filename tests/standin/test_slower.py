@@ -18,6 +18,8 @@ from ..tiny import inputs
 from .backends import Uncompiled, serve
 from .driver import ControlNet, Unit, drive
 from .host import Host, counted, in_place, unit_layers
+from .test_chinese import chinese
+from .texts import Words
 
 Run = Callable[..., contextlib.AbstractContextManager[Host]]
 
@@ -92,10 +94,11 @@ def test_what_is_slower_does_not_serve_from_the_next_image_on(
         reason = host.status()["reason"]
         assert torch.equal(host.call(), host.plain())
     assert reason == (
-        "uncompiled is slower here at 128x128 (2 at once): 0.21 s a step instead of 0.19 s; "
+        "uncompiled is slower here at 2 x 128x128: 0.21 s a step instead of 0.19 s; "
         "the WebUI's own code computes this size; Build now measures again"
     )
     assert capsys.readouterr().out.count("is slower here") == 1
+    assert Words(set(chinese())).know(reason)
 
 
 def test_what_is_as_fast_serves_and_is_not_timed_for_ever(run: Run, times: Times) -> None:
@@ -107,7 +110,7 @@ def test_what_is_as_fast_serves_and_is_not_timed_for_ever(run: Run, times: Times
         [row] = host.status()["speeds"]
         assert row == {
             "backend": "uncompiled",
-            "size": "128x128 (2 at once)",
+            "size": "2 x 128x128",
             "ours_s": 0.104,
             "theirs_s": 0.1,
             "pairs": 3,

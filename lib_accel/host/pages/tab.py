@@ -75,7 +75,7 @@ def _details(found: Findings) -> str:
 def _times(row: dict[str, Any]) -> str:
     """Return what was measured at a size class, in one line."""
     ours, theirs = (f"{row[way]:.3g} s" for way in ("ours_s", "theirs_s"))
-    return f"{row['size']} {ours} {row['backend']}, {theirs} WebUI ({row['pairs']} steps)"
+    return f"{row['size']}: {ours} {row['backend']}, {theirs} WebUI"
 
 
 def _plot() -> str:
