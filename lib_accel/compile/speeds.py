@@ -27,8 +27,8 @@ KEPT = 9
 BOUND = 1.05
 """What takes more than this share of the WebUI's own time is slower."""
 
-STEADY = 1.2
-"""Pairs agree where the largest ratio is at most so many times the smallest."""
+STEADY, CLEAR = 1.2, 1.5
+"""Pairs agree where the largest ratio is at most 1.2 times the smallest, or all are above 1.5."""
 
 _MOST_ENTRIES = 16  # of the file: the machines, models and ways to compute attention that came last
 _MOST_BYTES = 512 * 1024
@@ -220,7 +220,8 @@ def _is_slower(pairs: Sequence[Pair]) -> bool:
     """Whether enough pairs say so: three of four, and those that agree need not be many."""
     if len(pairs) < NEEDED or _quartiles(pairs)[0] <= BOUND:
         return False
-    return len(pairs) >= KEPT or max(_ratios(pairs)) <= STEADY * min(_ratios(pairs))
+    least, most = min(_ratios(pairs)), max(_ratios(pairs))
+    return len(pairs) >= KEPT or most <= STEADY * least or least > CLEAR
 
 
 def _median(pairs: Sequence[Pair]) -> Pair:

@@ -249,6 +249,8 @@ def read_json(path: Path, most_bytes: int) -> Any:
 
 def replace_json(path: Path, value: object) -> None:
     """Replace a small file in one step: a process that is killed leaves the old one."""
+    if not path.is_absolute():
+        raise FileNotFoundError(path)  # "~": the user has no profile
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}-{os.urandom(8).hex()}")
     try:

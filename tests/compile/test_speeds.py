@@ -67,6 +67,7 @@ def slower(target: Target, known: Speeds | None = None) -> bool:
         ([1.1, 1.04, 1.1], False),  # within the noise
         ([1.05] * KEPT, False),
         ([1.06] * NEEDED, True),
+        ([1.6, 4.0, 2.0], True),  # beyond all noise
         ([1.1, 2.0, 1.1], False),  # a busy machine: more are needed
         ([1.1, 2.0, 1.1, 1.3, 0.9, 1.2, 1.5, 1.1], False),
         ([1.1, 2.0, 1.1, 1.3, 0.9, 1.2, 1.5, 1.1, 1.1], True),
@@ -238,6 +239,15 @@ def test_a_profile_that_cannot_be_written_holds_until_the_end(target: Target, pr
         known = measure(target, 1.1, 1.1, 1.1)
         assert slower(target, known)
         assert not slower(target)
+
+
+def test_without_a_profile_nothing_is_written(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lib_accel.compile.speeds.own_speeds_file", lambda: Path("~/speeds.json"))
+    assert slower(target, measure(target, 1.1, 1.1, 1.1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def _keep(file: Path, theirs: str) -> None:
