@@ -40,12 +40,12 @@ class Trial:
         self._decided.clear()
         self._now = None
 
-    def why_not(self, h: Tensor) -> str | None:
-        """Return why a step that begins with `h: [B, C, H, W]` is left to the UNet's own code."""
+    def why_not(self, shape: Sequence[int]) -> str | None:
+        """Return why a step on `[B, C, H, W]` is left to the UNet's own code in this image."""
         if self._engine.config.backend != AUTO:
             return None
         target, backend = self._serving()
-        which = backend, size_class(h.shape)
+        which = backend, size_class(shape)
         if which not in self._decided:
             self._decided[which] = self._speeds.why_not(target, *which)
         return self._decided[which]

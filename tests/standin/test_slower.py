@@ -161,6 +161,8 @@ def test_what_was_measured_holds_after_the_next_start(run: Run, times: Times) ->
     with run() as host:
         assert not served(host)
         assert host.status()["witnessed"] == 0
+        headline = host.module("lib_accel.host.pages.speed").headline()
+        assert headline == host.status()["reason"]
 
 
 def test_another_way_to_compute_attention_is_measured_anew(run: Run, times: Times) -> None:

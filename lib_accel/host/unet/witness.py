@@ -91,7 +91,7 @@ class Witness:
         if self._whole:
             self._inspector.look()
             self._follow()
-        return IMAGE if self._image else WHOLE if self._whole else self.trial.why_not(h)
+        return IMAGE if self._image else WHOLE if self._whole else self.trial.why_not(h.shape)
 
     def is_due(self, kinds: object, h: Tensor, side: Any, code: object) -> bool:
         """Return whether to witness the step that begins with `h` and `side`. Asked once a step.
