@@ -224,6 +224,7 @@ def test_who_drives_the_unet_and_control_networks_go_its_way(run: Run) -> None:
     with run() as host:
         control = ControlNet(host.new_unet(7)).eval()
         drive(host.unet, [Unit(control)])
+        host.service.before_images()
         for _ in range(2):  # the second step witnesses the control network
             host.call()
         for _ in range(3):
