@@ -51,6 +51,11 @@ def own_times_file() -> Path:
     return _own_folder(0).with_name("sd-webui-accel-times.json")
 
 
+def own_speeds_file() -> Path:
+    """Return where it is kept how fast steps were here: beside the default store."""
+    return _own_folder(0).with_name("sd-webui-accel-speeds.json")
+
+
 def _own_folder(kind: int) -> Path:
     """Return this extension's folder in the user's profile. It begins with `~` where none is."""
     variable, default = _FOLDERS.get(sys.platform, _OTHER_FOLDERS)[kind]

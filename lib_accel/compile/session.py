@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from .backends.aoti.backend import Aoti
 from .backends.eager import Eager
 from .backends.jit import Jit
 from .jobs import CompiledUnits, Job
+from .speeds import Speeds
 from .target import Target
 
 
@@ -45,7 +47,7 @@ class Backend(Protocol):
 
 
 BACKENDS: tuple[type[Backend], ...] = (Aoti, Jit, Eager)
-"""Every backend, best first. A new one is listed here and nowhere else."""
+"""Every backend, best first until more was measured. A new one is listed here and nowhere else."""
 
 
 CANCELLED = "compiling was cancelled; Build now starts it again"
@@ -68,10 +70,12 @@ class Choice:
 class Session:
     """Owns what several accelerated UNets share: backends with their code and jobs, and failures.
 
-    The host has one; whoever accelerates several UNets may make one.
+    The host has one; whoever accelerates several UNets may make one. `theirs` names how a host with
+    code of its own computes now, against which `speeds` are measured.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, theirs: Callable[[], str] | None = None) -> None:
+        self.speeds = Speeds(theirs)
         self._backends: dict[str, Backend] = {kind.name: kind() for kind in BACKENDS}
         self._failures: dict[tuple[Config, str], dict[str, str]] = {}
 
@@ -88,23 +92,33 @@ class Session:
     ) -> Choice:
         """Return the best backend that can serve `target`: of all, or the one in `config` or Eager.
 
+        Best is what was measured to be fastest; what was not measured is in the order of BACKENDS.
         `failed` holds, by name, why a backend must not be tried. Raises ValueError where `config`
         names a backend that does not exist.
         """
         if config.backend not in (AUTO, *self._backends):
             expected = ", ".join((AUTO, *self._backends))
             raise ValueError(f"backend is {config.backend!r}; expected one of {expected}")
-        names = self._backends if config.backend == AUTO else (config.backend, Eager.name)
-        refused, failed = [], failed or {}
+        names = [config.backend, Eager.name]
+        if config.backend == AUTO:
+            names = self.speeds.ranked(target, self._backends)
+        refused, failed = {}, failed or {}
         made = replace(config, compile=config.compile and CANCELLED not in failed.values())
         for name in dict.fromkeys(names):
             backend = self._backends[name]
             why = failed.get(name) or backend.why_not(target, store, config)
             if why is not None:
-                refused.append((name, why))
+                refused[name] = why
             elif made == config or backend.why_not(target, store, made) is None:
-                return Choice(backend, tuple(refused))
-        return Choice(None, tuple(refused))
+                slower = self._slower(target, name) if config.backend == AUTO else {}
+                return Choice(backend, tuple({**slower, **refused}.items()))
+        return Choice(None, tuple(refused.items()))
+
+    def _slower(self, target: Target, chosen: str) -> dict[str, str]:
+        """Return why backends that are listed before `chosen` come after it, by name."""
+        before = itertools.takewhile(chosen.__ne__, self._backends)
+        found = {name: self.speeds.why_after(target, name, chosen) for name in before}
+        return {name: why for name, why in found.items() if why}
 
     def failures(self, target: Target, config: Config) -> dict[str, str]:
         """Return the shared reasons, by backend, why the units of `target` could not be made.

@@ -61,13 +61,13 @@ class Clock:
 
     def start(self, params: Any) -> None:
         """Note that a step begins: the WebUI's callback `on_cfg_denoiser`."""
-        self._begun = tuple(params.x.shape), _now(self._device())
+        self._begun = tuple(params.x.shape), now(self._device())
 
     def stop(self) -> None:
         """Note that the step has ended."""
         if self._begun is not None:
             shape, begun = self._begun
-            self._marks.setdefault(shape, []).append((begun, _now(self._device())))
+            self._marks.setdefault(shape, []).append((begun, now(self._device())))
             self._begun = None
 
     def finish(self, backend: str, p: Any) -> None:
@@ -77,12 +77,13 @@ class Clock:
         """
         model = getattr(p, "sd_model_name", None) or ""
         for shape, marks in self._marks.items():
-            times = tuple(_milliseconds(*m) for m in marks)
+            times = tuple(milliseconds(*m) for m in marks)
             self.timings.append(Timing(times, backend, shape, getattr(p, "batch_size", 1), model))
         self.begin()
 
 
-def _now(device: torch.device) -> Any:
+def now(device: torch.device) -> Any:
+    """Return a mark of this moment; on a GPU it is passed when what was asked before is done."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -91,7 +92,8 @@ def _now(device: torch.device) -> Any:
     return event
 
 
-def _milliseconds(begun: Any, ended: Any) -> float:
+def milliseconds(begun: Any, ended: Any) -> float:
+    """Return the time between two marks, and wait for the second."""
     if isinstance(begun, float):
         return (ended - begun) * 1000
     ended.synchronize()

@@ -33,7 +33,7 @@ class Service:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._session = Session()
+        self._session = Session(webui.attention)
         self._models = Models()
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
@@ -263,6 +263,7 @@ class Service:
             "images_wait": images_wait(),
             "counters": self._sums(),
             "control_models": here.control_models if here else 0,
+            "speeds": here.witness.trial.known if here else [],
             **summed([c.tally for c in self._counts], here.counts.tally if here else Tally()),
         }
 

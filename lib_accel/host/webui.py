@@ -139,6 +139,13 @@ def current_model() -> Any:
     return sd_models.model_data.sd_model
 
 
+def attention() -> str:
+    """Return how the WebUI computes attention: its own speed depends on that."""
+    from modules import sd_hijack
+
+    return str(getattr(sd_hijack.model_hijack, "optimization_method", None))
+
+
 def api_credentials() -> dict[str, str]:
     """Return the passwords of `--api-auth` by user, parsed as the WebUI's API parses them."""
     pairs = shared.cmd_opts.api_auth

@@ -215,7 +215,8 @@ def accelerate(
     `forward(x: [B, C, H, W], timesteps: [B], context: [B, L, D], y: [B, A] or None)`, in float32,
     float16 or bfloat16. Compiled code is taken from the store, or made in the background while the
     UNet answers without it (`wait` waits). UNets of one `session` share code and compile jobs.
-    `device` is where images are computed; by default, where the weights are.
+    `device` is where images are computed; by default, where the weights are. Nothing is timed
+    against the UNet's own forward: that is done in the WebUI alone.
 
     A UNet that is accelerated already is given back as it is, or accelerated again where `config`
     differs. Raises UnsupportedArchitecture or BadWeights where the UNet cannot be accelerated,

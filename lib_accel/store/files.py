@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from ..errors import StoreError
 
@@ -235,6 +236,28 @@ def rename(source: Path, target: Path, patience_s: float = 12.8) -> None:
                 raise
         time.sleep(wait)
         wait, waited = 2 * wait, waited + wait
+
+
+def read_json(path: Path, most_bytes: int) -> Any:
+    """Return what a small file holds; None where there is none, or where it is not JSON."""
+    try:
+        with path.open("rb") as stream:
+            return json.loads(stream.read(most_bytes))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def replace_json(path: Path, value: object) -> None:
+    """Replace a small file in one step: a process that is killed leaves the old one."""
+    if not path.is_absolute():
+        raise FileNotFoundError(path)  # "~": the user has no profile
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}-{os.urandom(8).hex()}")
+    try:
+        new.write_text(json.dumps(value))
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def walk(path: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lib_accel.compile.machine import free_memory
+from lib_accel.host.unet.comparison import both_ways
 from lib_accel.runtime.graphs.cache import GraphCache
 from lib_accel.runtime.graphs.policy import RESERVE
 
@@ -51,6 +52,40 @@ def test_a_shape_is_recorded_once():
     call(cache)
     assert (cache.captures, cache.refused) == (1, None)
     assert usable()
+
+
+def test_only_a_call_that_runs_as_the_next_ones_do_is_settled():
+    """What a step takes is measured by none that makes or measures a recording."""
+    cache, x = GraphCache(Layer(), GIB), torch.zeros(8, 64, device=CARD)
+    settled = []
+    while not cache.captures:
+        cache(x)
+        settled.append(cache.settled)
+        torch.cuda.synchronize()
+    assert not any(settled)
+    cache(x)
+    assert cache.settled
+    cache.clear()
+    cache(x)
+    assert not cache.settled
+    cache.refuse("a test")
+    cache(x)
+    cache(x)
+    assert cache.settled
+
+
+def test_both_ways_of_a_step_are_timed_by_events():
+    x = torch.zeros(8, 64, device=CARD)
+    outcome = both_ways(lambda: x @ x.T, lambda: x @ x.T, CARD)
+    assert outcome.problem is None
+    assert 0 <= outcome.theirs_s < 60
+    assert 0 <= outcome.ours_s < 60
+    out = torch.cuda.OutOfMemoryError("no room")
+
+    def fails() -> Tensor:
+        raise out
+
+    assert both_ways(fails, lambda: x, CARD).problem == "no room"
 
 
 def test_a_recording_that_runs_out_of_memory_is_made_when_there_is_room():

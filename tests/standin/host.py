@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lib_accel.compile.speeds import Speeds
+
 from ..tiny import TINY, Inputs, donor, inputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +74,7 @@ class Host:
         witness = self.module("lib_accel.host.unet.witness").Witness
         self._is_due, witness.is_due = witness.is_due, lambda *_: False
         self.reload_ui()
+        self.service._session.speeds = Speeds()  # without a host's own way: nothing is timed
 
     def module(self, name: str) -> Any:
         """Return a module of the stand-in or of lib_accel.host."""
@@ -85,6 +88,10 @@ class Host:
     def witness(self) -> None:
         """Let steps be witnessed, which would run the WebUI's way too in tests of other things."""
         self.module("lib_accel.host.unet.witness").Witness.is_due = self._is_due
+
+    def time_steps(self) -> None:
+        """Let steps be timed, and what was measured decide; before a model is loaded."""
+        self.service._session.speeds = Speeds(self.module("lib_accel.host.webui").attention)
 
     def close(self) -> None:
         """End the WebUI: nothing of it goes on."""

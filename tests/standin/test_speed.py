@@ -52,7 +52,10 @@ def test_steps_computed_both_ways_serve_where_there_is_no_other_image(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = SimpleNamespace(times=[(2.0, 1.0), (2.1, 1.0), (2.0, 1.1)])
-    current = SimpleNamespace(counts=SimpleNamespace(tally=both))
+    trial = SimpleNamespace(why_not=lambda shape: None)
+    current = SimpleNamespace(
+        counts=SimpleNamespace(tally=both), witness=SimpleNamespace(trial=trial)
+    )
     monkeypatch.setattr(host.service, "current", lambda: current)
     expected = "2.0x faster: 1.0 s a step instead of 2.0 s, 3 steps computed both ways"
     assert _headline(host, _timing(host, 1000, "aoti")) == expected

@@ -27,7 +27,7 @@ FIELDS = {
     "artifact",
     "counters",
 }
-FIELDS |= {"control_models", "difference", "images_wait", "speedup"}
+FIELDS |= {"control_models", "difference", "images_wait", "speeds", "speedup"}
 FIELDS |= {"witnessed", "worst_error", "witness_seconds"}
 COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "host_calls"}
 

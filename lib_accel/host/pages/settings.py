@@ -53,7 +53,10 @@ def _options() -> dict[str, shared.OptionInfo]:
             "the model that is loaded now follows with its next image; "
             "images are the same, only sooner"
         ),
-        "accel_backend": _choice("accel_backend", "Backend", _BACKENDS),
+        "accel_backend": _choice("accel_backend", "Backend", _BACKENDS).info(
+            "auto leaves the sizes to the WebUI at which it was measured to be faster; "
+            "a backend that is chosen here serves at every size"
+        ),
         "accel_while_compiling": _choice(
             "accel_while_compiling",
             "While the compiler runs (once per architecture)",

@@ -81,7 +81,9 @@ def headline() -> str:
         return speed.sentence
     if not shown:
         return "No image has been made yet."
-    size = size_of(shown[-1])
+    size, current = size_of(shown[-1]), service.current()
+    if current and (why := current.witness.trial.why_not(shown[-1].shape)):
+        return why
     if not any(t.backend for t in shown):
         return f"Not compared yet: no image of {size} was made with compiled code"
     if all(t.backend for t in shown):

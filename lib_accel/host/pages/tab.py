@@ -11,6 +11,7 @@ import gradio as gr
 
 from ...compile.doctor import Finding
 from ...errors import AccelError
+from ...runtime.trial import Trial
 from .. import stored_code, webui
 from ..api import refusal
 from ..service import service
@@ -47,6 +48,7 @@ def _details(found: Findings) -> str:
         "Largest difference": f"{s['worst_error']:.1e}" if compared else "",
         "Seconds taken by comparing": f"{s['witness_seconds']:.1f}" if compared else "",
         "Measured speed-up of a step": f"{s['speedup']:.2f}" if s["speedup"] else "",
+        "Times of a step": "; ".join(map(_times, s["speeds"])),
         "Compiler": s["progress"]["stage"] if s["progress"] else "",
         "Difference": s["difference"],
         "Reason": s["reason"],
@@ -68,6 +70,12 @@ def _details(found: Findings) -> str:
         f"<details><summary>{fixed('Details for a bug report')}</summary>"
         f"{copy}<table class='accel-table'>{cells}</table></details>"
     )
+
+
+def _times(row: dict[str, Any]) -> str:
+    """Return what was measured at a size class, in one line."""
+    ours, theirs = (f"{row[way]:.3g} s" for way in ("ours_s", "theirs_s"))
+    return f"{row['size']}: {ours} {row['backend']}, {theirs} WebUI"
 
 
 def _plot() -> str:
@@ -111,7 +119,13 @@ def _buttons() -> tuple[Any, Any]:
 
 def _is_built() -> bool:
     current = service.current()
-    return current is not None and current.engine.is_stored
+    return current is not None and current.engine.is_stored and _slower() is None
+
+
+def _slower() -> Trial | None:
+    """Return what has found our way to be slower somewhere: *Build now* lets it measure again."""
+    current = service.current()
+    return current.witness.trial if current and current.witness.trial.slower else None
 
 
 def _answer(doing: Callable[[], str], request: gr.Request) -> tuple[Any, ...]:
@@ -127,6 +141,9 @@ def _build(request: gr.Request) -> tuple[Any, ...]:
     def build() -> str:
         if not webui.enabled():
             raise AccelError(why_off())
+        if (slower := _slower()) is not None:
+            slower.begin_anew()
+            return message(fixed("The next images measure again which way is faster."))
         service.build()
         text = _AFTER_BUILD.get(service.status()["state"])
         return message(fixed(text)) if text else ""

@@ -56,7 +56,7 @@ class AcceleratedControl:
     def _begin_pass(
         self, h: Tensor, side: Tensor | None
     ) -> tuple[Mapping[str, CompiledLayer], Both | None]:
-        if not webui.enabled() or webui.blocked_by(self.network) or self.witness.why_not():
+        if not webui.enabled() or webui.blocked_by(self.network) or self.witness.why_not(h):
             return {}, None
         try:
             compiled = self._control.compiled_layers()

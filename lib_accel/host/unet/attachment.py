@@ -22,6 +22,7 @@ from ...runtime.attributes import Weakly, put, take_away
 from ...runtime.binding import CompiledLayer
 from ...runtime.lora.merging import BasePlacement
 from ...runtime.status import Counters
+from ...runtime.trial import Trial
 from .. import webui
 from .accelerated_control import AcceleratedControl
 from .comparison import Tally
@@ -76,7 +77,8 @@ class Attachment(Accelerated):
         self._driver: Callable[[], object] = lambda: None
         self._controls: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # accelerated too
         self.counts = AttachmentCounters(self.engine.counters)
-        self.witness = Witness(unet, self.inspector, self.counts.tally)
+        trial = Trial(self.engine, session.speeds)
+        self.witness = Witness(unet, self.inspector, self.counts.tally, trial)
         self._explained: set[str] = set()
         # what was put on its layers refers to us, and we to them
         self._at_the_end = weakref.finalize(unet, self.remove, keep_compiling=True)
@@ -154,8 +156,8 @@ class Attachment(Accelerated):
         if around or (replaced and torch.is_grad_enabled()):
             return super().original(call)
         with self._layers.paused():
-            self._merge_loras()
-            due = self._is_due(call.x, call.context)
+            self.counts.lora_merges += self.loras.bring_up_to_date()
+            due = self._is_due(call.x, call.context) | self.witness.trial.is_due(call.x)
             replaced = {**self.witness.distrusted, **replaced}
             self._explain(summary(replaced) if replaced else None)
             hosts = {name: self._host_layers[name] for name in replaced}
@@ -218,7 +220,7 @@ class Attachment(Accelerated):
         if reason is None:
             try:
                 replaced, around = self.inspector.look()
-                self._merge_loras()
+                self.counts.lora_merges += self.loras.bring_up_to_date()
                 compiled = self.engine.compiled_layers()
                 self._accelerate_controls()
             except Exception as error:  # noqa: BLE001  the UNet's own layers need none of this
@@ -257,10 +259,7 @@ class Attachment(Accelerated):
             return f"the weights are stored as {weight.dtype}"
         if self.awaited is not None:
             return "compiling; images are made without acceleration until then"
-        return self.witness.why_not()
-
-    def _merge_loras(self) -> None:
-        self.counts.lora_merges += self.loras.bring_up_to_date()
+        return self.witness.why_not(x)
 
     def _explain(self, reason: str | None) -> None:
         """Keep the reason for the status, and print it the first time."""

@@ -7,7 +7,6 @@ import copy
 import functools
 import random
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import AccelError
 from ...model.precision import wider
+from ..clock import milliseconds, now
 
 _NOISE = {
     "step": {torch.float32: 512, torch.float16: 8, torch.bfloat16: 8},
@@ -123,33 +123,43 @@ def both_ways(
     Where `theirs` fails, e.g. for want of memory, the outcome is that of `ours` alone, which may
     raise.
     """
-    before, began = RandomStates(device), _now(device)
-    expected, problem = _attempt(theirs)
-    between, after = _now(device), RandomStates(device)
+    before = RandomStates(device)
+    expected, theirs_s, problem = _timed(theirs, device)
     if expected is None:
         before.restore()
-        return Outcome(None, ours(), between - began, _now(device) - between, problem)
-    out, problem = _attempt(ours, (Exception,))  # theirs has worked
+        return Outcome(None, ours(), theirs_s, 0.0, problem)
+    after = RandomStates(device)
+    out, ours_s, problem = _timed(ours, device, (Exception,))  # theirs has worked
     after.restore()
-    return Outcome(expected, out, between - began, _now(device) - between, problem)
+    return Outcome(expected, out, theirs_s, ours_s, problem)
 
 
-def _attempt(
-    way: Callable[[], Tensor], errors: tuple[type[Exception], ...] = (RuntimeError, AccelError)
-) -> tuple[Tensor | None, str | None]:
-    """Return what a way computes, or why it cannot. Its error would hold all its activations."""
+def _timed(
+    way: Callable[[], Tensor],
+    device: torch.device,
+    errors: tuple[type[Exception], ...] = (RuntimeError, AccelError),
+) -> tuple[Tensor | None, float, str | None]:
+    """Return what a way computes and the seconds that took, or why it cannot.
+
+    It begins on an idle device, so that its launches count. Its error would hold all its
+    activations.
+    """
+    _wait(device)
+    began, out, problem = now(device), None, None
     try:
-        return way(), None
+        out = way()
     except errors as error:
-        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if device.type != "cuda":
+        _wait(device)
+    return out, milliseconds(began, now(device)) / 1000, problem
 
 
-def _now(device: torch.device) -> float:
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-    return time.perf_counter()
 
 
 # -- merged weights

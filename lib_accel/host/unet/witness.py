@@ -13,7 +13,6 @@ import math
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from ...model.layers import LayerFn
 from ...runtime.accelerated import Call
 from ...runtime.attributes import Weakly
+from ...runtime.trial import Trial
 from .. import webui
 from .comparison import Outcome, Tally, both_ways, difference, noise
 from .inspection import Inspector
@@ -46,9 +46,15 @@ class Witness:
     _network = Weakly()
 
     def __init__(
-        self, network: nn.Module, inspector: Inspector, tally: Tally, around: object = None
+        self,
+        network: nn.Module,
+        inspector: Inspector,
+        tally: Tally,
+        trial: Trial,
+        around: object = None,
     ):
         self.distrusted: dict[str, str] = {}
+        self.trial = trial  # of the UNet: control networks go the way that it goes
         self._network, self._inspector, self._tally = network, inspector, tally
         self._random = random.Random(os.urandom(16))  # the generators of pictures are left alone
         self._steps = self._chosen = self._in_image = 0
@@ -56,8 +62,7 @@ class Witness:
         self._code: object = None
         self._seen: object = None
         self._met: set[object] = set()
-        self._calls: Counter[object] = Counter()
-        self._compared: set[object] = set()
+        self._compared: set[object] = set()  # shapes that both ways have computed
         self._image = False  # the rest of this image goes the WebUI's way
         self._whole = False  # so does everything
         self._unexplained: tuple[float, float] | None = None  # a step differed: by, allowed
@@ -66,7 +71,7 @@ class Witness:
 
     def beside(self, network: nn.Module, inspector: Inspector) -> Witness:
         """Return a witness for a control network of this UNet."""
-        return Witness(network, inspector, self._tally, self._around)
+        return Witness(network, inspector, self._tally, self.trial, self._around)
 
     # -- when
 
@@ -75,17 +80,18 @@ class Witness:
         if around != self._around:  # comparing the same object costs nothing
             self._around = around
         self._in_image, self._image = 0, self._unexplained is not None
+        self.trial.begin_image()
 
     def start_anew(self) -> None:
         """Trust everything again: the network has other weights."""
         self._seen = None
 
-    def why_not(self) -> str | None:
-        """Return why the whole network runs the WebUI's way now, or None."""
+    def why_not(self, h: Tensor) -> str | None:
+        """Return why a step that begins with `h` runs the WebUI's way as a whole, or None."""
         if self._whole:
             self._inspector.look()
             self._follow()
-        return IMAGE if self._image else WHOLE if self._whole else None
+        return IMAGE if self._image else WHOLE if self._whole else self.trial.why_not(h.shape)
 
     def is_due(self, kinds: object, h: Tensor, side: Any, code: object) -> bool:
         """Return whether to witness the step that begins with `h` and `side`. Asked once a step.
@@ -94,7 +100,6 @@ class Witness:
         """
         self._code = code
         self._follow()
-        self._calls[_shapes(h, side)] += 1
         state = kinds, *(math.prod(shape).bit_length() for shape in _shapes(h, side))
         due = (state not in self._met and self._in_image < MOST) | self._by_chance()
         if due:
@@ -108,6 +113,7 @@ class Witness:
         if now != self._seen:
             self._seen, self._met, self._whole = now, set(), False
             self.distrusted, self._differing, self._unexplained = {}, {}, None
+            self._compared = set()
 
     def _by_chance(self) -> bool:
         """Return whether this step is the one that was drawn of `rate` steps."""
@@ -145,7 +151,8 @@ class Witness:
         used, by, allowed = self._judge("step", outcome, recording.apart)
         if by > allowed:
             self._image, self._unexplained = True, (by, allowed)
-        self._keep_times(_shapes(call.x, call.context), outcome)
+        if used is outcome.ours and not hosts:
+            self._keep_times(_shapes(call.x, call.context), outcome)
         return used, used is outcome.ours
 
     def _judge(
@@ -167,13 +174,11 @@ class Witness:
         self._tally.worst_error = max(self._tally.worst_error, by)
         return (outcome.ours if by <= allowed else outcome.theirs), by, allowed
 
-    def _keep_times(self, shapes: object, outcome: Outcome) -> None:
-        """Keep how long both ways took, where both have run at this size before.
-
-        First runs pay for more than the step; the second of ours may record a CUDA graph.
-        """
-        if outcome.problem is None and shapes in self._compared and self._calls[shapes] > 2:
+    def _keep_times(self, shapes: tuple[tuple[int, ...], ...], outcome: Outcome) -> None:
+        """Keep how long both ways took. First runs of a shape pay for more than the step."""
+        if shapes in self._compared:
             self._tally.times.append((outcome.theirs_s, outcome.ours_s))
+            self.trial.add(shapes[0], outcome.ours_s, outcome.theirs_s)
         self._compared.add(shapes)
 
     # -- layer by layer

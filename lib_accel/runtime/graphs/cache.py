@@ -59,7 +59,8 @@ class _Recording:
 class GraphCache:
     """Calls `fn` through recorded graphs, which together hold at most `max_bytes` of video memory.
 
-    `refused` says why nothing is recorded, or why the last shape without room is not.
+    `refused` says why nothing is recorded, or why the last shape without room is not. `settled`:
+    the last call ran as the next ones of its shape will.
     """
 
     def __init__(self, fn: Callable[..., Tensor], max_bytes: int):
@@ -73,6 +74,7 @@ class GraphCache:
         self._calls = 0
         self.captures = 0  # recordings made so far
         self.refused: str | None = None
+        self.settled = False
 
     @property
     def bytes(self) -> int:
@@ -87,6 +89,7 @@ class GraphCache:
         self._policy.count()
         with torch.cuda.device(device):
             recording = self._recordings.get(key)
+            self.settled = recording is not None
             if recording is not None:
                 recording.used = self._calls
                 return recording.replay(inputs).clone()
@@ -95,11 +98,13 @@ class GraphCache:
                 self._make_room(inputs, device)
                 return self._fn(*inputs)
             if self._off:
+                self.settled = True
                 return self._fn(*inputs)
             if not self._policy.is_measured(key):
                 return self._measure(key, inputs)
             if self._policy.pays(key) and self._has_room(key, inputs, device):
                 return self._record_and_call(key, inputs, device)
+            self.settled = True
             return self._fn(*inputs)
 
     def clear(self, other_code: bool = False) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
-import tempfile
-from pathlib import Path
 
 from ....config import own_times_file
 from ....model import specs
+from ....store.files import read_json, replace_json
 
 START_S = 40.0
 """What the first unit of a process takes on top: torch prepares the compiler."""
@@ -67,25 +64,14 @@ def _weight_s(unit: specs.Spec) -> float:
 
 
 def _read() -> dict[str, float]:
+    known = read_json(own_times_file(), MOST_BYTES)
     try:
-        with own_times_file().open("rb") as stream:
-            known = json.loads(stream.read(MOST_BYTES))
         numbers = {str(name): float(value) for name, value in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
-        return {}  # none yet, half of one, or something else
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return {}  # none yet, or something else
     return {name: n for name, n in numbers.items() if math.isfinite(n) and 0.001 < n < 1000}
 
 
 def _write(known: dict[str, float]) -> None:
-    """Replace the file in one step: a process that is killed leaves the old one."""
     with contextlib.suppress(OSError):  # no profile, no room: see the class
-        file = own_times_file()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-        try:
-            with os.fdopen(descriptor, "w") as stream:
-                json.dump(known, stream)
-            Path(name).replace(file)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+        replace_json(own_times_file(), known)
