@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +13,9 @@ from ....model import specs
 
 START_S = 40.0
 """What the first unit of a process takes on top: torch prepares the compiler."""
+
+LEAST_FACTOR = 0.05
+"""A unit that took less of its time than this was in a cache of torch: nothing was compiled."""
 
 MOST_BYTES = 64 * 1024
 
@@ -53,6 +55,8 @@ class Times:
         return known.get(self._prefix + kind, mean)
 
     def _keep(self, kind: str, factor: float) -> None:
+        if factor < LEAST_FACTOR:
+            return
         name, now = self._prefix + kind, _read()  # another process may have written it
         now[name] = (now[name] + factor) / 2 if name in now else factor
         self._known = now
@@ -73,7 +77,7 @@ def _read() -> dict[str, float]:
         numbers = {str(name): float(value) for name, value in known.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return {}  # none yet, half of one, or something else
-    return {name: n for name, n in numbers.items() if math.isfinite(n) and 0.001 < n < 1000}
+    return {name: n for name, n in numbers.items() if LEAST_FACTOR <= n < 1000}
 
 
 def _write(known: dict[str, float]) -> None:
