@@ -119,7 +119,7 @@ class Service:
         `p` is the job. Where the user wants it, the images wait here for the compiler.
         """
         self._prepare(p)
-        while (here := self.current()) and here.awaited and wait(here.awaited):
+        while (here := self.current()) and (job := here.engine.awaited) and wait(job):
             with self._lock:
                 if not here.take_up():
                     return
