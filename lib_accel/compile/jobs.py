@@ -140,6 +140,8 @@ class Job(ABC):
     def progress(self) -> Progress:
         """Return how far the job is. It can be asked from any thread."""
         elapsed, parts = (self._ended or time.monotonic()) - self._started, self.parts
+        if self.cancelled and not self.done:
+            return Progress("cancelling", elapsed)
         now = parts.progress(self._stage, elapsed) if parts else Progress(self._stage, elapsed)
         return replace(now, fraction=1.0, remaining_s=0.0) if self._stage == "done" else now
 

@@ -274,7 +274,9 @@ class Service:
             return off
         reason, unet = "no model is loaded yet", webui.unet_of(webui.current_model())
         if unet is not None:
-            reason = self._models.refusal(unet) or "the model is being loaded"
+            loaded = any(each is unet for each in self._models.unets)
+            waits = "it begins with the next image" if loaded else "the model is being loaded"
+            reason = self._models.refusal(unet) or waits
         return replace(off, state="fallback", reason=reason)
 
     def _take_up_if_idle(self, here: Attachment) -> None:

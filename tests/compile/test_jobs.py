@@ -82,6 +82,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 SLOW, OTHER, FAST = units_of(tiny.TINY)[:3]
 
 
+def test_a_cancelled_job_promises_nothing_while_it_ends(clock: Clock):
+    job = begun(Held(Parts({SLOW: 60.0})))
+    assert job.progress().remaining_s
+    job.cancel()
+    progress = job.progress()
+    assert (progress.stage, progress.parts, progress.remaining_s) == ("cancelling", None, None)
+    job.go_on.set()
+    assert job.wait(PATIENCE_S)
+    assert job.progress().stage == "failed"
+
+
 def test_the_longest_parts_come_first(clock: Clock):
     assert Parts({FAST: 1.0, SLOW: 9.0, OTHER: 3.0}).longest_first == [SLOW, OTHER, FAST]
 

@@ -114,3 +114,13 @@ def test_code_that_failed_serves_no_further(two: Host) -> None:
     two.service.current().engine._provider.drop("it failed while computing: no")
     two.opts.set("accel_backend", "other")
     assert two.status()["state"] == "compiling"
+
+
+def test_switched_on_in_the_middle_of_an_image_says_when_it_begins(host: Host) -> None:
+    """No model is being loaded then."""
+    host.opts.set("accel_enable", False)
+    with host.module("modules.call_queue").queue_lock:
+        host.opts.set("accel_enable", True)
+        assert host.status()["reason"] == "it begins with the next image"
+    host.image()
+    assert host.status()["state"] == "compiling"

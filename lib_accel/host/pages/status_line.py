@@ -74,6 +74,8 @@ def _progress(progress: dict[str, Any], tag: str = "b") -> list[str]:
         time = _time_left(left)
         what = f"Compiling {part} of {parts}, {time} left" if parts else f"Compiling, {time} left"
     stage = progress.get("stage", "")
+    if stage == "cancelling":  # a compiler in this process first ends its unit
+        what = "Cancelling"
     waits = varying(stage, "small") if stage.startswith("another ") else ""  # for its turn
     value = progress.get("fraction") or 0
     bar = f"<progress max='1' value='{value:.3f}' aria-hidden='true'></progress>"
