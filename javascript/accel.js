@@ -66,7 +66,7 @@
 
     function show(line) {
         if (line === raw) return;
-        const state = (html) => (/data-state='(\w+)'/.exec(html) || [])[1];
+        const state = (html) => `${/data-state='\w+'/.exec(html)} ${html.includes("<progress")}`;
         const changed = raw && state(line) !== state(raw);
         raw = line;
         for (const place of gradioApp().querySelectorAll(".accel-status .accel-line")) {

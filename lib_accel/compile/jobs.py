@@ -84,14 +84,16 @@ class Parts:
             return Progress(stage, elapsed_s, self._fraction, part, parts, remaining)
 
     def _remaining_s(self, now: float) -> float:
-        took = {unit: s for unit, s in self._took.items() if s is not None}
-        expected = TRUSTED_S + sum(self._expected[unit] for unit in took)
-        pace = (TRUSTED_S + sum(took.values())) / expected
-        left = []
-        for unit, seconds in self._expected.items():
-            if unit not in self._took:
-                so_far = now - self._began.get(unit, now)
-                left.append(max(seconds * pace - so_far, LATE * so_far))
+        so_far = {u: now - began for u, began in self._began.items() if u not in self._took}
+        known = {u: s for u, s in self._took.items() if s is not None}
+        known |= {u: s for u, s in so_far.items() if s > self._expected[u]}  # late: at least that
+        expected = TRUSTED_S + sum(self._expected[unit] for unit in known)
+        pace = (TRUSTED_S + sum(known.values())) / expected
+        left = [
+            max(seconds * pace - so_far.get(unit, 0.0), LATE * so_far.get(unit, 0.0))
+            for unit, seconds in self._expected.items()
+            if unit not in self._took
+        ]
         return max(max(left, default=0.0), sum(left) / self._workers)
 
 
@@ -138,6 +140,8 @@ class Job(ABC):
     def progress(self) -> Progress:
         """Return how far the job is. It can be asked from any thread."""
         elapsed, parts = (self._ended or time.monotonic()) - self._started, self.parts
+        if self.cancelled and not self.done:
+            return Progress("cancelling", elapsed)
         now = parts.progress(self._stage, elapsed) if parts else Progress(self._stage, elapsed)
         return replace(now, fraction=1.0, remaining_s=0.0) if self._stage == "done" else now
 

@@ -78,6 +78,7 @@ class Session:
         self.speeds = Speeds(theirs)
         self._backends: dict[str, Backend] = {kind.name: kind() for kind in BACKENDS}
         self._failures: dict[tuple[Config, str], dict[str, str]] = {}
+        self._left: dict[tuple[str, str], tuple[CompiledUnits, str]] = {}
 
     def backend(self, name: str) -> Backend:
         """Return a backend by name. Raises KeyError."""
@@ -127,6 +128,17 @@ class Session:
         tries again what has failed.
         """
         return self._failures.setdefault((config, target.key), {})
+
+    def leave(self, target: Target, units: CompiledUnits, made_by: str) -> None:
+        """Keep the units that serve `target`, by the name of their backend, for whoever is next.
+
+        They hold no weights, and their backend keeps most of them anyway.
+        """
+        self._left[target.key, str(target.device)] = units, made_by
+
+    def left(self, target: Target) -> tuple[CompiledUnits, str]:
+        """Return what was last left for `target`; no units where nothing was."""
+        return self._left.get((target.key, str(target.device)), ({}, ""))
 
     def forget_failures(self) -> None:
         """Let whatever failed be tried again."""

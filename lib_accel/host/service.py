@@ -119,7 +119,7 @@ class Service:
         `p` is the job. Where the user wants it, the images wait here for the compiler.
         """
         self._prepare(p)
-        while (here := self.current()) and here.awaited and wait(here.awaited):
+        while (here := self.current()) and (job := here.engine.awaited) and wait(job):
             with self._lock:
                 if not here.take_up():
                     return
@@ -275,7 +275,9 @@ class Service:
             return off
         reason, unet = "no model is loaded yet", webui.unet_of(webui.current_model())
         if unet is not None:
-            reason = self._models.refusal(unet) or "the model is being loaded"
+            loaded = any(each is unet for each in self._models.unets)
+            waits = "it begins with the next image" if loaded else "the model is being loaded"
+            reason = self._models.refusal(unet) or waits
         return replace(off, state="fallback", reason=reason)
 
     def _take_up_if_idle(self, here: Attachment) -> None:

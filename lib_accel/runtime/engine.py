@@ -30,8 +30,7 @@ from .graphs.cache import GraphCache, out_of_memory_errors
 from .provider import NO_BACKEND, Provider
 from .status import Counters, Status
 
-Inputs = tuple[Tensor, Tensor, Tensor, "Tensor | None"]
-"""x, timesteps, context and y of a UNet call."""
+Inputs = tuple[Tensor, Tensor, Tensor, "Tensor | None"]  # x, timesteps, context, y
 
 
 class Engine:
@@ -57,8 +56,7 @@ class Engine:
         self._provider = Provider(self.config, session or Session())
         self.clean = UNet(self.architecture)
         self.compiled = CompiledUNet(self.clean)
-        specs = dict(self.architecture.layers())
-        self.binding = Binding(network, self.clean, specs, self.device)
+        self.binding = Binding(network, self.clean, dict(self.architecture.layers()), self.device)
         self.graphs: GraphCache | None = None
         self._memory_errors = out_of_memory_errors(self.device)
         self._bound: CompiledUnits = {}
@@ -262,7 +260,12 @@ class Engine:
     @property
     def is_stored(self) -> bool:
         """Whether compiled code serves and the store has it: there is nothing to build."""
-        return self._provider.kept_bytes is not None
+        return self._provider.kept_bytes is not None and not self._provider.is_superseded
+
+    @property
+    def awaited(self) -> Job | None:
+        """The job without whose code the chosen backend does not serve."""
+        return self.job if self._provider.is_superseded or not self.units else None
 
     @property
     def can_compute(self) -> bool:
@@ -283,14 +286,12 @@ class Engine:
             state = "fallback"
         else:
             state = "eager"
-        backend = provider.backend
-        if self.can_compute and not (provider.units or compiling):
-            backend = "eager"
+        chosen = provider.units or compiling or not self.can_compute
         reasons = (provider.reason, self.graphs.refused if self.graphs else None)
         return Status(
             state=state,
             reason="; ".join(filter(None, reasons)) or None,
-            backend=backend,
+            backend=provider.backend if chosen else "eager",
             architecture=self.architecture.name,
             dtype=str(target.dtype).removeprefix("torch."),
             device=target.machine.device_name,

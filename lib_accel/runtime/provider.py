@@ -79,6 +79,8 @@ class Provider:
                 if self._config.blocking:
                     made.wait()
                     self.collect()
+                elif not self.units:  # a changed setting has ended what served
+                    self._serve(*self._session.left(target))
             else:
                 self._serve(made, backend.name)
             return
@@ -123,12 +125,16 @@ class Provider:
         self._failed[self.backend] = reason
         self.units = {}
         assert self._choice is not None
+        assert self._target is not None
+        self._session.leave(self._target, {}, "")
         self._choice = Choice(self._choice.backend, tuple(self.failures.items()))
 
     def close(self, keep_compiling: bool) -> None:
-        """Forget the units and the choice. `keep_compiling` leaves the job to the next network."""
+        """Leave the units to the next network, with `keep_compiling` the job too; forget both."""
         if self.job is not None and not keep_compiling:
             self.job.cancel()
+        if self._target is not None and self.units:
+            self._session.leave(self._target, self.units, self._made_by)
         self.job, self._choice, self._target, self.units = None, None, None, {}
 
     def _retarget(self, target: Target) -> None:
@@ -194,6 +200,12 @@ class Provider:
         """Why no better backend serves, and which artifacts were removed; or None."""
         refused = self._choice.reason if self._choice else None
         return "; ".join([*self._discarded.values(), *([refused] if refused else [])]) or None
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether another backend than the chosen one serves, until that is ready."""
+        chosen = self._choice.backend if self._choice else None
+        return bool(self.units and chosen and chosen.name != self._made_by)
 
     @property
     def kept_bytes(self) -> int | None:

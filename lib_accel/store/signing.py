@@ -53,15 +53,14 @@ def read_key(path: Path, links: bool = True) -> bytes:
     """
     with os_errors(f"read the key file {path}"), open_file(path, links) as stream:
         _require_kept(path)
-        info = os.fstat(stream.fileno())
-        if sys.platform != "win32":
-            _require_closed(path, info)
-        text = stream.read(1024).strip()
+        info, text = os.fstat(stream.fileno()), stream.read(1024).strip()
     if not re.fullmatch(rb"[0-9a-fA-F]{%d}" % (KEY_BYTES * 2), text):
         raise StoreError(
             f"{path} holds no key. Expected {KEY_BYTES * 2} hex digits. "
             "Make one: python3 -m lib_accel store key FILE"
         )
+    if sys.platform != "win32":
+        _require_closed(path, info)  # what it advises would do harm to a file of another kind
     return bytes.fromhex(text.decode())
 
 

@@ -48,6 +48,14 @@ def test_times_are_kept_by_kind_backend_and_device():
     assert Times("aoti", "cpu").expected(RES) == 45.0
 
 
+def test_units_that_torch_has_cached_teach_nothing(tmp_path: Path):
+    times = Times("jit", "cpu")
+    times.add(RES, 0.05, first=False)
+    assert Times("jit", "cpu").expected(RES) == 15.0
+    _file(tmp_path).write_text('{"jit cpu ResBlock": 0.003}')  # of an earlier version
+    assert Times("jit", "cpu").expected(RES) == 15.0
+
+
 def test_the_start_of_a_process_is_kept_apart():
     times = Times("aoti", "cpu")
     times.add(RES, times.expected(RES) + 2 * START_S, first=True)

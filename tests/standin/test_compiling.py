@@ -196,34 +196,3 @@ def test_only_the_request_that_asks_for_it_waits(host: Host) -> None:
     Compiler.may_finish.set()
     assert waiting.image().made
     assert not host.status()["images_wait"]
-
-
-# -- code that serves while other code is compiled
-
-
-def test_deleted_code_serves_until_its_successor_is_ready(host: Host) -> None:
-    finish(host)
-    first = host.image()
-    Compiler.stored = False  # deleted
-    Compiler.may_finish.clear()
-    status = host.app.ask("POST", "/accel/v1/prebuild")[1]
-    assert (status["state"], status["backend"]) == ("ready", "compiler")
-    assert status["progress"]["parts"] == 5
-    assert host.image().extra_generation_params["Accel"] == "compiler"
-    host.opts.set("accel_while_compiling", "wait")
-    assert host.image().extra_generation_params["Accel"] == "compiler", "nothing to wait for"
-    finish(host)
-    status = host.status()
-    assert (status["state"], status["progress"], status["reason"]) == ("ready", None, None)
-    assert host.image().made[0].equal(first.made[0])
-
-
-def test_deleted_code_serves_on_where_its_successor_is_cancelled(host: Host) -> None:
-    finish(host)
-    host.image()
-    Compiler.stored = False
-    Compiler.may_finish.clear()
-    host.app.ask("POST", "/accel/v1/prebuild")
-    status = cancel(host)
-    assert (status["state"], status["reason"]) == ("ready", CANCELLED)
-    assert host.image().extra_generation_params["Accel"] == "compiler"

@@ -196,6 +196,7 @@ def test_the_status_line_shows_state_and_reason(host: Host) -> None:
         ({"fraction": 0.25}, "<progress max='1' value='0.250'"),
         ({"stage": "another process is compiling this"}, ">another process is compiling this<"),
         ({"stage": "compiling ResBlock 64 -> 64"}, "Compiling</b>"),
+        ({"stage": "cancelling"}, "Cancelling</b>"),
     ],
 )
 def test_the_line_counts_parts_and_time(plain: Host, progress: dict[str, Any], shown: str) -> None:

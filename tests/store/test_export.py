@@ -266,6 +266,17 @@ def test_key_open_to_others(tmp_path, mode):
         signing.read_key(path)
 
 
+@posix
+def test_no_rights_are_changed_of_a_file_that_is_no_key(tmp_path):
+    """Somebody names a file of the system by mistake: /etc/passwd has to stay readable."""
+    path = tmp_path / "passwd"
+    path.write_text("root:x:0:0:root:/root:/bin/bash\n")
+    path.chmod(0o644)
+    with pytest.raises(StoreError, match="holds no key") as refused:
+        signing.read_key(path)
+    assert "chmod" not in str(refused.value)
+
+
 @root_only
 def test_key_of_another_user(tmp_path):
     path = tmp_path / "key"

@@ -20,7 +20,7 @@ ANSWERS = {
     },
 }
 if OURS:
-    status = {"state": "ready", "backend": "aoti", "reason": None}
+    status = {"state": "ready", "backend": "aoti", "reason": None, "progress": None}
     ANSWERS |= {"/accel/v1/status": status}
 if PROBED:
     ANSWERS |= {"/accel-cost/overhead": {"ms": 0.5}}

@@ -55,6 +55,7 @@ def test_help_explains_each_command(run: Run, command: str) -> None:
             "warp: expected some of stock, stock+sdpa, reference",
         ),
         ("bench --variants ,", "nothing: expected some of"),
+        ("bench webui --url file:///x", "'file:///x': expected one like http://127.0.0.1:7860"),
         ("bench --loras 0,x", "'0,x': expected whole numbers, such as 0,1,10"),
         (
             "bench --family sd9",

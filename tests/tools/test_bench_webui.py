@@ -112,7 +112,7 @@ def test_what_the_webui_lacks_is_said_in_a_sentence(run: Run, api: Api, tmp_path
     api.missing, api.state, api.reason = set(), "fallback", "no memory"
     assert failure(measured(run, api, tmp_path)).endswith("in this WebUI: no memory")
     assert api.options["accel_enable"] is True
-    nobody = ("bench", "webui", "--url", "http://127.0.0.1:1", "--out", tmp_path)
+    nobody = ("bench", "webui", "--url", "127.0.0.1:1", "--out", tmp_path)
     assert "does not answer" in failure(run(*nobody))
 
 

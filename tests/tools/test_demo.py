@@ -26,6 +26,8 @@ def test_the_report_says_what_was_measured(run: Run, tmp_path: Path) -> None:
     result = json.loads(out)
     assert status == 0
     assert "left] making images of 64x64" in err
+    assert "It compiles nothing, makes" in err
+    assert "compiling" not in err
     report = json.loads((tmp_path / "report.json").read_text())
     assert result == report | {"report": result["report"]}
     page = Path(result["report"]).read_text()

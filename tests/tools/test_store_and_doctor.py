@@ -161,6 +161,7 @@ def test_failures_of_the_store_are_named(run: Run, store: ArtifactStore, tmp_pat
     absent = tmp_path / "absent"
     (tmp_path / "file").write_bytes(b"no zip")
     assert f"{absent} does not exist. Check the name" in imported(absent, "--allow-unsigned")
+    assert f"{absent} does not exist. Check the name" in imported(absent), "before it wants a key"
     message = imported(tmp_path / "file", "--key", absent)
     assert message.startswith("Could not read the key file")
     assert f"{absent} does not exist. Check the name" in message

@@ -45,6 +45,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = {
             "state": api.state if api.options["accel_enable"] else "off",
             "reason": api.reason,
+            "progress": {"stage": "compiling"} if api.state == "compiling" else None,
             "backend": "aoti",
             "architecture": "SD1",
             "dtype": "float32",

@@ -30,7 +30,7 @@ def status_line() -> str:
     try:
         s = service.status()
         if s["state"] == "compiling" and not taiyi.refused:
-            return _line("compiling", _progress(s["progress"] or {}, s["images_wait"]))
+            return _line("compiling", [*_progress(s["progress"] or {}), _until(s["images_wait"])])
         return _standing(s)
     except Exception as e:  # noqa: BLE001  the page asks every few seconds
         return _line("fallback", [fixed(_STATES["fallback"], "b"), _reason(what_failed(e))])
@@ -42,6 +42,8 @@ def _standing(s: dict[str, Any]) -> str:
         speed = measured()
         factor = speed.factor if speed else None
         parts.append(plain(s["backend"] + (f", {factor:.1f}x" if factor else "")))
+        if s["progress"]:  # of the code that comes next
+            parts += _progress(s["progress"], "small")
     reason = taiyi.refused or s["reason"] or ""  # the WebUI shows a refusal in its console alone
     if not reason or reason.startswith("compiling;"):  # left by an image before the code was ready
         return _line(state, parts)
@@ -60,20 +62,24 @@ def _line(state: str, parts: list[str], limited: bool = False) -> str:
     return f"<div class='accel-line' data-state='{state}' {mark}>{dot} {' '.join(parts)}</div>"
 
 
-def _progress(progress: dict[str, Any], images_wait: bool) -> list[str]:
-    until = "images are made without acceleration until then"
-    if images_wait:
-        until = "images wait for it"
+def _until(images_wait: bool) -> str:
+    waits, goes_on = "images wait for it", "images are made without acceleration until then"
+    return f"<small>{fixed(waits if images_wait else goes_on)}</small>"
+
+
+def _progress(progress: dict[str, Any], tag: str = "b") -> list[str]:
     part, parts, left = (progress.get(name) for name in ("part", "parts", "remaining_s"))
     what = f"Compiling {part} of {parts}" if parts else "Compiling"
     if left is not None:
         time = _time_left(left)
         what = f"Compiling {part} of {parts}, {time} left" if parts else f"Compiling, {time} left"
     stage = progress.get("stage", "")
+    if stage == "cancelling":  # a compiler in this process first ends its unit
+        what = "Cancelling"
     waits = varying(stage, "small") if stage.startswith("another ") else ""  # for its turn
     value = progress.get("fraction") or 0
     bar = f"<progress max='1' value='{value:.3f}' aria-hidden='true'></progress>"
-    return [varying(what, "b"), waits, f"<small>{fixed(until)}</small>", bar]
+    return [varying(what, tag), waits, bar]
 
 
 def _time_left(seconds: float) -> str:

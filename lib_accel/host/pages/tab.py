@@ -24,10 +24,8 @@ from .status_line import announced_line, status_line
 Findings = Callable[[], list[Finding]]
 
 _MARKS = {"ok": "&#10003;", "note": "&#8226;", "problem": "&#10007;"}
-_AFTER_BUILD = {
-    "compiling": "The compiler is running; the status line shows its progress.",
-    "ready": "This model has its compiled code; there is nothing to build.",
-}
+_RUNS = "The compiler is running; the status line shows its progress."
+_BUILT = "This model has its compiled code; there is nothing to build."
 
 
 def _details(found: Findings) -> str:
@@ -110,11 +108,18 @@ def _everything(answer: str = "") -> tuple[Any, ...]:
 def _buttons() -> tuple[Any, Any]:
     """Return how *Build now* and *Cancel* change: each can be pressed where it does something."""
     try:
-        compiling = service.status()["progress"] is not None
-        buildable = webui.enabled() and not compiling and not _is_built()
+        compiles = _compiles()
+        buildable = webui.enabled() and not compiles and not _is_built()
     except Exception:  # noqa: BLE001  the parts of the tab say what is wrong
-        compiling, buildable = False, True
-    return gr.update(interactive=buildable), gr.update(visible=compiling)
+        compiles, buildable = False, True
+    return gr.update(interactive=buildable), gr.update(visible=compiles)
+
+
+def _compiles() -> bool:
+    """Return whether the compiler is at work; after *Cancel* it is not, though it may be ending."""
+    current = service.current()
+    job = current.engine.job if current and webui.enabled() else None
+    return job is not None and not (job.done or job.cancelled)
 
 
 def _is_built() -> bool:
@@ -145,7 +150,8 @@ def _build(request: gr.Request) -> tuple[Any, ...]:
             slower.begin_anew()
             return message(fixed("The next images measure again which way is faster."))
         service.build()
-        text = _AFTER_BUILD.get(service.status()["state"])
+        ready = service.status()["state"] == "ready"
+        text = _RUNS if _compiles() else _BUILT if ready else ""
         return message(fixed(text)) if text else ""
 
     return _answer(build, request)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...compile.jobs import Job
 from ...compile.session import Session
 from ...config import Config
 from ...errors import UnsupportedArchitecture
@@ -137,11 +136,6 @@ class Attachment(Accelerated):
             self.reason = None
         return taken
 
-    @property
-    def awaited(self) -> Job | None:
-        """The job without whose code nothing is accelerated; None where there is none."""
-        return None if self.engine.units else self.engine.job
-
     # -- computing
 
     def why_not(self, call: Call) -> str | None:
@@ -257,7 +251,7 @@ class Attachment(Accelerated):
             )
         if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"the weights are stored as {weight.dtype}"
-        if self.awaited is not None:
+        if self.engine.job is not None and not self.engine.units:
             return "compiling; images are made without acceleration until then"
         return self.witness.why_not(x)
 

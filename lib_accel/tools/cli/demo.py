@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import torch
 
+from ...compile.backends.eager import Eager
+from ...compile.backends.jit import Jit
 from ...config import MIB
 from ...model import presets
 from ...model.architecture import Architecture
@@ -80,10 +82,13 @@ def _announce(args: argparse.Namespace, clock: Clock, device: torch.device, widt
     size = {REAL: "at its real size", HALF: "at half its width"}.get(width, f"{width} wide")
     what = f"SD1.5 {size}, with random weights" if args.checkpoint is None else args.checkpoint.name
     limit = "" if _images(args, device) else f"It ends within {args.minutes} minutes. "
+    compiles = {
+        Eager.name: "It compiles nothing",
+        Jit.name: "It compiles the UNet for this run",
+    }.get(args.backend, f"It compiles the UNet for this machine (kept in {args.store}, some MB)")
     clock.say(
-        f"{what}, on {device}. {limit}It compiles the UNet for this machine (kept in {args.store}, "
-        "some MB), makes the same images with acceleration off and on, with and without a LoRA, "
-        f"and writes {args.out / 'report.html'}"
+        f"{what}, on {device}. {limit}{compiles}, makes the same images with acceleration off and "
+        f"on, with and without a LoRA, and writes {args.out / 'report.html'}"
     )
 
 

@@ -14,6 +14,7 @@ from ...compile.machine import probe
 from ...compile.target import of_machine
 from ...errors import AccelError
 from ...store import ArtifactStore, Entry, Group, groups, named
+from ...store.files import os_errors
 from ...store.signing import generate_key, read_key, write_key
 from ...store.summary import misfit, name_of
 from ..terminal import agreed, say, show
@@ -181,10 +182,12 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
+    with os_errors(f"import {args.file}"):
+        args.file.stat()
     if not args.key and not args.allow_unsigned:
         raise AccelError(
-            f"{args.file} is native code: give --key FILE, the key it was signed with, or "
-            "--allow-unsigned if you are sure of its origin"
+            f"An export brings native code: give --key FILE, the key that {args.file} was signed "
+            "with, or --allow-unsigned if you are sure of its origin"
         )
     store = make_store(args)
     signing_key = read_key(args.key) if args.key else None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...compile.backends.eager import Eager
 from ...compile.jobs import Job
 from ...compile.units import describe
 from ...config import Config
@@ -130,7 +131,10 @@ class Demo:
     def _compile(self, small: float) -> dict[str, Any]:
         """Get compiled code, if the time allows; return what was compiled."""
         units = [describe(unit) for unit in self.engine.target.units]
-        with self.clock.phase(f"compiling {len(units)} units, or loading them"):
+        eager = self.engine.config.backend == Eager.name
+        with self.clock.phase(
+            "getting ready" if eager else f"compiling {len(units)} units, or loading them"
+        ):
             self.engine.prepare()
             job = self.engine.job
             if job:

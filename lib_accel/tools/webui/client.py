@@ -121,7 +121,7 @@ class Client:
         while True:
             status = self.get("/accel/v1/status")
             loading = status["reason"] == "the model is being loaded"
-            if (status["state"] != "compiling" and not loading) or time.monotonic() > end:
+            if not (status["progress"] or loading) or time.monotonic() > end:
                 return status
             if not told:
                 waiting()

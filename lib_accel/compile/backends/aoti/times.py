@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 
 from ....config import own_times_file
 from ....model import specs
@@ -11,6 +10,9 @@ from ....store.files import read_json, replace_json
 
 START_S = 40.0
 """What the first unit of a process takes on top: torch prepares the compiler."""
+
+LEAST_FACTOR = 0.05
+"""A unit that took less of its time than this was in a cache of torch: nothing was compiled."""
 
 MOST_BYTES = 64 * 1024
 
@@ -50,6 +52,8 @@ class Times:
         return known.get(self._prefix + kind, mean)
 
     def _keep(self, kind: str, factor: float) -> None:
+        if factor < LEAST_FACTOR:
+            return
         name, now = self._prefix + kind, _read()  # another process may have written it
         now[name] = (now[name] + factor) / 2 if name in now else factor
         self._known = now
@@ -69,7 +73,7 @@ def _read() -> dict[str, float]:
         numbers = {str(name): float(value) for name, value in known.items()}
     except (ValueError, TypeError, AttributeError, OverflowError):
         return {}  # none yet, or something else
-    return {name: n for name, n in numbers.items() if math.isfinite(n) and 0.001 < n < 1000}
+    return {name: n for name, n in numbers.items() if LEAST_FACTOR <= n < 1000}
 
 
 def _write(known: dict[str, float]) -> None:

@@ -20,13 +20,21 @@ examples:
   PROGRAM bench webui --steps 20 --size 512 --lora style:0.8"""
 
 
+def _url(text: str) -> str:
+    """Parse the address of a WebUI; a browser shows it without `http://`."""
+    url = text if "://" in text else f"http://{text}"
+    if not re.fullmatch(r"https?://[^/\s]+\S*", url):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one like http://127.0.0.1:7860")
+    return url
+
+
 def add(actions: Commands) -> None:
     """Add `webui` to the actions of `bench`."""
     summary = "measure what the extension brings in a running WebUI"
     p = command(actions, "webui", summary, _MORE)
     p.set_defaults(command="bench_webui")
     text = "address of the WebUI"
-    p.add_argument("--url", metavar="URL", default="http://127.0.0.1:7860", help=text)
+    p.add_argument("--url", type=_url, metavar="URL", default="http://127.0.0.1:7860", help=text)
     text = "user and password of --api-auth or --gradio-auth"
     p.add_argument("--auth", metavar="USER:PASSWORD", help=text)
     text = "steps of an image; a quarter of them is measured too"
