@@ -43,7 +43,7 @@ def _environment() -> Path:
     if not ready.exists():
         print(f"Creating {HOME} with {TORCH} and CUDA: once, about 7 GB.", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(HOME)], check=True)
-        packages = [TORCH, "numpy", "pytest", "-r", str(ROOT / "requirements.txt")]
+        packages = [TORCH, "numpy", "pytest", "pyyaml", "-r", str(ROOT / "requirements.txt")]
         subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
         ready.touch()
     return python
