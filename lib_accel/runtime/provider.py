@@ -125,6 +125,11 @@ class Provider:
         assert self._choice is not None
         self._choice = Choice(self._choice.backend, tuple(self.failures.items()))
 
+    def give_up_memory(self) -> bool:
+        """End what compiles on the device until there is room again; return whether any did."""
+        job = self.job  # read once: another thread may clear it
+        return job is not None and job.give_up_memory()
+
     def close(self, keep_compiling: bool) -> None:
         """Forget the units and the choice. `keep_compiling` leaves the job to the next network."""
         if self.job is not None and not keep_compiling:

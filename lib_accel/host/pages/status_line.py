@@ -16,6 +16,9 @@ _STATES = {
     "ready": "Acceleration is on",
     "fallback": "Not accelerated",
 }
+_WAITS = ("another ", "waiting ")
+"""How the stage of a job begins that waits: for its turn, or for video memory."""
+
 _SHORT = 40
 """A reason of more characters is folded to one line above a picture."""
 
@@ -70,7 +73,7 @@ def _progress(progress: dict[str, Any], images_wait: bool) -> list[str]:
         time = _time_left(left)
         what = f"Compiling {part} of {parts}, {time} left" if parts else f"Compiling, {time} left"
     stage = progress.get("stage", "")
-    waits = varying(stage, "small") if stage.startswith("another ") else ""  # for its turn
+    waits = varying(stage, "small") if stage.startswith(_WAITS) else ""
     value = progress.get("fraction") or 0
     bar = f"<progress max='1' value='{value:.3f}' aria-hidden='true'></progress>"
     return [varying(what, "b"), waits, f"<small>{fixed(until)}</small>", bar]
