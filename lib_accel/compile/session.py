@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
+
 from ..config import AUTO, Config
 from ..store.store import ArtifactStore
 from .backends.aoti.backend import Aoti
@@ -74,6 +76,8 @@ class Session:
     def __init__(self) -> None:
         self._backends: dict[str, Backend] = {kind.name: kind() for kind in BACKENDS}
         self._failures: dict[tuple[Config, str], dict[str, str]] = {}
+        # on which CUDA graphs are recorded: libraries keep a workspace for each, for good
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def backend(self, name: str) -> Backend:
         """Return a backend by name. Raises KeyError."""

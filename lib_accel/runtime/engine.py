@@ -26,7 +26,8 @@ from ..model.layers import LayerFn
 from ..model.precision import without_autocast
 from ..model.unet import UNet
 from .binding import Binding, CompiledLayer
-from .graphs.cache import GraphCache, out_of_memory_errors
+from .graphs.cache import GraphCache
+from .graphs.memory import KeptMemory
 from .provider import NO_BACKEND, Provider
 from .status import Counters, Status
 
@@ -54,13 +55,18 @@ class Engine:
         self.architecture = Architecture.from_module(network)
         self.counters = Counters()
         self._units = units_of(self.architecture)
-        self._provider = Provider(self.config, session or Session())
+        session = session or Session()
+        self._provider = Provider(self.config, session)
         self.clean = UNet(self.architecture)
         specs = dict(self.architecture.layers())
         self.binding = Binding(network, self.clean, specs, self.device)
         self._layers: dict[str, LayerFn] = {}
         self.graphs: GraphCache | None = None
-        self._memory_errors = out_of_memory_errors(self.device)
+        if self.device.type == "cuda" and self.config.graphs:
+            size = self.config.graph_bytes
+            self.graphs = GraphCache(self._run_plainly, size, session.streams)
+        self.memory = KeptMemory(self.device, self.architecture, self.graphs)
+        self.memory.add(self._provider.give_up_memory)
         self._bound: CompiledUnits = {}
         self._bind()
 
@@ -164,6 +170,7 @@ class Engine:
         name that run instead of ours. Raises BadWeights where the weights cannot be used.
         """
         self._follow()
+        self.memory.make_room_for_call(x)
         inputs = (x, timesteps, context, y)
         with torch.no_grad(), without_autocast(x.device):
             layers = {**self.clean.layers, **(replaced or {})}
@@ -194,10 +201,8 @@ class Engine:
     def _run(self, replaced: Mapping[str, LayerFn] | None, inputs: Inputs) -> Tensor:
         if replaced:  # unknown code: a graph may not be able to record it
             return self.clean.forward(*inputs, {**self._layers, **replaced})
-        if inputs[0].device.type != "cuda" or not self.config.graphs:
+        if self.graphs is None or inputs[0].device.type != "cuda":
             return self._run_plainly(*inputs)
-        if self.graphs is None:
-            self.graphs = GraphCache(self._run_plainly, self.config.graph_bytes)
         if self.units and self._provider.backend == "aoti" and not self.target.machine.recordable:
             waits = f"torch {torch.__version__} waits inside compiled code"
             self.graphs.refuse(f"{waits}; that needs torch 2.7 or later")
@@ -213,8 +218,8 @@ class Engine:
                 return compiled()
             except RuntimeError as e:
                 error = e.with_traceback(None)  # its frames hold the activations of the whole call
-            out_of_memory = self._ran_out_of_memory(error)
-            if not (out_of_memory and self.release_graphs()):
+            out_of_memory = self.memory.ran_out(error)
+            if not (out_of_memory and self.memory.give_up()):
                 break
         if isinstance(error, torch.cuda.OutOfMemoryError):
             try:
@@ -222,19 +227,11 @@ class Engine:
             finally:
                 del error  # it refers to this frame
         out = clean()
-        if self.units and not (out_of_memory or self._ran_out_of_memory()):
+        if self.units and not (out_of_memory or self.memory.ran_out()):
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             self._provider.drop(f"it failed while computing: {first_line}")
             self._bind()
         return out
-
-    def _ran_out_of_memory(self, error: RuntimeError | None = None) -> bool:
-        """Whether memory has run out since the last question.
-
-        AOTInductor's code raises that as a plain RuntimeError: only the allocator's count tells.
-        """
-        before, self._memory_errors = self._memory_errors, out_of_memory_errors(self.device)
-        return isinstance(error, torch.cuda.OutOfMemoryError) or self._memory_errors > before
 
     # -- CUDA graphs
 
@@ -242,14 +239,6 @@ class Engine:
         """Forget recorded graphs: they read weights at the addresses of the time of recording."""
         if self.graphs is not None:
             self.graphs.clear()
-
-    def release_graphs(self) -> bool:
-        """Free the video memory of CUDA graphs; return whether there was any."""
-        if not self.graph_bytes:
-            return False
-        self._drop_graphs()
-        torch.cuda.empty_cache()
-        return True
 
     @property
     def graph_bytes(self) -> int:

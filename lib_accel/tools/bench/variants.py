@@ -105,7 +105,7 @@ def _ready(setup: Setup, backend: str, graphs: bool) -> Engine:
 
 def _engine(setup: Setup, backend: str, graphs: bool = False) -> Built:
     engine = _ready(setup, backend, graphs)
-    return Built(lambda: engine.compute(*setup.inputs), engine.release_graphs)
+    return Built(lambda: engine.compute(*setup.inputs), engine.memory.give_up)
 
 
 def _driven(setup: Setup, backend: str, controls: int) -> Built:
