@@ -20,7 +20,7 @@ if find_spec("modules.options"):  # from WebUI 1.6.0 on
     # "Reload UI" unloads scripts, which undoes acceleration, and keeps the models
     script_callbacks.on_app_started(lambda *_: service.options_changed())
     script_callbacks.on_cfg_denoiser(service.clock.start)
-    script_callbacks.on_cfg_denoised(service.denoised)
+    script_callbacks.on_cfg_denoised(service.clock.stop)
     script_callbacks.on_script_unloaded(service.shutdown)
     script_callbacks.on_script_unloaded(xyz.remove_axis)
     script_callbacks.on_script_unloaded(taiyi.remove)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lib_accel.model.layers import build_layer
-from lib_accel.runtime import engine as engine_module
 from lib_accel.runtime.binding import INT32_LIMIT, CompiledLayer
+from lib_accel.runtime.graphs import memory as memory_module
 
 from . import tiny
 from .threads import one_thread  # noqa: F401  (a fixture)
@@ -38,15 +38,15 @@ def test_code_that_fails_is_dropped_with_a_reason(tiny_store: Path, message: str
 @pytest.mark.parametrize(
     "error", [torch.cuda.OutOfMemoryError("out of memory"), RuntimeError("API call failed")]
 )
-def test_out_of_memory_takes_what_graphs_hold_first(
+def test_out_of_memory_takes_what_is_kept_first(
     tiny_store: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ):
     errors = [0]
-    monkeypatch.setattr(engine_module, "out_of_memory_errors", lambda device: errors[0])
+    monkeypatch.setattr(memory_module, "out_of_memory_errors", lambda device: errors[0])
     engine, given = ready(tiny_store), tiny.inputs()
     expected = served(engine, given)
-    held = [True]  # what CUDA graphs hold, given back once
-    monkeypatch.setattr(engine, "release_graphs", lambda: bool(held) and held.pop())
+    held = [True]  # what is kept, given up once
+    engine.memory.add(lambda: bool(held) and held.pop())
     layer = engine.compiled_layers()["middle_block.0"]
     good = layer.unit
 
@@ -78,7 +78,7 @@ def test_running_out_of_memory_is_no_failure_of_the_code(
 ):
     """AOTInductor raises a plain RuntimeError; only the allocator's count of errors tells."""
     errors = [0]
-    monkeypatch.setattr(engine_module, "out_of_memory_errors", lambda device: errors[0])
+    monkeypatch.setattr(memory_module, "out_of_memory_errors", lambda device: errors[0])
     engine, given = ready(tiny_store), tiny.inputs()
     expected = served(engine, given)
     layer = engine.compiled_layers()["middle_block.0"]

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lib_accel.compile.machine import RESERVE
 from lib_accel.config import Config
 from lib_accel.model.unet import UNet
 from lib_accel.runtime.graphs.cache import GraphCache
-from lib_accel.runtime.graphs.policy import PAYS_AFTER, RESERVE, Policy
+from lib_accel.runtime.graphs.policy import PAYS_AFTER, Policy
 
 from . import tiny
 from .tiny import MIB, Engine

@@ -261,10 +261,10 @@ def test_memory_is_bounded_and_given_up(
     monkeypatch.setattr(compiled_unet, "MOST_BYTES", 2 * each)
     check(engine, tiny.inputs(seed=7), products, new=True)
     assert prompts.bytes == 2 * each
-    assert engine.release_graphs(), "what is asked for where memory is short"
+    assert engine.memory.give_up(), "what is asked for where memory is short"
     assert prompts.bytes == 0
-    assert not engine.release_graphs()
-    monkeypatch.setattr(compiled_unet, "free_memory", lambda device: compiled_unet.RESERVE)
+    assert not engine.memory.give_up()
+    monkeypatch.setattr(compiled_unet, "has_room", lambda device, needed: False)
     for _ in range(2):
         check(engine, tiny.inputs(), products, new=True)
     assert prompts.bytes == 0

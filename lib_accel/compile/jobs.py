@@ -100,7 +100,8 @@ class Parts:
 class Job(ABC):
     """Makes the units of `target` in a thread, which runs `work`.
 
-    `compiled` counts the units that were compiled, without those that existed already.
+    `compiled` counts the units that were compiled, without those that existed already;
+    `waits_for_memory` says whether the job waits for video memory.
     """
 
     def __init__(self, name: str, target: Target):
@@ -112,6 +113,7 @@ class Job(ABC):
         self._ended: float | None = None
         self._stage = "starting"
         self.parts: Parts | None = None  # while they are not known
+        self.waits_for_memory = False
         self._units: CompiledUnits | None = None
         self._error: AccelError | None = None
 
@@ -158,6 +160,13 @@ class Job(ABC):
     def cancel(self) -> None:
         """Stop soon; `result` then raises CompileFailed."""
         self._cancelled.set()
+
+    def give_up_memory(self) -> bool:
+        """Give up the video memory that compiling takes; go on when there is room again.
+
+        Return whether it took any. It can be called from any thread.
+        """
+        return False
 
     def take_count(self) -> int:
         """Return how many units were compiled since the last call, whichever UNet made it."""

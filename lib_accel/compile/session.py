@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
+
 from ..config import AUTO, Config
 from ..store.store import ArtifactStore
 from .backends.aoti.backend import Aoti
@@ -79,6 +81,8 @@ class Session:
         self._backends: dict[str, Backend] = {kind.name: kind() for kind in BACKENDS}
         self._failures: dict[tuple[Config, str], dict[str, str]] = {}
         self._left: dict[tuple[str, str], tuple[CompiledUnits, str]] = {}
+        # on which CUDA graphs are recorded: libraries keep a workspace for each, for good
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def backend(self, name: str) -> Backend:
         """Return a backend by name. Raises KeyError."""

@@ -63,8 +63,8 @@ class Clock:
         """Note that a step begins: the WebUI's callback `on_cfg_denoiser`."""
         self._begun = tuple(params.x.shape), now(self._device())
 
-    def stop(self) -> None:
-        """Note that the step has ended."""
+    def stop(self, params: Any) -> None:
+        """Note that the step has ended: the WebUI's callback `on_cfg_denoised`."""
         if self._begun is not None:
             shape, begun = self._begun
             self._marks.setdefault(shape, []).append((begun, now(self._device())))

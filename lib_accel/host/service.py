@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from ..compile.machine import free_memory
 from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
@@ -20,9 +19,6 @@ from .models import Models
 from .unet.attachment import Attachment, AttachmentCounters
 from .unet.comparison import Tally, summed
 from .waiting import images_wait, wait
-
-VAE_BYTES = 8 * 1024
-"""Video memory that the VAE takes for a pixel: some float32 tensors of 256 channels, full size."""
 
 
 class Service:
@@ -80,6 +76,7 @@ class Service:
         """Accelerate every model as `wanted`, or none."""
         if wanted is None:
             self._session.cancel()
+            self._models.leave_vaes()
         if any(each.engine.config != wanted for each in self._models.attachments):
             self._session.forget_failures()
         for unet in self._models.unets:
@@ -138,31 +135,17 @@ class Service:
             if unet is None or not webui.enabled():
                 return
             self._models.add(unet)
+            self._models.watch_vae(webui.current_model())
             if accelerated(unet) is None and not self._models.stays_refused(unet):
                 self._attach(unet)
             self._around = webui.switched_on(p)
             for each in self._models.attachments:
                 each.begin_image(self._around)
                 if each.unet is not unet:
-                    each.release_memory()
+                    each.engine.memory.give_up()
                 else:
                     each.install()
                     each.take_up()
-
-    def denoised(self, params: Any) -> None:
-        """Follow a UNet call of the sampler. `params.x: [B, 4, H/8, W/8]`.
-
-        After the last call the VAE runs: if video memory is short, CUDA graphs and base weights
-        are released for it. `sampling_step` can lag by one call, so this begins early.
-        """
-        self.clock.stop()
-        here = self.current()
-        if here is None or params.sampling_step + 2 < params.total_sampling_steps:
-            return
-        height, width = params.x.shape[-2:]
-        free = free_memory(webui.device()) - here.engine.graph_bytes
-        if free < 64 * height * width * VAE_BYTES:
-            here.release_memory()
 
     def shutdown(self) -> None:
         """Undo everything: the extension is being unloaded."""
@@ -170,6 +153,7 @@ class Service:
             self._session.cancel()
             for unet in self._models.unets:
                 self._models.detach(unet)
+            self._models.leave_vaes()
 
     def _attach(self, unet: nn.Module, config: Config | None = None) -> None:
         here = accelerated(unet)

@@ -24,12 +24,13 @@ def images_wait() -> bool:
 def wait(job: Job) -> bool:
     """Let an image wait for this job; return whether it has ended. Its progress is the WebUI's.
 
-    Interrupt, Skip, and a changed setting end the wait; the image is made without acceleration.
+    Interrupt, Skip, and a changed setting end the wait; the image is made without acceleration. So
+    does a compiler that waits for video memory, which the model itself may hold.
     """
     state, before = shared.state, shared.state.textinfo
     try:
         while not job.wait(LOOK_S):
-            if not (images_wait() and webui.enabled()) or _given_up(state):
+            if not (images_wait() and webui.enabled()) or _given_up(state) or job.waits_for_memory:
                 return False
             state.textinfo = _sentence(job.progress())
         return True

@@ -138,6 +138,7 @@ class Accelerated:
         if self._merger is None:
             parameters = dict(self.unet.named_parameters())
             self._merger = Merger(parameters, self.engine.config.lora_base)
+            self.engine.memory.add(self._merger.leave_video_memory)
         before = self._loras
         self._loras = [*before, *added]
         try:
@@ -182,6 +183,7 @@ class Accelerated:
 
     def original(self, call: Call) -> Tensor:
         """Compute a call with the UNet's own forward."""
+        self.engine.memory.make_room_for_call(call.x, by_others=True)
         forward = self._forward_before or self._standing.__wrapped__
         out: Tensor = forward(call.x, call.timesteps, call.context, *call.rest, **call.named)
         return out

@@ -193,6 +193,8 @@ class Binding:
     def _bind_units(self, units: CompiledUnits) -> None:
         self._weights.set_layout(compiled=True)
         self._weights.accept()  # the new layout may have moved some
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # their old places lie between others, too small for images
         for name, spec in self._specs.items():
             extra = any(bias.startswith(f"{name}.") for bias in self._clean.extra_biases)
             if spec in units and not extra:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..compile.jobs import CompiledUnits
-from ..compile.machine import free_memory
+from ..compile.machine import has_room
 from ..compile.units import UnitFn
 from ..config import MIB
 from ..model.embedding import timestep_frequencies
@@ -31,9 +31,6 @@ length, and a few more where prompts are edited or combined."""
 
 MOST_BYTES = 256 * MIB
 """Memory that all keys and values take together. Those of SDXL take 49 MiB at batch 2."""
-
-RESERVE = 2**30
-"""Bytes of video memory that must stay free beside them."""
 
 MISSES, PAUSE = 8, 64
 """After that many prompts in a row that were new, none is looked for in that many calls."""
@@ -152,7 +149,7 @@ class KeptPrompts:
         """Compute the keys and values of a new prompt; None where there is no room for them."""
         count = context.shape[:2].numel() * sum(self._widths)
         needed = count * context.element_size() + values.nbytes
-        if needed > MOST_BYTES or free_memory(context.device) - needed < RESERVE:
+        if needed > MOST_BYTES or not has_room(context.device, needed):
             return None
         while self._prompts and (
             len(self._prompts) == MOST_PROMPTS or self.bytes + needed > MOST_BYTES

@@ -26,7 +26,8 @@ from ..model.precision import without_autocast
 from ..model.unet import UNet
 from .binding import Binding, CompiledLayer
 from .compiled_unet import CompiledUNet
-from .graphs.cache import GraphCache, out_of_memory_errors
+from .graphs.cache import GraphCache
+from .graphs.memory import KeptMemory
 from .provider import NO_BACKEND, Provider
 from .status import Counters, Status
 
@@ -53,12 +54,18 @@ class Engine:
         self.architecture = Architecture.from_module(network)
         self.counters = Counters()
         self._units = units_of(self.architecture)
-        self._provider = Provider(self.config, session or Session())
+        session = session or Session()
+        self._provider = Provider(self.config, session)
         self.clean = UNet(self.architecture)
         self.compiled = CompiledUNet(self.clean)
         self.binding = Binding(network, self.clean, dict(self.architecture.layers()), self.device)
         self.graphs: GraphCache | None = None
-        self._memory_errors = out_of_memory_errors(self.device)
+        if self.device.type == "cuda" and self.config.graphs:
+            size = self.config.graph_bytes
+            self.graphs = GraphCache(self.compiled, size, session.streams)
+        self.memory = KeptMemory(self.device, self.architecture, self.graphs)
+        self.memory.add(self.compiled.prompts.forget)
+        self.memory.add(self._provider.give_up_memory)
         self._bound: CompiledUnits = {}
         self._bind()
 
@@ -163,6 +170,7 @@ class Engine:
         name that run instead of ours. Raises BadWeights where the weights cannot be used.
         """
         self._follow()
+        self.memory.make_room_for_call(x)
         inputs = (x, timesteps, context, y)
         with torch.no_grad(), without_autocast(x.device):
             layers = {**self.clean.layers, **(replaced or {})}
@@ -195,10 +203,8 @@ class Engine:
             layers = {**self.clean.layers, **self.binding.compiled, **replaced}
             return self.clean.forward(*inputs, layers)
         kept = self.compiled.keys_and_values(inputs[2])
-        if inputs[0].device.type != "cuda" or not self.config.graphs:
+        if self.graphs is None or inputs[0].device.type != "cuda":
             return self.compiled(*inputs, kept)
-        if self.graphs is None:
-            self.graphs = GraphCache(self.compiled, self.config.graph_bytes)
         if self.units and self._provider.backend == "aoti" and not self.target.machine.recordable:
             waits = f"torch {torch.__version__} waits inside compiled code"
             self.graphs.refuse(f"{waits}; that needs torch 2.7 or later")
@@ -211,8 +217,8 @@ class Engine:
                 return compiled()
             except RuntimeError as e:
                 error = e.with_traceback(None)  # its frames hold the activations of the whole call
-            out_of_memory = self._ran_out_of_memory(error)
-            if not (out_of_memory and self.release_graphs()):
+            out_of_memory = self.memory.ran_out(error)
+            if not (out_of_memory and self.memory.give_up()):
                 break
         if isinstance(error, torch.cuda.OutOfMemoryError):
             try:
@@ -220,19 +226,11 @@ class Engine:
             finally:
                 del error  # it refers to this frame
         out = clean()
-        if self.units and not (out_of_memory or self._ran_out_of_memory()):
+        if self.units and not (out_of_memory or self.memory.ran_out()):
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             self._provider.drop(f"it failed while computing: {first_line}")
             self._bind()
         return out
-
-    def _ran_out_of_memory(self, error: RuntimeError | None = None) -> bool:
-        """Whether memory has run out since the last question.
-
-        AOTInductor's code raises that as a plain RuntimeError: only the allocator's count tells.
-        """
-        before, self._memory_errors = self._memory_errors, out_of_memory_errors(self.device)
-        return isinstance(error, torch.cuda.OutOfMemoryError) or self._memory_errors > before
 
     # -- CUDA graphs
 
@@ -240,15 +238,6 @@ class Engine:
         """Forget recorded graphs: they read weights at the addresses of the time of recording."""
         if self.graphs is not None:
             self.graphs.clear()
-
-    def release_graphs(self) -> bool:
-        """Free the memory of CUDA graphs and of kept prompts; return whether there was any."""
-        kept = self.compiled.prompts.forget()
-        if not self.graph_bytes:
-            return kept
-        self._drop_graphs()
-        torch.cuda.empty_cache()
-        return True
 
     @property
     def graph_bytes(self) -> int:

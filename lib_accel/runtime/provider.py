@@ -129,6 +129,11 @@ class Provider:
         self._session.leave(self._target, {}, "")
         self._choice = Choice(self._choice.backend, tuple(self.failures.items()))
 
+    def give_up_memory(self) -> bool:
+        """End what compiles on the device until there is room again; return whether any did."""
+        job = self.job  # read once: another thread may clear it
+        return job is not None and job.give_up_memory()
+
     def close(self, keep_compiling: bool) -> None:
         """Leave the units to the next network, with `keep_compiling` the job too; forget both."""
         if self.job is not None and not keep_compiling:

@@ -130,7 +130,7 @@ def test_compiled_code_is_loaded_called_and_recorded(built: Built):
     assert engine.counters.accelerated_calls == 5
     assert engine.graphs is not None
     assert engine.graphs.captures == 1
-    assert engine.release_graphs()
+    assert engine.memory.give_up()
     assert engine.graph_bytes == 0
 
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_accel.compile.machine import free_memory
+from lib_accel.compile.machine import RESERVE, free_memory
 from lib_accel.host.unet.comparison import both_ways
+from lib_accel.model.presets import sd1, sdxl
 from lib_accel.runtime.graphs.cache import GraphCache
-from lib_accel.runtime.graphs.policy import RESERVE
+from lib_accel.runtime.graphs.memory import KeptMemory, attention_bytes
+
+from .. import tiny
 
 CARD = torch.device("cuda:0")
 GIB = 2**30
@@ -137,10 +140,22 @@ def test_a_full_card_is_left_alone():
     assert (cache.captures, cache.refused) == (1, None)
 
 
-def test_a_new_shape_that_needs_the_memory_gets_that_of_the_recordings():
+def test_graphs_are_given_up_first_and_what_else_is_kept_only_where_that_is_not_enough():
     cache = GraphCache(Layer(), GIB)
     call(cache)
-    filled = torch.empty(int(free_memory(CARD)) - RESERVE, dtype=torch.uint8, device=CARD)
-    call(cache, rows=16)
-    assert cache.bytes == 0
-    del filled
+    memory, kept = KeptMemory(CARD, tiny.TINY, cache), [True]
+    memory.add(lambda: bool(kept) and kept.pop())
+    memory.make_room(0)
+    assert (cache.bytes > 0, kept) == (True, [True]), "there is room"
+    free = free_memory(CARD) - RESERVE
+    memory.make_room(free - cache.bytes // 2)
+    assert (cache.bytes, kept) == (0, [True])
+    memory.make_room(free + 2**20)
+    assert kept == []
+
+
+def test_what_the_models_own_attention_takes_is_known():
+    """At most three times the weights of eight heads: SD1 at 512x512, two images, 16 bits."""
+    x = torch.empty(2, 4, 64, 64, dtype=torch.float16)
+    assert attention_bytes(sd1(), x) == 3 * 2 * 8 * 4096**2 * 2
+    assert attention_bytes(sdxl(), x) == 3 * 2 * 10 * 1024**2 * 2, "it has none at full size"

@@ -190,6 +190,14 @@ def test_a_cancelled_compile_ends_the_wait(host: Host) -> None:
     assert host.status()["reason"] == CANCELLED
 
 
+def test_a_compiler_that_waits_for_video_memory_ends_the_wait(host: Host) -> None:
+    """The model itself may hold what it waits for."""
+    waiting = Waiting(host)
+    host.service.current().engine.job.waits_for_memory = True
+    assert len(waiting.image().made) == 1
+    assert host.status()["state"] == "compiling", "it goes on waiting"
+
+
 def test_only_the_request_that_asks_for_it_waits(host: Host) -> None:
     assert host.image().made
     waiting = Waiting(host, "continue", override_settings={"accel_while_compiling": "wait"})

@@ -195,6 +195,7 @@ def test_the_status_line_shows_state_and_reason(host: Host) -> None:
         ({"remaining_s": 0.4}, "Compiling, about 10 seconds left"),
         ({"fraction": 0.25}, "<progress max='1' value='0.250'"),
         ({"stage": "another process is compiling this"}, ">another process is compiling this<"),
+        ({"stage": "waiting for video memory: 9"}, ">waiting for video memory: 9<"),
         ({"stage": "compiling ResBlock 64 -> 64"}, "Compiling</b>"),
         ({"stage": "cancelling"}, "Cancelling</b>"),
     ],

@@ -131,9 +131,9 @@ def test_the_clock_times_both_passes_apart_and_forgets_a_batch_that_failed() -> 
         for each in (small, large, large):
             clock.begin()
             clock.start(each)
-            clock.stop()
+            clock.stop(None)
         clock.start(small)
-        clock.stop()
+        clock.stop(None)
         clock.finish("aoti", job)
         found = [(t.size, len(t.times), t.backend, t.model) for t in clock.timings]
         assert found == [("128x128", 1, "aoti", "a"), ("64x64", 1, "aoti", "a")]

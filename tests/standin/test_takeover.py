@@ -64,22 +64,23 @@ def test_switching_off_leaves_no_trace(start: Start) -> None:
     assert torch.equal(host.call(), bare)
 
 
-def test_video_memory_is_given_back_before_the_vae_needs_it(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A CPU has none, so its amount and its release are replaced here."""
-    released: list[int] = []
-    monkeypatch.setattr(
-        host.service.current(),
-        "release_memory",
-        lambda: released.append(host.counters()["accelerated_calls"]),
-    )
-    host.image(steps=4)
-    assert released == [], "there is enough memory"
-    monkeypatch.setattr(host.module("lib_accel.host.service"), "free_memory", lambda device: 1000)
-    begun = host.counters()["accelerated_calls"]
-    host.image(steps=4)
-    assert [calls - begun for calls in released] == [3, 4]
+def test_room_is_made_for_the_vae_while_acceleration_is_on(host: Host) -> None:
+    """Hooks on its two parts do that; on a card, tests/gpu/test_full_card.py shows what for."""
+    vae = torch.nn.Module()
+    vae.encoder, vae.decoder = torch.nn.Identity(), torch.nn.Identity()
+    host.model.first_stage_model = vae
+    host.image()
+    host.image()
+    for part in (vae.encoder, vae.decoder):
+        assert len(part._forward_pre_hooks) == 1
+        x = torch.randn(1, 4, 8, 8)
+        assert part(x) is x
+    host.opts.set("accel_enable", False)
+    assert [len(part._forward_pre_hooks) for part in (vae.encoder, vae.decoder)] == [0, 0]
+    host.opts.set("accel_enable", True)
+    host.image()
+    host.close()
+    assert [len(part._forward_pre_hooks) for part in (vae.encoder, vae.decoder)] == [0, 0]
 
 
 def test_off_and_on_take_effect_at_the_next_image(host: Host) -> None:

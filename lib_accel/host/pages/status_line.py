@@ -16,6 +16,9 @@ _STATES = {
     "ready": "Acceleration is on",
     "fallback": "Not accelerated",
 }
+_WAITS = ("another ", "waiting ")
+"""How the stage of a job begins that waits: for its turn, or for video memory."""
+
 _SHORT = 40
 """A reason of more characters is folded to one line above a picture."""
 
@@ -76,7 +79,7 @@ def _progress(progress: dict[str, Any], tag: str = "b") -> list[str]:
     stage = progress.get("stage", "")
     if stage == "cancelling":  # a compiler in this process first ends its unit
         what = "Cancelling"
-    waits = varying(stage, "small") if stage.startswith("another ") else ""  # for its turn
+    waits = varying(stage, "small") if stage.startswith(_WAITS) else ""
     value = progress.get("fraction") or 0
     bar = f"<progress max='1' value='{value:.3f}' aria-hidden='true'></progress>"
     return [varying(what, tag), waits, bar]

@@ -56,6 +56,7 @@ class AcceleratedControl:
     def _begin_pass(
         self, h: Tensor, side: Tensor | None
     ) -> tuple[Mapping[str, CompiledLayer], Both | None]:
+        self.engine.memory.make_room_for_call(h, by_others=True)
         if not webui.enabled() or webui.blocked_by(self.network) or self.witness.why_not(h):
             return {}, None
         try:

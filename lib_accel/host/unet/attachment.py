@@ -72,6 +72,7 @@ class Attachment(Accelerated):
         compiled = [name for name, spec in specs.items() if spec in self.engine.target.units]
         self._layers = LayerForwards(unet, compiled, self.engine, self._begin_pass, self._explain)
         self.loras = Loras(unet, BasePlacement(config.lora_base, webui.say))
+        self.engine.memory.add(self.loras.leave_video_memory)
         # somebody else's forward, where one stands on the UNet; it may hold the UNet
         self._driver: Callable[[], object] = lambda: None
         self._controls: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # accelerated too
@@ -115,7 +116,10 @@ class Attachment(Accelerated):
         keep them alive until the next model is complete.
         """
         type(self.unet)._apply(self.unet, *args, **named)
-        if next(self.unet.parameters()).is_meta:
+        weight = next(self.unet.parameters())
+        if weight.device != self.engine.device:  # as under --medvram, to make room
+            self.engine.memory.give_up()
+        if weight.is_meta:
             self.loras.forget()
             # base and refiner replace each other during an image: if each removal stopped the
             # compiler, neither would ever be compiled
@@ -155,17 +159,13 @@ class Attachment(Accelerated):
             replaced = {**self.witness.distrusted, **replaced}
             self._explain(summary(replaced) if replaced else None)
             hosts = {name: self._host_layers[name] for name in replaced}
+            # to be compared, these keep what they have answered
+            due = due and (not hosts or self.engine.memory.has_room_for_call(call.x))
             return self._witnessed(call, hosts) if due else self._ours(call, hosts)
 
     def _ours(self, call: Call, layers: Mapping[str, LayerFn]) -> Tensor:
         """Compute a call with compiled code, and `layers` by themselves."""
-        given = (call.x, call.timesteps, call.context, call.y, layers)
-        try:
-            return self.engine.compute(*given)
-        except torch.cuda.OutOfMemoryError:
-            if not self.release_memory():
-                raise
-        return self.engine.compute(*given)
+        return self.engine.compute(call.x, call.timesteps, call.context, call.y, layers)
 
     def _is_due(self, h: Tensor, side: Tensor | None) -> bool:
         return self.witness.is_due(self.loras.kinds, h, side, self.engine.units)
@@ -211,6 +211,7 @@ class Attachment(Accelerated):
         because something around the layers was changed.
         """
         reason = self.why_not_layers(h)
+        self.engine.memory.make_room_for_call(h, by_others=True)
         if reason is None:
             try:
                 replaced, around = self.inspector.look()
@@ -261,10 +262,6 @@ class Attachment(Accelerated):
         if reason and reason not in self._explained:
             self._explained.add(reason)
             webui.say(reason)
-
-    def release_memory(self) -> bool:
-        """Free the video memory of CUDA graphs and of LoRA base weights; return whether any was."""
-        return any([self.engine.release_graphs(), self.loras.leave_video_memory()])
 
     # -- control networks
 

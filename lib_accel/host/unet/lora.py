@@ -19,12 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...compile.machine import free_memory
 from ...runtime.lora.merging import BasePlacement, LowRank, Term, merge
 from .. import webui
 from .comparison import held_by, merged_otherwise
 from .functions import at_home, runs_original
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+WIDE_COPIES = 6
+"""Of a weight, in float32: what a merge takes at most by a network's own code (LoKr, DoRA)."""
+
 _UNFINISHED = ("accel-unfinished",)
 """The mark of a layer being written. It equals no set: the next merge begins at the base."""
 
@@ -76,8 +80,6 @@ class Loras:
         there = [x for x in self._layers if (base := _backup(x)) is not None and base.is_cuda]
         for layer in there:
             layer.network_weights_backup = self._placement.pin(layer.network_weights_backup)
-        if there:
-            torch.cuda.empty_cache()
         return bool(there)
 
     def check(self) -> str | None:
@@ -199,8 +201,12 @@ def _merge_into(layer: Any, base: Tensor, parts: list[Any]) -> None:
     """Write a layer's weight and bias: its base with these network modules merged into it."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
     terms = [_term(part, weight) for part in parts]
+    device = weight.device
+    rewritten = not all(isinstance(term, LowRank) for term in terms)
+    if rewritten and free_memory(device) < WIDE_COPIES * 4 * weight.numel():
+        device = torch.device("cpu")
     try:
-        delta = merge(weight, base, terms)
+        delta = merge(weight, base, terms, device)
     except torch.cuda.OutOfMemoryError:
         delta = merge(weight, base.cpu(), terms, torch.device("cpu"))
     with torch.no_grad():

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ...compile.machine import free_memory
 from ...model.precision import relative_error
-from .policy import PAYS_AFTER, POOL_BYTES, RESERVE, Policy
+from .policy import PAYS_AFTER, Policy, call_bytes
 
 Inputs = tuple[Tensor | None, ...]
 
@@ -63,13 +63,19 @@ class GraphCache:
     the last call ran as the next ones of its shape will.
     """
 
-    def __init__(self, fn: Callable[..., Tensor], max_bytes: int):
+    def __init__(
+        self,
+        fn: Callable[..., Tensor],
+        max_bytes: int,
+        streams: dict[torch.device, torch.cuda.Stream] | None = None,
+    ):
+        """`streams` to record on, by device, are shared with other caches."""
         self._fn, self._policy = fn, Policy(max_bytes)
         self._recordings: dict[Hashable, _Recording] = {}
         self._met: set[Hashable] = set()  # shapes that were called once
         self._timed: dict[Hashable, tuple[Any, Any, float]] = {}  # events around a call, launches
         self._pool: Any = None
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._streams = {} if streams is None else streams
         self._off = False
         self._calls = 0
         self.captures = 0  # recordings made so far
@@ -95,7 +101,6 @@ class GraphCache:
                 return recording.replay(inputs).clone()
             if key not in self._met:
                 self._met.add(key)
-                self._make_room(inputs, device)
                 return self._fn(*inputs)
             if self._off:
                 self.settled = True
@@ -106,6 +111,11 @@ class GraphCache:
                 return self._record_and_call(key, inputs, device)
             self.settled = True
             return self._fn(*inputs)
+
+    def has(self, x: Tensor) -> bool:
+        """Return whether calls with an `x` like this one are replayed, in memory that is held."""
+        shape = x.shape, x.dtype
+        return any(key[0] == shape for key in list(self._recordings))  # type: ignore[index]
 
     def clear(self, other_code: bool = False) -> None:
         """Forget every recording and shape: weights or memory changed hands, or `fn` its code."""
@@ -135,12 +145,6 @@ class GraphCache:
         self._timed[key] = begun, ended, time.perf_counter() - start
         ended.record()
         return result
-
-    def _make_room(self, inputs: Inputs, device: torch.device) -> None:
-        """Give up recordings where a shape that is new leaves too little memory beside them."""
-        if self.bytes and free_memory(device) - self.bytes - _estimate(inputs) < RESERVE:
-            self.clear()
-            torch.cuda.empty_cache()
 
     def _has_room(self, key: Hashable, inputs: Inputs, device: torch.device) -> bool:
         """Return whether this shape can be recorded; make room where no other one is in use."""
@@ -191,8 +195,7 @@ class GraphCache:
 
         The error itself is not returned: its frames hold all memory that the recording had taken.
         """
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        pool = self._pool = self._pool or torch.cuda.graph_pool_handle()
         errors = out_of_memory_errors(device)
         try:
             static = tuple(None if t is None else t.clone() for t in inputs)
@@ -202,7 +205,7 @@ class GraphCache:
             before = torch.cuda.memory_reserved()
             with torch.cuda.stream(self._stream(device)):
                 # thread_local: another thread of the host (previews, a second tab) may allocate
-                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     output = self._fn(*static)
                 finally:
@@ -247,8 +250,7 @@ def _end(graph: torch.cuda.CUDAGraph, device: torch.device) -> str | None:
 
 
 def _estimate(inputs: Inputs) -> int:
-    x = next(t for t in inputs if t is not None)
-    return x.shape[0] * x.shape[2:].numel() * x.element_size() * POOL_BYTES
+    return call_bytes(next(t for t in inputs if t is not None))
 
 
 def out_of_memory_errors(device: torch.device) -> int:

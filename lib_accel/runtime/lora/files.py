@@ -137,6 +137,12 @@ class Merger:
         self._merged = set(wanted)
         return len(touched)
 
+    def leave_video_memory(self) -> bool:
+        """Move base weights out of video memory and return whether some were there."""
+        there = {name: base for name, base in self._base.items() if base.is_cuda}
+        self._base.update({name: self._placement.pin(base) for name, base in there.items()})
+        return bool(there)
+
 
 def parse_tag(text: str) -> tuple[Path, float]:
     """Parse `FILE:STRENGTH` or `FILE` (strength 1). Raises ValueError.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...compile.machine import free_memory
+from ...compile.machine import free_memory, has_room
 from ...config import AUTO
 from ...model.precision import wider, without_autocast
 
@@ -40,8 +40,9 @@ It returns what to add to the weight, and what to add to the bias or None."""
 Term = LowRank | Rewrite
 
 
-ELEMENTS = 2**18
-"""Elements of a weight that a CPU merges at a time: 2 MB in float64, which stay in its cache."""
+CPU_ELEMENTS, GPU_ELEMENTS = 2**18, 2**24
+"""Elements of a weight that are merged at a time: on a CPU 2 MB in float64, which stay in its
+cache; on a GPU 64 MiB in float32, which is what a merge takes there."""
 
 
 @torch.no_grad()
@@ -106,7 +107,8 @@ def _add(into: Tensor, base: Tensor, terms: Sequence[LowRank], device: torch.dev
     else:  # [O, sum of r] @ [sum of r, I*k*k]: one product costs less than several
         up = torch.cat([u * t.scale for u, t in zip(ups, terms, strict=True)], 1)
         down, scale = torch.cat(downs), 1.0
-    count = max(1, ELEMENTS // down.shape[1]) if device.type == "cpu" else outputs
+    most = CPU_ELEMENTS if device.type == "cpu" else GPU_ELEMENTS
+    count = max(1, most // down.shape[1])
     for some in (slice(i, i + count) for i in range(0, outputs, count)):
         part = rows(base[some].to(device, non_blocking=True)).to(wide, copy=True)
         part.addmm_(up[some], down, alpha=scale)
@@ -145,6 +147,8 @@ class BasePlacement:
         if where == AUTO:
             fits = free_memory(device) - base.nbytes > FREE_BYTES
             where = "gpu" if fits else "pinned"
+        elif where == "gpu" and not has_room(device, base.nbytes):
+            where = "pinned"
         return "host" if where == "pinned" and self._pinned_ran_out else where
 
     def keep(self, base: Tensor, device: torch.device) -> Tensor:

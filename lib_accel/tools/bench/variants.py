@@ -127,7 +127,7 @@ def _engine(setup: Setup, backend: str, graphs: bool = False) -> Built:
             return None
         return engine.graphs.refused or "nothing was recorded: launches do not bound this call"
 
-    return Built(lambda: engine.compute(*setup.inputs), engine.release_graphs, note)
+    return Built(lambda: engine.compute(*setup.inputs), engine.memory.give_up, note)
 
 
 def _driven(setup: Setup, backend: str, controls: int) -> Built:

@@ -49,7 +49,8 @@ def _environment(folder: Path, torch: str) -> Path:
     if not ready.exists():
         print(f"Creating {folder} with torch {torch} and CUDA: once, about 7 GB.", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        packages = [f"torch=={torch}", "numpy", "pytest", "-r", str(ROOT / "requirements.txt")]
+        packages = [f"torch=={torch}", "numpy", "pytest", "pyyaml"]
+        packages += ["-r", str(ROOT / "requirements.txt")]
         subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
         ready.touch()
     return python

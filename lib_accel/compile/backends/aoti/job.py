@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ....config import MIB
 from ....errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ....model import specs
 from ....store import ArtifactStore, LockBusy
@@ -18,18 +19,30 @@ from ....store.privacy import OTHER_TEMP, require_private
 from ....store.private_folder import temporary_folder
 from ...accuracy import Verdict
 from ...jobs import CompiledUnits, Job, Parts
+from ...machine import RESERVE, has_room
 from ...target import Target
 from ...units import describe
 from .process_tree import remove
 from .times import Times
 from .worker_environment import made_with
-from .worker_process import Answer, Results, Worker, worker_count
+from .worker_process import (
+    Answer,
+    Results,
+    Worker,
+    free_for_workers,
+    worker_bytes,
+    worker_count,
+)
 
 # as torch and the system word it
 _NO_ROOM = ("out of memory", "No space left on device", "Disk quota exceeded")
 
 STALL_S = 900.0
 """A worker that is silent for this long hangs: one unit takes 10 to 60 s."""
+
+QUIET_S = 10.0
+"""How long there must be room for a worker again after memory was given up: an image takes it in
+several pieces."""
 
 Loader = Callable[[Target, ArtifactStore], CompiledUnits | None]
 """Loads every unit of a target from the store; None where one is missing."""
@@ -55,6 +68,8 @@ class CompileJob(Job):
         self.store, self.stall_s = store, stall_s
         self.workers = workers or worker_count(target.device)
         self._load, self._turn = load, turn
+        self._pool: list[Worker] = []
+        self._given_up = threading.Event()  # of `_pool`: it has ended for want of video memory
         self._times = Times("aoti", target.device.type)
 
     def work(self) -> CompiledUnits:
@@ -71,7 +86,8 @@ class CompileJob(Job):
     def _complete(self) -> CompiledUnits:
         if self._missing():
             with self._only_architecture():
-                self._compile(self._missing())  # others may have made some in the meantime
+                while missing := self._missing():  # others may have made some in the meantime
+                    self._compile(missing, self._wait_for_memory())
         code = self._load(self.target, self.store)
         if code is None:
             raise StoreError(
@@ -111,10 +127,40 @@ class CompileJob(Job):
         except ArtifactRejected:
             return False  # `put` replaces it
 
-    def _compile(self, units: list[specs.Spec]) -> None:
-        """Compile `units` in worker processes whose files are removed at the end."""
-        if not units:
-            return
+    def give_up_memory(self) -> bool:
+        """End the workers where they take video memory; `work` starts others later."""
+        pool = list(self._pool) if self.target.device.type == "cuda" else []
+        if pool:
+            self._given_up.set()
+        for worker in pool:
+            worker.kill()
+        return bool(pool)
+
+    def _wait_for_memory(self) -> int:
+        """Wait until there is video memory for a worker; return for how many, `workers` at most."""
+        device = self.target.device
+        if device.type != "cuda":
+            return self.workers
+        needed, since = worker_bytes(self.target), None
+        while True:
+            free, now = free_for_workers(device), time.monotonic()
+            since = (since or now) if free >= needed else None
+            quiet = QUIET_S if self._given_up.is_set() else 0.0
+            self.waits_for_memory = since is None or now - since < quiet
+            if not self.waits_for_memory:
+                return min(self.workers, free // needed)
+            self.parts = None
+            self.report(
+                f"waiting for video memory: {max(free, 0) / MIB:.0f} MiB can be had beside the "
+                f"{RESERVE / MIB:.0f} MiB that stay free, the compiler needs {needed / MIB:.0f} MiB"
+            )
+            self._cancelled.wait(0.5)
+
+    def _compile(self, units: list[specs.Spec], workers: int) -> None:
+        """Compile `units` in worker processes whose files are removed at the end.
+
+        It ends early where video memory is given up.
+        """
         try:
             folder = Path(tempfile.mkdtemp(prefix="accel-compile-", dir=temporary_folder()))
         except OSError as e:
@@ -123,8 +169,9 @@ class CompileJob(Job):
                 "expected one that can be written (TMPDIR, TEMP)"
             ) from e
         results: Results = queue.SimpleQueue()
-        pool: list[Worker] = []
-        count = min(self.workers, len(units))
+        pool = self._pool = []
+        self._given_up.clear()
+        count = min(workers, len(units))
         threads = max(1, (os.cpu_count() or 1) // count)
         try:
             # code is tried there before it is stored
@@ -136,6 +183,7 @@ class CompileJob(Job):
                 f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files"
             ) from e
         finally:
+            self._pool = []
             _clean_up(pool, folder)
 
     def _drive(self, units: list[specs.Spec], pool: list[Worker], results: Results) -> None:
@@ -145,6 +193,10 @@ class CompileJob(Job):
         for worker in pool:
             self._give_next(worker, waiting)
         while busy := [worker for worker in pool if worker.unit is not None]:
+            if not has_room(self.target.device, 0):
+                self.give_up_memory()
+            if self._given_up.is_set():
+                return
             names = ", ".join(describe(worker.unit) for worker in busy if worker.unit)
             self.report(f"compiling {names}")
             try:
@@ -177,6 +229,8 @@ class CompileJob(Job):
         if unit is None:
             return False
         name = describe(unit)
+        if answer is None and self._given_up.is_set():
+            return False
         if answer is None:
             raise CompileFailed(
                 f"the compiler process ended (exit {worker.exit_code()}) at {name}: "

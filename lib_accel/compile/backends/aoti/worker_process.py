@@ -16,15 +16,15 @@ import psutil
 import torch
 
 from ....model import specs
-from ...machine import Machine
+from ...machine import RESERVE, Machine
 from ...target import Target
-from ...units import unit_key
+from ...units import UnitModule, unit_key
 from .isolated_python import python_command
 from .process_tree import end, remove
 from .worker_environment import worker_environment
 
-FREE_BYTES = 6 * 2**30
-"""Video memory that must be free for a second worker."""
+CONTEXT_BYTES = 512 * 2**20
+"""Video memory that a worker takes at least: what CUDA and its libraries keep for a process."""
 
 # On Windows: closing the WebUI's console must not end a worker, which cleans up after itself; and
 # making images comes first.
@@ -39,15 +39,22 @@ Answer = dict[str, Any]
 
 
 def worker_count(device: torch.device) -> int:
-    """Return one worker a core, up to four; on a GPU two, or one where memory is short.
+    """Return how many workers serve at most: one a core, up to four; two on a GPU."""
+    return min(2 if device.type == "cuda" else 4, os.cpu_count() or 1)
 
-    Each holds a context of some 400 MB of video memory, and 1 GB more to check SDXL's largest unit,
-    while images are being made.
+
+def worker_bytes(target: Target) -> int:
+    """Return the video memory that a worker takes at most: to check the largest unit.
+
+    It then holds the unit's weights, and some of them once more in float32.
     """
-    most = 4
-    if device.type == "cuda":
-        most = 2 if torch.cuda.mem_get_info(device)[0] > FREE_BYTES else 1
-    return min(most, os.cpu_count() or 1)
+    largest = max(sum(s.numel() for s in UnitModule(unit).shapes()) for unit in target.units)
+    return CONTEXT_BYTES + 2 * largest * target.dtype.itemsize
+
+
+def free_for_workers(device: torch.device) -> int:
+    """Return the video memory that other processes can have, beside what must stay free."""
+    return torch.cuda.mem_get_info(device)[0] - RESERVE
 
 
 class Worker:
@@ -59,6 +66,7 @@ class Worker:
     def __init__(self, folder: Path, results: Results, threads: int, machine: Machine):
         self.unit: specs.Spec | None = None
         self.given = 0  # units
+        self._killed = False
         self._threads, self._folder, self._results = threads, folder, results
         self._log = folder / f"worker-{id(self)}.log"
         with self._log.open("wb") as log:
@@ -134,7 +142,10 @@ class Worker:
         return " | ".join(text.strip().splitlines()[-lines:]) or "it printed nothing"
 
     def kill(self) -> None:
-        """End the process and everything it started."""
+        """End the process and everything it started, once: its number may be another's later."""
+        if self._killed:
+            return
+        self._killed = True
         end(self._process.pid)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

@@ -12,6 +12,7 @@ static long setting(const char *name, long otherwise) {
 
 int card(void) { return (int)setting("PRETEND_CARD", 86); }
 size_t card_bytes(void) { return (size_t)setting("PRETEND_BYTES", 24L << 30); }
+int pages(void) { return (int)setting("PRETEND_PAGES", 0); }
 
 static FILE *log_file(void) {
   static FILE *file;

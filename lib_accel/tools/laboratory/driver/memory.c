@@ -1,5 +1,6 @@
-// Memory: of the card and pinned, both mapped only where it is touched. The card has no more than
-// PRETEND_BYTES, so that a full one can be tried.
+// Memory: of the card and pinned, both mapped only where it is touched. The card has PRETEND_BYTES,
+// so that a full one can be tried. Beyond that it gives none; with PRETEND_PAGES it gives memory of
+// the host, as the driver for Windows does, and says nothing.
 #include "pretend.h"
 #include <pthread.h>
 #include <string.h>
@@ -8,7 +9,7 @@
 #define MOST (1 << 16)
 static struct range ranges[MOST];
 static int count;
-static size_t used;
+static size_t used, peak;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void *take(size_t bytes, int host) {
@@ -17,7 +18,7 @@ static void *take(size_t bytes, int host) {
     bytes = 4096;
   void *start = NULL;
   pthread_mutex_lock(&lock);
-  if (count < MOST && (host || used + bytes <= card_bytes())) {
+  if (count < MOST && (host || pages() || used + bytes <= card_bytes())) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (start == MAP_FAILED)
@@ -27,6 +28,8 @@ static void *take(size_t bytes, int host) {
     ranges[count++] = (struct range){start, bytes, host};
     if (!host)
       used += bytes;
+    if (used > peak)
+      peak = used;
   }
   pthread_mutex_unlock(&lock);
   return start;
@@ -58,6 +61,15 @@ int find_range(const void *address, struct range *found) {
   return is_found;
 }
 
+// The most bytes of the card that were taken at once since the last question.
+API size_t pretend_peak(void) {
+  pthread_mutex_lock(&lock);
+  size_t most = peak;
+  peak = used;
+  pthread_mutex_unlock(&lock);
+  return most;
+}
+
 API cudaError_t cudaMalloc(void **start, size_t bytes) {
   *start = take(bytes, 0);
   return *start ? cudaSuccess : cudaErrorMemoryAllocation;
@@ -74,7 +86,7 @@ API cudaError_t cudaHostAlloc(void **start, size_t bytes, unsigned flags) {
 API cudaError_t cudaFreeHost(void *start) { return give_back(start), cudaSuccess; }
 API cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
   *total = card_bytes();
-  *free_bytes = *total - used;
+  *free_bytes = used < *total ? *total - used : 0;
   return cudaSuccess;
 }
 API cudaError_t cudaGetSymbolAddress(void **address, const void *symbol) {

@@ -14,6 +14,7 @@
 
 int card(void);                    // PRETEND_CARD, as 86 for compute capability 8.6
 size_t card_bytes(void);           // PRETEND_BYTES of video memory, 24 GiB by default
+int pages(void);                   // PRETEND_PAGES: whether there is more where that has run out
 int card_attribute(int attribute); // by the numbers of CUdevice_attribute; 0 for one not known here
 
 void say(const char *format, ...); // writes a line to the file PRETEND_LOG

@@ -56,8 +56,8 @@ class CrossAttention(nn.Module):
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for t in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
-        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        return self.to_out((weights @ v).transpose(1, 2).flatten(2))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):
@@ -196,7 +196,6 @@ def _block(specs: Any) -> TimestepEmbedSequential:
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     half = channels // 2
-    angles = timesteps[:, None].float() * torch.exp(
-        -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
-    )
+    order = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * order / half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -65,5 +65,8 @@ def _batch(p: StableDiffusionProcessing, number: int) -> Tensor:
             SimpleNamespace(x=denoised, sampling_step=step, total_sampling_steps=p.steps)
         )
         x = x - 0.1 * denoised
+    vae = sd_models.model_data.sd_model.first_stage_model
+    for sample in x.split(1) if vae is not None else ():  # one by one, as `decode_latent_batch`
+        vae.decode(sample)
     scripts.call("postprocess_batch", p, x, batch_number=number)
     return x

@@ -25,6 +25,7 @@ class LatentDiffusion(nn.Module):
     def __init__(self, unet: nn.Module):
         super().__init__()
         self.model = DiffusionWrapper(unet)
+        self.first_stage_model: Any = None  # a VAE, where a test gives it one
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: dict[str, list[Tensor]]) -> Tensor:
         return self.model(x_noisy, t, **cond)
