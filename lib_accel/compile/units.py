@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..model import specs
 from ..model.architecture import Architecture
-from ..model.layers import build_layer
+from ..model.layers import GroupNorm, build_layer
 from ..store import recipe_key
 
 UnitFn = Callable[[list[Tensor]], Tensor]
@@ -77,6 +77,9 @@ class UnitModule(nn.Module):
         # A tuple hides the layer from torch: a submodule's empty parameters would be exported.
         self._layer = (build_layer(unit),)
         self.names = [name for name, _ in self._layer[0].named_parameters()]
+        for module in self._layer[0].modules():
+            if isinstance(module, GroupNorm):
+                module.fused = True
 
     def forward(self, activations: list[Tensor], weights: list[Tensor]) -> Tensor:
         """Compute `[h]` or `[h, side]` and weights in the order of `names` -> `[B, C', H', W']`."""

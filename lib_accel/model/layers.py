@@ -89,16 +89,40 @@ class GroupNorm(nn.Module):
     """Group normalisation with 32 groups (Wu and He 2018): `[B, C, H, W] -> [B, C, H, W]`.
 
     `eps` is 1e-5 in residual blocks and the output layer, 1e-6 in transformers, as in the LDM code.
+    `fused`: a compiler traces it, which takes torch's own operator apart.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
         self.weight, self.bias = empty_parameter(channels), empty_parameter(channels)
         self.eps = eps
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = _like(self.weight, x), _like(self.bias, x)
+        plain = self.fused or x.device.type != "cuda" or torch.is_grad_enabled()
+        if not (plain or x.is_contiguous()):
+            return channels_last_norm(x, weight, bias, self.eps)
         return F.group_norm(x, specs.NORM_GROUPS, weight, bias, self.eps)
+
+
+def channels_last_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise `x: [B, C, H, W]`, channels-last, to the same layout.
+
+    torch's own CUDA code would copy `x` to NCHW and return NCHW, and the next convolution would
+    copy that back. Mean and deviation are at least float32, and there is no float32 copy of `x`:
+    the kernels widen each number as they read it.
+    """
+    t = x.permute(0, 2, 3, 1).unflatten(-1, (specs.NORM_GROUPS, -1))  # [B, H, W, groups, C/groups]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    mean = t.mean((1, 2, 4), keepdim=True, dtype=wide)  # [B, 1, 1, groups, 1]
+    deviation = torch.empty_like(mean)
+    torch.std(t, (1, 2, 4), correction=0, keepdim=True, out=deviation)
+    root = torch.hypot(deviation, torch.tensor(eps**0.5, device="cpu"))
+    scale = weight.view(t.shape[3:]) / root
+    shift = torch.addcmul(bias.view(t.shape[3:]), mean, scale, value=-1)
+    out = torch.addcmul(shift, t, scale, out=torch.empty_like(t))
+    return out.flatten(-2).permute(0, 3, 1, 2)
 
 
 class LayerNorm(nn.Module):
@@ -126,7 +150,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         h = self.in_layers["2"](F.silu(self.in_layers["0"](x)))
-        h = h + self.emb_layers["1"](F.silu(emb))[:, :, None, None]
+        h = h + self.emb_layers["1"](F.silu(emb)).unflatten(1, (-1, 1, 1))
         h = self.out_layers["3"](F.silu(self.out_layers["0"](h)))
         return self.skip_connection(x) + h
 
@@ -219,7 +243,7 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             t = block(t, context)
         t = self.proj_out(t)
-        return t.unflatten(1, (height, width)).permute(0, 3, 1, 2) + x
+        return x + t.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):

@@ -127,7 +127,7 @@ class Engine:
         if self.graphs is not None:
             self.graphs.clear(other_code=self._bound is not self._provider.units)
         self._bound = self._provider.units
-        self.binding.bind(self._bound, self._provider.dtype)
+        self.binding.bind(self._bound, self._provider.dtype, clean_computes=True)
         self._layers = {**self.clean.layers, **self.binding.compiled}
         self.counters.binds = self.binding.count
 
