@@ -137,27 +137,36 @@ class BasePlacement:
         self._where, self._say = where, say
         self._pinned_ran_out = False
 
-    def place(self, base: Tensor, device: torch.device) -> str:
-        """Return "host", "pinned" or "gpu": where a base of weights on `device` is kept."""
+    def place(self, size: int, device: torch.device) -> str:
+        """Return "host", "pinned" or "gpu": where `size` bytes of bases on `device` are kept."""
         if device.type != "cuda":
             return "host"
         where = self._where
         if where == AUTO:
-            fits = free_memory(device) - base.nbytes > FREE_BYTES
+            fits = free_memory(device) - size > FREE_BYTES
             where = "gpu" if fits else "pinned"
         return "host" if where == "pinned" and self._pinned_ran_out else where
 
-    def keep(self, base: Tensor, device: torch.device) -> Tensor:
-        """Copy `base` to its place, or to ordinary memory where no pinned memory is left."""
-        if self.place(base, device) == "gpu":
+    def keep(self, bases: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        """Copy `bases` to their place, or to ordinary memory where no pinned memory is left.
+
+        The place is chosen once for all of them: a question to the driver waits for it.
+        """
+        where = self.place(sum(base.nbytes for base in bases), device) if bases else "host"
+        return [self._keep(base, where, device) for base in bases]
+
+    def _keep(self, base: Tensor, where: str, device: torch.device) -> Tensor:
+        if where == "gpu":
             try:
                 return base.to(device, copy=True)
             except torch.cuda.OutOfMemoryError:
                 return self.pin(base)
-        return self.pin(base) if self.place(base, device) == "pinned" else base.to("cpu", copy=True)
+        return base.to("cpu", copy=True) if where == "host" else self.pin(base)
 
     def pin(self, base: Tensor) -> Tensor:
         """Copy `base` to pinned memory, or to ordinary memory where none is left."""
+        if self._pinned_ran_out:
+            return base.to("cpu", copy=True)
         try:
             return torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)
         except RuntimeError as e:
