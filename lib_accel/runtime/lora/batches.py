@@ -16,7 +16,7 @@ from torch import Tensor
 from ...compile.machine import free_memory
 from ...model.precision import wider, without_autocast
 from ..graphs.policy import RESERVE
-from .merging import LowRank, Term, merge
+from .merging import LowRank, Term, copy_all, merge
 
 ROOM = 512 * 2**20
 """Bytes of video memory that merging takes beside the weights, unless a single layer needs more."""
@@ -103,36 +103,40 @@ def merge_together(merges: Sequence[Merge]) -> None:
     if not merges[0].terms:
         copy_all([merge.weight for merge in merges], [merge.base for merge in merges])
         return
-    device, wide = weight.device, wider(weight.dtype, weight.device)
     weights = [_matrix(merge.weight, weight) for merge in merges]
     bases = [_matrix(merge.base, weight) for merge in merges]
-    terms: list[Any] = [merge.terms for merge in merges]
-    scales = [[t.scale for t in ts for _ in t.down] for ts in terms]  # one of each column of `up`
-    up = _gathered([[t.up.flatten(1) for t in ts] for ts in terms], 1, device)  # [layers, O, r]
-    down = _gathered([[t.down.flatten(1) for t in ts] for ts in terms], 0, device)  # [.., r, I*k*k]
-    down = down.view(*down.shape[:2], *weight.shape[1:])
-    if _is_channels_last(weight):
-        down = down.permute(0, 1, 3, 4, 2)
-    down = down.to(wide, memory_format=torch.contiguous_format).flatten(2)
-    up = up * torch.tensor(scales, dtype=wide).to(device)[:, None]
-    sums = torch.empty(len(merges), *weights[0].shape, dtype=weight.dtype, device=device)
+    up, down = _factors([merge.terms for merge in merges], weight)
+    with without_autocast(weight.device):
+        deltas = torch.bmm(up, down)
+    sums = torch.empty(deltas.shape, dtype=weight.dtype, device=weight.device)
     copy_all(sums.unbind(), bases)
-    with without_autocast(device):
-        sums.copy_(sums.to(wide).baddbmm_(up, down))
+    sums.add_(deltas)  # in the dtype of `deltas`
     copy_all(weights, sums.unbind())
 
 
-def copy_all(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy each of `values` into its tensor: on one device with few launches, where torch can.
+def _factors(terms: Sequence[Sequence[Any]], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Join the factors of each layer: `up: [layers, O, r]`, scaled, and `down: [layers, r, I*k*k]`.
 
-    From another device each is a transfer of its own.
+    They are wide, on the device of `weight`, and `down` is in its memory order.
     """
-    foreach = getattr(torch, "_foreach_copy_", None)  # since torch 2.1; it is not public
-    if foreach is not None and into and values[0].device == into[0].device:
-        foreach(list(into), list(values))
-        return
-    for target, value in zip(into, values, strict=True):
-        target.copy_(value, non_blocking=True)
+    device, wide = weight.device, wider(weight.dtype, weight.device)
+    outputs, inputs, rank = len(weight), weight[0].numel(), sum(len(t.down) for t in terms[0])
+    dtype = terms[0][0].up.dtype
+    for t in terms[0]:
+        dtype = torch.promote_types(torch.promote_types(dtype, t.up.dtype), t.down.dtype)
+    sizes = outputs * rank, rank * inputs
+    joined = _staging(len(terms), sum(sizes), dtype=dtype, device=terms[0][0].up.device)
+    for layer, own in zip(joined, terms, strict=True):
+        up, down = layer.split(sizes)
+        torch.cat([t.up.flatten(1) for t in own], 1, out=up.view(outputs, rank))
+        torch.cat([t.down.flatten(1) for t in own], 0, out=down.view(rank, inputs))
+    up, down = joined.to(device, non_blocking=True).split(sizes, 1)  # in one transfer
+    down = down.unflatten(1, (rank, *weight.shape[1:]))
+    if _is_channels_last(weight):
+        down = down.permute(0, 1, 3, 4, 2)
+    scales = torch.tensor([[t.scale for t in own for _ in t.down] for own in terms], dtype=wide)
+    up = up.unflatten(1, (outputs, rank)) * scales.to(device)[:, None]
+    return up, down.to(wide, memory_format=torch.contiguous_format).flatten(2)
 
 
 def _is_channels_last(weight: Tensor) -> bool:
@@ -148,23 +152,10 @@ def _matrix(t: Tensor, weight: Tensor) -> Tensor:
     return (t.permute(0, 2, 3, 1) if _is_channels_last(weight) else t).flatten(1)
 
 
-def _gathered(factors: Sequence[Sequence[Tensor]], dim: int, device: torch.device) -> Tensor:
-    """Join the matrices of each layer along `dim`; move those of all layers to `device` at once.
-
-    They are gathered in pinned memory, from which a GPU reads without waiting for the processor.
-    """
-    first = factors[0][0]
-    dtype = first.dtype
-    for t in factors[0]:
-        dtype = torch.promote_types(dtype, t.dtype)
-    shape = list(first.shape)
-    shape[dim] = sum(t.shape[dim] for t in factors[0])
-    place: dict[str, Any] = {"dtype": dtype, "device": first.device}
+def _staging(*shape: int, **like: Any) -> Tensor:
+    """Return memory to gather in; pinned, from which a GPU reads without waiting for the CPU."""
+    pinned = torch.cuda.is_available() and like.get("device", "cpu") in ("cpu", torch.device("cpu"))
     try:
-        pinned = device.type == "cuda" and first.device.type == "cpu"
-        gathered = torch.empty(len(factors), *shape, pin_memory=pinned, **place)
+        return torch.empty(shape, pin_memory=pinned, **like)
     except RuntimeError:  # no pinned memory is left
-        gathered = torch.empty(len(factors), *shape, **place)
-    for layer, matrices in zip(gathered, factors, strict=True):
-        torch.cat(list(matrices), dim, out=layer)
-    return gathered.to(device, non_blocking=True)
+        return torch.empty(shape, **like)

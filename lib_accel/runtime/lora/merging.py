@@ -120,6 +120,19 @@ def _moved(t: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return t.to(device, non_blocking=True).to(dtype)
 
 
+def copy_all(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy each of `values` into its tensor: on one device with few launches, where torch can.
+
+    From another device each is a transfer of its own.
+    """
+    foreach = getattr(torch, "_foreach_copy_", None)  # since torch 2.1; it is not public
+    if foreach is not None and into and values[0].device == into[0].device:
+        foreach(list(into), list(values))
+        return
+    for target, value in zip(into, values, strict=True):
+        target.copy_(value, non_blocking=True)
+
+
 # -- where base weights are kept
 
 FREE_BYTES = 8 * 2**30
@@ -153,15 +166,15 @@ class BasePlacement:
         The place is chosen once for all of them: a question to the driver waits for it.
         """
         where = self.place(sum(base.nbytes for base in bases), device) if bases else "host"
-        return [self._keep(base, where, device) for base in bases]
-
-    def _keep(self, base: Tensor, where: str, device: torch.device) -> Tensor:
         if where == "gpu":
             try:
-                return base.to(device, copy=True)
+                kept = [torch.empty_like(base, device=device) for base in bases]
             except torch.cuda.OutOfMemoryError:
-                return self.pin(base)
-        return base.to("cpu", copy=True) if where == "host" else self.pin(base)
+                where = "pinned"
+            else:
+                copy_all(kept, bases)
+                return kept
+        return [self.pin(b) if where == "pinned" else b.to("cpu", copy=True) for b in bases]
 
     def pin(self, base: Tensor) -> Tensor:
         """Copy `base` to pinned memory, or to ordinary memory where none is left."""

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....runtime.lora.batches import Merge, copy_all, merge_alike
-from ....runtime.lora.merging import BasePlacement, merge
+from ....runtime.lora.batches import Merge, merge_alike
+from ....runtime.lora.merging import BasePlacement, copy_all, merge
 from ... import webui
 from ..comparison import merged_otherwise
 from ..functions import at_home
