@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib_accel.errors import BadCheckpoint
+from lib_accel.runtime.lora.batches import Merge, merge_together
 from lib_accel.runtime.lora.files import Merger, random_deltas, read_lora, save_lora
 from lib_accel.runtime.lora.merging import LowRank, merge
 
@@ -76,6 +77,28 @@ def test_error_is_that_of_one_rounding(shape: tuple[int, ...], dtype: torch.dtyp
         error(weight, expected) <= 0.6 * torch.finfo(dtype).eps
     )  # a rounding is at most eps / 2 of each element
     assert error(weight, expected) <= error(one_by_one(base, terms), expected) * 1.01
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_layers_merged_together_are_as_exact(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format
+):
+    """The way of a GPU, on a CPU."""
+    bases = [weight_of(shape, dtype) * k for k in (1, 2, 3)]
+    terms = [[low_rank(shape, 3, seed, dtype) for seed in range(k, k + 4)] for k in (1, 2, 3)]
+    terms[1][2] = low_rank(shape, 3, 9)  # in float32
+    weights = [torch.full_like(base, torch.nan) for base in bases]
+    if len(shape) == 4:
+        weights = [w.contiguous(memory_format=layout) for w in weights]
+    merges = [Merge(*one) for one in zip(weights, bases, terms, strict=True)]
+    strides = [w.stride() for w in weights]
+    merge_together(merges[1:])
+    merge_together(merges[:1])
+    for weight, base, own in zip(weights, bases, terms, strict=True):
+        assert error(weight, exactly(base, own)) <= 0.6 * torch.finfo(dtype).eps
+    assert [w.stride() for w in weights] == strides
 
 
 def test_no_terms_give_the_base_to_the_bit():

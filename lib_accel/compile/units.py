@@ -145,7 +145,7 @@ class UnitModule(nn.Module):
             if isinstance(module, FewRows | ResBlock):
                 module.fused = fused
             if isinstance(module, GroupNorm):
-                module.fused_for = level_side(unit) if fused else 0
+                module.in_unit, module.fused_for = True, level_side(unit) if fused else 0
         self._weights = weights_of(self._layer[0].layer)
         self.names = list(self._weights)
 

@@ -76,7 +76,7 @@ class ResBlock(nn.Module):
         *parts, projected = inputs
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         h = self.in_layers["2"](F.silu(self.in_layers["0"](x)))
-        h = h + projected[:, :, None, None]
+        h = h + projected.unflatten(1, (-1, 1, 1))
         h = self.out_layers["3"](F.silu(self.out_layers["0"](h)))
         if self.fused and len(parts) > 1 and isinstance(self.skip_connection, Conv2d):
             return self.skip_connection.of_parts(parts) + h
@@ -182,7 +182,7 @@ class SpatialTransformer(nn.Module):
         for i, block in enumerate(self.transformer_blocks):
             t = block(t, *keys_and_values[2 * i : 2 * i + 2])
         t = self.proj_out(t)
-        return t.unflatten(1, (height, width)).permute(0, 3, 1, 2) + x
+        return x + t.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):

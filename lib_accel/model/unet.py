@@ -1,8 +1,7 @@
 """A clean UNet with the LDM parameter names that owns no weights.
 
-Memory layout of activations: `forward` starts channels-last. On a CPU and through compiled layers
-they stay so. On CUDA without compiled code most do not: torch's `group_norm` returns NCHW there,
-and so does a convolution whose input is NCHW and whose weight is contiguous.
+Memory layout of activations: on a CPU channels-last; elsewhere that of the convolutions' weights,
+from the first layer to the last, so that nothing is copied for its layout alone.
 """
 
 from __future__ import annotations
@@ -162,7 +161,7 @@ class UNet(nn.Module):
     def run(self, x: Tensor, emb: Tensor, context: Tensor, layers: Mapping[str, LayerFn]) -> Tensor:
         """Compute all but the embedding, which is `emb: [B, emb_channels]`; see `forward`."""
         context = context.to(self.dtype)
-        h = x.to(self.dtype, memory_format=torch.channels_last)
+        h = x.to(self.dtype, memory_format=self._layout(x.device))
         skips = []
         for names in self._input_names:
             for name in names:
@@ -179,6 +178,13 @@ class UNet(nn.Module):
             for name in names[1:]:
                 h = layers[name](h, emb, context)
         return layers["out"](h, emb, context).to(x.dtype)
+
+    def _layout(self, device: torch.device) -> torch.memory_format:
+        """Return the layout of activations: that of the convolutions' weights, except on a CPU."""
+        weight = self.get_parameter("input_blocks.0.0.weight")
+        if device.type == "cpu" or weight.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+        return torch.contiguous_format
 
 
 def _build_block(block: Block) -> nn.ModuleList:

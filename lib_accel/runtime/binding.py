@@ -16,7 +16,7 @@ from ..model import precision
 from ..model.layers import LayerFn
 from ..model.specs import ResBlock, SpatialTransformer, Spec
 from ..model.unet import Parameters
-from .weights import Weights
+from .weights import Weights, fastest_channels_last
 
 INT32_LIMIT = 2**31
 """Inductor's GPU code counts elements in 32 bits; torch's own kernels change to 64 where needed."""
@@ -167,11 +167,14 @@ class Binding:
         self.compiled: dict[str, CompiledLayer] = {}
         self.count = 0  # how often the weights were bound
 
-    def bind(self, units: CompiledUnits, dtype: torch.dtype | None) -> None:
+    def bind(
+        self, units: CompiledUnits, dtype: torch.dtype | None, clean_computes: bool = False
+    ) -> None:
         """Bind to the weights as they are now; `units` were made for `dtype`.
 
-        Units are left unused, and clean layers compute, if the weights need another dtype or are
-        on another device (medvram). Raises BadWeights if nothing can be computed with the weights.
+        Units are left unused if the weights need another dtype or are on another device (medvram).
+        `clean_computes`: the clean layers then compute, and not the network's own.
+        Raises BadWeights if nothing can be computed with the weights.
         """
         self.compiled = {}
         try:
@@ -186,15 +189,17 @@ class Binding:
         if self._device.type == "cpu":
             self.dtype = precision.fastest_cpu_dtype(weight.dtype)
         self._clean.compute_dtype = self.dtype
-        if units and self.dtype == dtype and weight.device == self._device:
-            self._bind_units(units)
+        if weight.device == self._device:
+            serving = units if self.dtype == dtype else {}
+            if serving or (clean_computes and fastest_channels_last(weight)):
+                self._weights.set_layout(compiled=True)
+                self._weights.accept()  # the new layout may have moved some
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()  # the old places are too small for images
+            self._bind_units(serving)
         self.count += 1
 
     def _bind_units(self, units: CompiledUnits) -> None:
-        self._weights.set_layout(compiled=True)
-        self._weights.accept()  # the new layout may have moved some
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # their old places lie between others, too small for images
         for name, spec in self._specs.items():
             extra = any(bias.startswith(f"{name}.") for bias in self._clean.extra_biases)
             if spec in units and not extra:

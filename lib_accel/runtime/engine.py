@@ -133,7 +133,7 @@ class Engine:
             self.graphs.clear(other_code=self._bound is not self._provider.units)
         self._bound = self._provider.units
         self.compiled.release()
-        self.binding.bind(self._bound, self._provider.dtype)
+        self.binding.bind(self._bound, self._provider.dtype, clean_computes=True)
         self.compiled.bind(self.binding.compiled, self._bound, self.dtype)
         self.counters.binds = self.binding.count
 

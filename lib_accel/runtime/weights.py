@@ -19,6 +19,22 @@ _parameters = operator.attrgetter("_parameters")  # read anew: somebody may put 
 _dtype, _bytes = operator.attrgetter("dtype"), operator.attrgetter("nbytes")
 
 
+def fastest_channels_last(weight: Tensor) -> bool:
+    """Return whether torch's own convolutions want channels-last weights of this kind.
+
+    Tensor cores take nothing else: cuDNN transposes the input, the weight and the result of a
+    contiguous convolution in half precision, at every call. cuDNN has no such kernels for cards
+    before compute capability 7.0, and AMD's MIOpen would copy what is channels-last.
+    """
+    return (
+        weight.device.type == "cuda"
+        and weight.dtype in (torch.float16, torch.bfloat16)
+        and torch.version.hip is None
+        and torch.backends.cudnn.enabled
+        and torch.cuda.get_device_capability(weight.device) >= (7, 0)
+    )
+
+
 class Weights:
     """Notices when a parameter of `network` is not the object, address, dtype or layout it was.
 
@@ -111,7 +127,7 @@ class Weights:
         )
 
     def set_layout(self, compiled: bool) -> None:
-        """Give weights the memory layout that compiled code expects, or restore their own.
+        """Give weights the memory layout that compiled code reads, or restore their own.
 
         The Parameter objects stay. A weight whose layout changes gets new storage, and the old
         storage is freed: there is one copy.

@@ -18,7 +18,10 @@ if not PRETENDED:
 
 @pytest.fixture(autouse=True)
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let convolutions outside compiled code do without cuDNN, which cannot be pretended."""
+    """Let convolutions outside compiled code do without cuDNN, which cannot be pretended.
+
+    Its layout is torch's choice: channels-last where the input or the weight is.
+    """
 
     def conv2d(
         x: Tensor, weight: Tensor, bias: Any = None, stride: int = 1, padding: int = 0
@@ -27,7 +30,10 @@ def convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
             (n + 2 * padding - k) // stride + 1
             for n, k in zip(x.shape[2:], weight.shape[2:], strict=True)
         )
-        out = x.new_empty(x.shape[0], weight.shape[0], height, width)
-        return out.contiguous(memory_format=torch.channels_last)
+        contiguous = all(t.is_contiguous() for t in (x, weight))
+        layout = torch.contiguous_format if contiguous else torch.channels_last
+        x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
+        shape = (x.shape[0], weight.shape[0], height, width)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
     monkeypatch.setattr(F, "conv2d", conv2d)

@@ -221,7 +221,7 @@ def test_after_an_interrupted_merge_the_next_one_begins_at_the_base(
 def test_a_merge_interrupted_after_a_weight_was_written_leaves_no_false_mark(
     host: Host, lora: Any
 ) -> None:
-    bare, ours = host.call(), host.module("lib_accel.host.unet.lora")
+    bare, ours = host.call(), host.module("lib_accel.host.unet.lora.layers")
     merge = ours.merge
 
     def cut(*given: Any) -> None:

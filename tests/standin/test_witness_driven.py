@@ -83,7 +83,7 @@ def test_a_lora_that_we_merge_otherwise_is_merged_by_the_extension(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both ways read the weights that we have merged: only the extension's own code can tell."""
-    merging = host.module("lib_accel.host.unet.lora")
+    merging = host.module("lib_accel.host.unet.lora.layers")
     right = merging.merge
     monkeypatch.setattr(merging, "merge", lambda w, base, terms, *d: right(w, base, terms[:0], *d))
     lora = host.network("lora", {MIDDLE_QUERY: factors()})

@@ -28,7 +28,7 @@ from .comparison import Tally
 from .control_networks import control_networks_behind
 from .inspection import Inspector, own_forward, summary
 from .layer_forwards import Both, HostLayer, LayerForwards
-from .lora import Loras
+from .lora.layers import Loras
 from .witness import IMAGE, Witness
 
 

@@ -26,7 +26,7 @@ from .. import webui
 from .comparison import Outcome, Tally, both_ways, difference, noise
 from .inspection import Inspector
 from .layer_forwards import HostLayer, Recording, listen
-from .lora import Loras
+from .lora.layers import Loras
 
 MOST = 4
 """Steps of one image that are witnessed: what changes at every step must not double the time."""

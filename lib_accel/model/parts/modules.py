@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..specs import NORM_GROUPS
 from . import cpu_operators
-from .group_norm import LARGE, fused_group_norm
+from .group_norm import LARGE, channels_last_norm, fused_group_norm
 
 
 def set_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -78,9 +78,12 @@ class GroupNorm(nn.Module):
     """Group normalisation with 32 groups (Wu and He 2018): `[B, C, H, W] -> [B, C, H, W]`.
 
     `eps` is 1e-5 in residual blocks and the output layer, 1e-6 in transformers, as in the LDM code.
-    With `fused_for` it is written out for a compiler that fuses elementwise operations, and for
-    images of about this height.
+    `in_unit`: a compiler traces it, or compares with it what it has made. With `fused_for` it is
+    written out for a compiler that fuses elementwise operations, and for images of about this
+    height.
     """
+
+    in_unit = False
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
@@ -92,6 +95,9 @@ class GroupNorm(nn.Module):
         if self.fused_for:
             return self.tokens(x).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         weight, bias = like(self.weight, x), like(self.bias, x)
+        torchs = self.in_unit or x.device.type != "cuda" or torch.is_grad_enabled()
+        if not (torchs or x.is_contiguous()):
+            return channels_last_norm(x, weight, bias, self.eps)
         return F.group_norm(x, NORM_GROUPS, weight, bias, self.eps)
 
     def tokens(self, x: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from ...model.architecture import Architecture
 from ...model.specs import SpatialTransformer
 from ...model.unet import UNet
 from ...model.weight_files import bad_file, finite, reading, require_file
+from .batches import Merge, merge_all
 from .diffusers_names import layer_aliases
-from .merging import BasePlacement, LowRank, merge
+from .merging import BasePlacement, LowRank
 
 _log = logging.getLogger(__name__)
 
@@ -129,11 +130,15 @@ class Merger:
                 wanted.setdefault(name, []).append(LowRank(d.up, d.down, d.scale * strength))
         # before merging: if one merge fails, the next `set` must restore all of these
         touched = self._merged = self._merged | wanted.keys()
-        for name in touched:
-            p = self._parameters[name].detach()
-            if name not in self._base:
-                self._base[name] = self._placement.keep(p, p.device)
-            merge(p, self._base[name], wanted.get(name, ()))
+        weights = {name: self._parameters[name].detach() for name in touched}
+        new = [name for name in touched if name not in self._base]
+        for device in {weights[name].device for name in new}:
+            here = [name for name in new if weights[name].device == device]
+            bases = self._placement.keep([weights[name] for name in here], device)
+            self._base.update(zip(here, bases, strict=True))
+        # what is new is read from where it is: a base in ordinary memory is far from a GPU
+        base = {**self._base, **{name: weights[name] for name in new}}
+        merge_all([Merge(w, base[name], wanted.get(name, ())) for name, w in weights.items()])
         self._merged = set(wanted)
         return len(touched)
 

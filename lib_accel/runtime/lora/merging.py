@@ -122,6 +122,19 @@ def _moved(t: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return t.to(device, non_blocking=True).to(dtype)
 
 
+def copy_all(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy each of `values` into its tensor: on one device with few launches, where torch can.
+
+    From another device each is a transfer of its own.
+    """
+    foreach = getattr(torch, "_foreach_copy_", None)  # since torch 2.1; it is not public
+    if foreach is not None and into and values[0].device == into[0].device:
+        foreach(list(into), list(values))
+        return
+    for target, value in zip(into, values, strict=True):
+        target.copy_(value, non_blocking=True)
+
+
 # -- where base weights are kept
 
 FREE_BYTES = 8 * 2**30
@@ -139,29 +152,38 @@ class BasePlacement:
         self._where, self._say = where, say
         self._pinned_ran_out = False
 
-    def place(self, base: Tensor, device: torch.device) -> str:
-        """Return "host", "pinned" or "gpu": where a base of weights on `device` is kept."""
+    def place(self, size: int, device: torch.device) -> str:
+        """Return "host", "pinned" or "gpu": where `size` bytes of bases on `device` are kept."""
         if device.type != "cuda":
             return "host"
         where = self._where
         if where == AUTO:
-            fits = free_memory(device) - base.nbytes > FREE_BYTES
+            fits = free_memory(device) - size > FREE_BYTES
             where = "gpu" if fits else "pinned"
         elif where == "gpu" and not has_room(device, base.nbytes):
             where = "pinned"
         return "host" if where == "pinned" and self._pinned_ran_out else where
 
-    def keep(self, base: Tensor, device: torch.device) -> Tensor:
-        """Copy `base` to its place, or to ordinary memory where no pinned memory is left."""
-        if self.place(base, device) == "gpu":
+    def keep(self, bases: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        """Copy `bases` to their place, or to ordinary memory where no pinned memory is left.
+
+        The place is chosen once for all of them: a question to the driver waits for it.
+        """
+        where = self.place(sum(base.nbytes for base in bases), device) if bases else "host"
+        if where == "gpu":
             try:
-                return base.to(device, copy=True)
+                kept = [torch.empty_like(base, device=device) for base in bases]
             except torch.cuda.OutOfMemoryError:
-                return self.pin(base)
-        return self.pin(base) if self.place(base, device) == "pinned" else base.to("cpu", copy=True)
+                where = "pinned"
+            else:
+                copy_all(kept, bases)
+                return kept
+        return [self.pin(b) if where == "pinned" else b.to("cpu", copy=True) for b in bases]
 
     def pin(self, base: Tensor) -> Tensor:
         """Copy `base` to pinned memory, or to ordinary memory where none is left."""
+        if self._pinned_ran_out:
+            return base.to("cpu", copy=True)
         try:
             return torch.empty_like(base, device="cpu", pin_memory=True).copy_(base)
         except RuntimeError as e:

@@ -13,7 +13,7 @@ from modules import script_callbacks, shared
 from torch import nn
 
 from lib_accel.host import webui
-from lib_accel.host.unet.lora import Loras
+from lib_accel.host.unet.lora.layers import Loras
 from lib_accel.runtime.accelerated import accelerated
 from lib_accel.runtime.lora.merging import BasePlacement
 

@@ -9,21 +9,21 @@ and backups true, so that a layer that runs unaccelerated afterwards is not merg
 
 from __future__ import annotations
 
-import copy
-import functools
+import contextlib
 import itertools
 import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...compile.machine import free_memory
-from ...runtime.lora.merging import BasePlacement, LowRank, Term, merge
-from .. import webui
-from .comparison import held_by, merged_otherwise
-from .functions import at_home, runs_original
+from ....compile.machine import free_memory
+from ....runtime.lora.batches import Merge, merge_alike
+from ....runtime.lora.merging import BasePlacement, LowRank, copy_all, merge
+from ... import webui
+from ..comparison import merged_otherwise
+from ..functions import at_home
+from .networks import term
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 WIDE_COPIES = 6
@@ -63,17 +63,20 @@ class Loras:
         same = wanted == self._wanted and foreign == self._foreign
         if same and all(map(operator.is_, marks, self._marks)):
             return False
-        changed = [
-            not isinstance(layer, foreign) and self._update(extension, layer, mark, wanted)
+        changed = {
+            layer: parts
             for layer, mark in zip(self._layers, marks, strict=True)
-        ]
+            if not isinstance(layer, foreign)
+            and (parts := _parts(extension, layer, mark, wanted)) is not None
+        }
+        self._update(extension, changed, wanted)
         self._wanted, self._foreign, self._marks = wanted, foreign, self._read_marks()
         self.kinds = frozenset(
             type(part).__name__
             for net in extension.loaded_networks
             for part in net.modules.values()
         )
-        return any(changed)
+        return bool(changed)
 
     def leave_video_memory(self) -> bool:
         """Move base weights out of video memory and return whether some were there."""
@@ -107,31 +110,21 @@ class Loras:
                 layer.network_weights_backup = layer.network_bias_backup = None
                 layer.network_current_names = ()
 
-    def _update(self, extension: Any, layer: Any, mark: object, wanted: tuple[object, ...]) -> bool:
-        """Merge the wanted networks into one layer. Return whether that changed it."""
-        if not mark:
-            _remove_added_bias(layer)
-        name = getattr(layer, "network_layer_name", None)
-        if name is None or mark == wanted:
-            return False
-        parts = [net.modules[name] for net in extension.loaded_networks if name in net.modules]
-        # with a backup it may hold networks though its mark is gone: extensions reset marks
-        if not parts and not mark and _backup(layer) is None:
-            return False
+    def _update(self, extension: Any, layers: dict[Any, list[Any]], wanted: object) -> None:
+        """Merge into each layer the network modules that are wanted for it."""
         if self._by_extension or not webui.merges_unpatched(extension):
-            extension.network_apply_weights(layer)
-            return True
-        base = self._base(layer)
-        layer.network_current_names = _UNFINISHED  # and so it stays where this is interrupted
-        try:
-            _merge_into(layer, base, parts)
-        except Exception as e:  # noqa: BLE001  whatever a network's own code raises
-            error = f"{type(e).__name__}: {e}"
-        else:
-            layer.network_current_names = wanted if parts else ()
-            return True
-        self._leave_to(extension, layer, parts, error)
-        return True
+            for layer in layers:
+                extension.network_apply_weights(layer)
+            return
+        bases = self._bases(list(layers))
+        for layer in layers:
+            layer.network_current_names = _UNFINISHED  # and so it stays where this is interrupted
+        errors = _merge_into(layers, bases)
+        for layer, parts in layers.items():
+            if layer in errors:
+                self._leave_to(extension, layer, parts, errors[layer])
+            else:
+                layer.network_current_names = wanted if parts else ()
 
     def _leave_to(self, extension: Any, layer: Any, parts: list[Any], error: str) -> None:
         """Let the Lora extension merge a layer: it skips and counts a network that does not fit.
@@ -153,33 +146,52 @@ class Loras:
         with torch.no_grad():
             extension.network_apply_weights(layer)
 
-    def _base(self, layer: Any) -> Tensor:
-        """Return the weight without networks, from where the Lora extension keeps it: one copy."""
-        weight, bias = layer.weight, getattr(layer, "bias", None)
-        mark = getattr(layer, "network_current_names", ())
-        base: Tensor | None = getattr(layer, "network_weights_backup", None)
-        if base is None:
-            if mark:
+    def _bases(self, layers: list[Any]) -> dict[Any, Tensor]:
+        """Return the weights without networks, from where the Lora extension keeps them: one copy.
+
+        Raises RuntimeError for a layer that is merged and has none.
+        """
+        elsewhere = []
+        for layer in layers:
+            mark = getattr(layer, "network_current_names", ())
+            base: Tensor | None = getattr(layer, "network_weights_backup", None)
+            if base is None and mark:
                 raise RuntimeError(
                     f"{layer.network_layer_name}: networks are merged into this layer and the "
                     "weight without them was not kept; load the checkpoint again"
                 )
-            base = layer.network_weights_backup = self._placement.keep(
-                weight.detach(), weight.device
-            )
-            layer.network_bias_backup = None if bias is None else bias.detach().clone()
-            return base
-        if bias is not None and layer.network_bias_backup is None and not mark:
-            # a network added it and the mark was reset: the extension takes it for the layer's own
-            layer.network_bias_backup = bias.detach().clone()
-        if self._belongs_elsewhere(base, weight):
-            base = layer.network_weights_backup = self._placement.keep(base, weight.device)
-        return base
+            bias = getattr(layer, "bias", None)
+            if base is None:
+                layer.network_bias_backup = None if bias is None else bias.detach().clone()
+            elif bias is not None and layer.network_bias_backup is None and not mark:
+                # a network added it and the mark was reset: it is not the layer's own
+                layer.network_bias_backup = bias.detach().clone()
+            if base is None or self._belongs_elsewhere(layer, base):
+                elsewhere.append(layer)
+        self._keep(elsewhere)
+        return {layer: layer.network_weights_backup for layer in layers}
 
-    def _belongs_elsewhere(self, base: Tensor, weight: Tensor) -> bool:
-        """Return whether a base is in ordinary memory though the settings ask for a faster one."""
-        ordinary = weight.is_cuda and not base.is_cuda and not base.is_pinned()
-        return ordinary and self._placement.place(base, weight.device) != "host"
+    def _keep(self, layers: list[Any]) -> None:
+        """Copy base weights to where the settings want them."""
+        for device in {layer.weight.device for layer in layers}:
+            here = [layer for layer in layers if layer.weight.device == device]
+            bases = [
+                layer.weight.detach() if (b := _backup(layer)) is None else b for layer in here
+            ]
+            for layer, base in zip(here, self._placement.keep(bases, device), strict=True):
+                layer.network_weights_backup = layer._accel_base = base
+
+    def _belongs_elsewhere(self, layer: Any, base: Tensor) -> bool:
+        """Return whether a base is in ordinary memory though the settings ask for a faster one.
+
+        The Lora extension has put it there. Where ours are, nobody need ask the driver.
+        """
+        if not layer.weight.is_cuda or base.is_cuda or vars(layer).get("_accel_base") is base:
+            return False
+        return (
+            not base.is_pinned()
+            and self._placement.place(base.nbytes, layer.weight.device) != "host"
+        )
 
     def _read_marks(self) -> list[object]:
         own = map(operator.attrgetter("__dict__"), self._layers)
@@ -197,20 +209,56 @@ def _remove_added_bias(layer: Any) -> None:
         layer.bias = None
 
 
-def _merge_into(layer: Any, base: Tensor, parts: list[Any]) -> None:
-    """Write a layer's weight and bias: its base with these network modules merged into it."""
-    weight, bias = layer.weight, getattr(layer, "bias", None)
-    terms = [_term(part, weight) for part in parts]
-    device = weight.device
-    rewritten = not all(isinstance(term, LowRank) for term in terms)
-    if rewritten and free_memory(device) < WIDE_COPIES * 4 * weight.numel():
+def _parts(extension: Any, layer: Any, mark: object, wanted: object) -> list[Any] | None:
+    """Return the network modules that are wanted for a layer; None where it is left as it is."""
+    if not mark:
+        _remove_added_bias(layer)
+    name = getattr(layer, "network_layer_name", None)
+    if name is None or mark == wanted:
+        return None
+    parts = [net.modules[name] for net in extension.loaded_networks if name in net.modules]
+    # with a backup it may hold networks though its mark is gone: extensions reset marks
+    if not parts and not mark and _backup(layer) is None:
+        return None
+    return parts
+
+
+def _merge_into(layers: dict[Any, list[Any]], bases: dict[Any, Tensor]) -> dict[Any, str]:
+    """Write weights and biases: the bases with these network modules merged into them.
+
+    Return, by layer, what a network's own code has raised; such a layer is not finished.
+    """
+    errors, merges = {}, {}
+    for layer, parts in layers.items():
+        try:
+            terms = [term(part, layer.weight) for part in parts]
+        except Exception as e:  # noqa: BLE001  whatever a network's own code raises
+            errors[layer] = f"{type(e).__name__}: {e}"
+        else:
+            merges[layer] = Merge(layer.weight, bases[layer], terms)
+    alone, deltas = list(merges.items()), {}
+    with contextlib.suppress(torch.cuda.OutOfMemoryError):  # then each is done alone
+        done = merge_alike(list(merges.values()))
+        alone = [pair for i, pair in enumerate(alone) if i not in done]
+    for layer, one in alone:
+        try:
+            deltas[layer] = _merge_alone(one)
+        except Exception as e:  # noqa: BLE001  whatever a network's own code raises
+            errors[layer] = f"{type(e).__name__}: {e}"
+    finished = [layer for layer in merges if layer not in errors]
+    _set_biases({layer: _sum(layer.network_bias_backup, deltas.get(layer)) for layer in finished})
+    return errors
+
+
+def _merge_alone(one: Merge) -> Tensor | None:
+    device = one.weight.device
+    rewritten = not all(isinstance(each, LowRank) for each in one.terms)
+    if rewritten and free_memory(device) < WIDE_COPIES * 4 * one.weight.numel():
         device = torch.device("cpu")
     try:
-        delta = merge(weight, base, terms, device)
+        return merge(one.weight, one.base, one.terms, device)
     except torch.cuda.OutOfMemoryError:
-        delta = merge(weight, base.cpu(), terms, torch.device("cpu"))
-    with torch.no_grad():
-        _set_bias(layer, bias, _sum(layer.network_bias_backup, delta))
+        return merge(one.weight, one.base.cpu(), one.terms, torch.device("cpu"))
 
 
 def _sum(base: Tensor | None, delta: Tensor | None) -> Tensor | None:
@@ -219,67 +267,18 @@ def _sum(base: Tensor | None, delta: Tensor | None) -> Tensor | None:
     return base.to(delta) + delta
 
 
-def _set_bias(layer: Any, bias: Tensor | None, total: Tensor | None) -> None:
-    """Write `total` into the layer's bias, adding or removing it where that is needed."""
-    if total is None:
-        layer.bias = None
-    elif bias is None:
-        whole = total.to(layer.weight).squeeze(0).expand(layer.weight.shape[0]).clone()
-        layer.bias = nn.Parameter(whole, requires_grad=False)
-        layer._accel_grown = True
-    else:
-        bias.copy_(total)
-
-
-# -- what one network does to one layer
-
-
-def _term(part: Any, weight: Tensor) -> Term:
-    return _factors(part, weight) or functools.partial(_delta, part)
-
-
-def _factors(part: Any, weight: Tensor) -> LowRank | None:
-    """Return the two factors of a network module; None where it is no plain LoRA that fits."""
-    kind = type(part)
-    if (
-        kind.calc_updown.__module__ != "network_lora"
-        or kind.finalize_updown.__module__ != "network"
-        or not vars(part).keys().isdisjoint(("calc_updown", "finalize_updown"))
-        or not (runs_original(kind.calc_updown) and runs_original(kind.finalize_updown))
-    ):
-        return None
-    if part.mid_model is not None or part.dora_scale is not None or part.bias is not None:
-        return None
-    up, down = part.up_model.weight.flatten(1), part.down_model.weight.flatten(1)
-    shapes = (up.shape[0], up.shape[1], down.shape[1])
-    fits = shapes == (weight.shape[0], down.shape[0], weight[0].numel())
-    if not fits or not down.shape[0] or _is_inpainting_input(weight):
-        return None
-    rank = part.network.dyn_dim
-    return LowRank(up[:, :rank], down[:rank], part.calc_scale() * part.multiplier())
-
-
-def _delta(part: Any, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the deltas of weight and bias from the network module's own code, in float32."""
-    delta, bias_delta = _in_float32(part, weight.device).calc_updown(weight)
-    if _is_inpainting_input(weight):
-        delta = F.pad(delta, (0, 0, 0, 0, 0, 5))  # 4 latent channels of 9
-    return delta.expand_as(weight), bias_delta
-
-
-def _is_inpainting_input(weight: Tensor) -> bool:
-    return weight.ndim == 4 and weight.shape[1] == 9
-
-
-def _in_float32(part: Any, device: torch.device) -> Any:
-    """Return a copy of a network module with its tensors in float32 on `device`.
-
-    The tensors are copies: some modules write into their own.
-    """
-    view = copy.copy(part)
-    for name, value in held_by(part):
-        if isinstance(value, nn.Module):
-            setattr(view, name, copy.deepcopy(value).to(device, torch.float32))
-        elif value.is_floating_point():
-            setattr(view, name, value.to(device, torch.float32, copy=True))
-    return view
+@torch.no_grad()
+def _set_biases(totals: dict[Any, Tensor | None]) -> None:
+    """Write each layer's bias, adding or removing it where that is needed."""
+    there = []
+    for layer, total in totals.items():
+        bias = getattr(layer, "bias", None)
+        if total is None:
+            layer.bias = None
+        elif bias is None:
+            whole = total.to(layer.weight).squeeze(0).expand(layer.weight.shape[0]).clone()
+            layer.bias = nn.Parameter(whole, requires_grad=False)
+            layer._accel_grown = True
+        else:
+            there.append((bias, total))
+    copy_all([bias for bias, _ in there], [total for _, total in there])

@@ -1,0 +1,1 @@
+"""Merging the LoRAs of the WebUI into the layers of a UNet."""
