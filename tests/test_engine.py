@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_accel.model.architecture import Architecture
 from lib_accel.store.store import ArtifactStore
 
 from . import tiny
