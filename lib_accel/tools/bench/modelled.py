@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 
 from ...compile.source_digest import PACKAGE, digest_of, source_digest, source_files
 from ...errors import AccelError
+from ...model import presets
 from ..laboratory.backends import BACKENDS
 from ..laboratory.environment import HOME, ROOT, prepare
 from ..laboratory.launches import CLASSES, COMPUTING
@@ -88,7 +90,8 @@ def plan(args: argparse.Namespace) -> Plan:
         raise argparse.ArgumentTypeError(
             f"--model --variants {','.join(unknown)}: expected some of {expected}"
         )
-    family = str(Path(args.family).absolute()) if Path(args.family).exists() else args.family
+    is_name = re.split("[:+]", args.family)[0] in presets.PRESETS
+    family = args.family if is_name else str(Path(args.family).absolute())
     return Plan(family, capability, args.size, args.batch, args.tokens, dtype, backends)
 
 
@@ -153,14 +156,13 @@ def _counted(task: Mapping[str, Any], capability: int) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         variables |= {
             "PRETEND_LOG": str(Path(folder, "driver.log")),
-            "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",  # torch's own, of its exporter
             # what has been compiled to GPU code before is compiled again only where it changed
             "TORCHINDUCTOR_CACHE_DIR": str(HOME / "inductor"),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
         }
         command = [str(python), "-m", "lib_accel.tools.laboratory.count", json.dumps(task)]
-        done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise AccelError(f"the laboratory failed with exit status {done.returncode}, see above")
     return json.loads(done.stdout.splitlines()[-1])
