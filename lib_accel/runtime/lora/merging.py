@@ -160,7 +160,7 @@ class BasePlacement:
         if where == AUTO:
             fits = free_memory(device) - size > FREE_BYTES
             where = "gpu" if fits else "pinned"
-        elif where == "gpu" and not has_room(device, base.nbytes):
+        elif where == "gpu" and not has_room(device, size):
             where = "pinned"
         return "host" if where == "pinned" and self._pinned_ran_out else where
 
