@@ -166,7 +166,7 @@ def test_gradients_reach_every_input(tmp_path: Path):
 
 
 def test_wait_returns_when_code_cannot_be_made(unet: nn.Module, tmp_path: Path):
-    config = lib_accel.Config(store=tmp_path, backend="aoti", compile=False)
+    config = lib_accel.Config(store=tmp_path, backend="jit", compile=False)
     with lib_accel.accelerate(unet, config) as accelerated:
         status = accelerated.wait()
         assert (status.state, status.backend) == ("eager", "eager")

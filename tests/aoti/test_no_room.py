@@ -69,7 +69,7 @@ def test_a_limit_smaller_than_the_target_evicts_none_of_its_units(
     assert {e.key for e in all_but_one.list()} == set(tiny.target().keys.values())
 
 
-def test_a_store_on_a_read_only_disk(disk: Path):
+def test_a_store_on_a_read_only_disk(packaging: None, disk: Path):
     engine = tiny.engine(disk / "store", backend="aoti", blocking=True)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     engine.prepare()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def _labels(host: Host, name: str) -> dict[str, str]:
 
 
 def test_a_backend_that_cannot_serve_is_shown_with_its_reason_and_not_as_a_choice(
-    host: Host,
+    packaging: None, host: Host
 ) -> None:
     """Here nothing is stored and nothing may be compiled."""
     assert _labels(host, "accel_backend") == {
@@ -36,12 +37,10 @@ def test_a_backend_that_is_set_stays_a_choice(host: Host) -> None:
     assert _component(host, "accel_backend").value == "jit"
 
 
-def test_where_everything_works_everything_is_offered(tmp_path: Path) -> None:
-    with in_place():
-        host = Host("--accel-store", str(tmp_path))
+def test_where_everything_works_everything_is_offered(packaging: None, tmp_path: Path) -> None:
+    with in_place(), contextlib.closing(Host("--accel-store", str(tmp_path))) as host:
         assert list(_labels(host, "accel_backend")) == ["auto", "aoti", "jit", "eager"]
         assert "accel-text" not in host.opts.data_labels["accel_backend"].comment_after
-        host.close()
 
 
 def test_the_page_names_limits_and_units(host: Host) -> None:
@@ -74,6 +73,7 @@ def test_the_page_names_limits_and_units(host: Host) -> None:
 )
 @pytest.mark.parametrize("by", ["flag", "environment"])
 def test_the_folder_is_tried_at_the_start(
+    packaging: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -87,14 +87,13 @@ def test_the_folder_is_tried_at_the_start(
     places = {"tmp": tmp_path, "cwd": tmp_path}
     named = folder.format(**places)
     monkeypatch.setenv("ACCEL_STORE", named if by == "environment" else str(tmp_path / "other"))
-    with in_place():
-        host = Host(*(("--accel-store", named) if by == "flag" else ()))
+    flags = ("--accel-store", named) if by == "flag" else ()
+    with in_place(), contextlib.closing(Host(*flags)) as host:
         out = capsys.readouterr().out
         findings = host.module("lib_accel.host.stored_code").findings()
         host.opts.set("accel_backend", "eager")
         host.load()
         assert host.image().made
-        host.close()
     shown = [f"{f.what}; {f.advice}" for f in findings if f.level != "ok"]
     if said is None:
         assert (out, shown) == ("", [])

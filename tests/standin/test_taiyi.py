@@ -128,6 +128,10 @@ def test_medvram_gets_the_module_that_is_called(encoder: Any) -> None:
 def test_half_precision_is_near_float32(encoder: Any) -> None:
     import copy
 
+    try:
+        torch.layer_norm(torch.zeros(1, 2).half(), (2,))
+    except RuntimeError as missing:
+        pytest.skip(f"NOT RUN: torch {torch.__version__} on a CPU: {missing}")
     with torch.no_grad():
         expected = encoder([PROMPTS[0]])
         found = copy.deepcopy(encoder).half()([PROMPTS[0]])
