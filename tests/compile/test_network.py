@@ -1,0 +1,67 @@
+"""The list of operations that TensorRT is given computes what the clean UNet computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lib_accel.compile.accuracy import example_inputs
+from lib_accel.compile.backends.tensorrt.network import KINDS, unet_network, unit_network
+from lib_accel.compile.units import UnitModule, describe, units_of
+from lib_accel.model import presets, specs
+from lib_accel.model.random_weights import random_weights
+from lib_accel.model.unet import UNet
+
+from .operations import compute
+
+SMALL = {
+    "SD1": presets.sd1(32, context_dim=24),
+    "SD1 inpainting": presets.sd1(32, in_channels=9, context_dim=24),
+    "SD2": presets.sd2(64, context_dim=24),
+    "SDXL": presets.sdxl(64, context_dim=24, adm_channels=40),
+    "SDXL refiner": presets.sdxl_refiner(64, context_dim=24, adm_channels=40),
+}
+SIZES = [(2, 8, 8, 77), (1, 13, 9, 1), (3, 1, 1, 5)]
+"""(B, H, W, L), H and W in latents: plain, odd at every level, and the smallest."""
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("family", SMALL)
+def test_a_whole_unet_as_operations_computes_the_same(family: str, size: tuple[int, int, int, int]):
+    a = SMALL[family]
+    weights = random_weights(a, torch.float64, seed=1)
+    batch, height, width, length = size
+    x = torch.randn(batch, a.in_channels, height, width, dtype=torch.float64)
+    timesteps = torch.linspace(1, 999, batch, dtype=torch.float64)
+    context = torch.randn(batch, length, a.context_dim, dtype=torch.float64)
+    y = torch.randn(batch, a.adm_channels, dtype=torch.float64) if a.adm_channels else None
+    expected = UNet(a).adopt(weights)(x, timesteps, context, y)
+
+    given = {"x": x, "timesteps": timesteps, "context": context, **weights}
+    found = compute(unet_network(a), given if y is None else {**given, "y": y})
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("unit", units_of(SMALL["SDXL"]) + units_of(SMALL["SD1"]), ids=describe)
+def test_a_unit_as_operations_computes_the_same(unit: specs.Spec):
+    dtype, device = torch.float64, torch.device("cpu")
+    activations, weights = example_inputs(unit, (2, 9, 7, 5), dtype, device)
+    module = UnitModule(unit)
+    given = dict(zip(("h", "side"), activations, strict=False))
+    found = compute(unit_network(unit), {**given, **dict(zip(module.names, weights, strict=True))})
+    torch.testing.assert_close(found, module(activations, weights), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_each_weight_is_used_and_each_operation_is_needed(family: str):
+    network = unet_network(SMALL[family])
+    used = {name for operation in network.operations for name in operation.inputs}
+    made = {operation.output for operation in network.operations}
+    assert used | {network.output} == made | set(network.weights) | set(network.activations)
+    assert {operation.kind for operation in network.operations} == set(KINDS)
+
+
+def test_the_time_embedding_is_activated_once():
+    operations = unet_network(SMALL["SD1"]).operations
+    inputs = [operation.inputs for operation in operations if operation.kind == "silu"]
+    assert len(inputs) == len(set(inputs))
