@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedArchitecture
 from .reading import Reader, heads_of, shapes_of
@@ -20,6 +20,8 @@ from .specs import (
     SpatialTransformer,
     Spec,
     Upsample,
+    spec_from_dict,
+    spec_to_dict,
 )
 
 if TYPE_CHECKING:
@@ -100,6 +102,19 @@ class Architecture:
         """
         return cls.from_shapes(shapes_of(module), heads_of(module))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the architecture as plain JSON values."""
+        blocks = (*self.input_blocks, self.middle_block, *self.output_blocks)
+        written = [[spec_to_dict(spec) for spec in block] for block in blocks]
+        return {**vars(self), **_split(written, len(self.input_blocks))}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
+        """Return the architecture that `to_dict` made `data` of. Raises KeyError or TypeError."""
+        blocks = (*data["input_blocks"], data["middle_block"], *data["output_blocks"])
+        read = [tuple(spec_from_dict(spec) for spec in block) for block in blocks]
+        return cls(**{**data, **_split(read, len(data["input_blocks"]))})
+
     def layers(self) -> Iterator[tuple[str, Spec]]:
         """Yield every layer's name and spec, in the order of a forward pass."""
         blocks = [(f"input_blocks.{i}", b) for i, b in enumerate(self.input_blocks)]
@@ -137,6 +152,15 @@ class Architecture:
             family = "SDXL (reduced)"
         variants = {4: "", 8: " edit", 9: " inpainting"}
         return family + variants.get(self.in_channels, f" {self.in_channels} channels")
+
+
+def _split(blocks: Sequence[Any], inputs: int) -> dict[str, Any]:
+    """Return the blocks by the names of an architecture's fields."""
+    return {
+        "input_blocks": tuple(blocks[:inputs]),
+        "middle_block": blocks[inputs],
+        "output_blocks": tuple(blocks[inputs + 1 :]),
+    }
 
 
 def _read_input_blocks(reader: Reader, channels: int) -> tuple[tuple[Block, ...], list[int]]:

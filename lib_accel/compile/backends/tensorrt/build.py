@@ -1,0 +1,103 @@
+"""Builds engines. It needs no GPU: the engine's own kernels are made at its first use.
+
+As a program it is a child of the process that makes images: a build computes for many seconds and
+takes up to 1 GB of memory. It reads a request from a file and writes the engine beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ....errors import CompileFailed
+from ....model.architecture import Architecture
+from ....model.specs import spec_from_dict
+from .libraries import load, make_logger
+from .network import Network, unet_network, unit_network
+from .writer import Writer
+
+CARDS: dict[str, tuple[str, ...]] = {"ampere+": (), "turing": ("SM75",)}
+"""TensorRT's names of the cards that one engine is for; by default all from Ampere on."""
+
+LATENTS = {"B": (1, 2, 16), "H": (8, 64, 256), "W": (8, 64, 256), "L": (1, 77, 1000)}
+"""Smallest, usual and largest sizes that an engine for a whole UNet takes: H and W in latents."""
+
+PIXELS = {**LATENTS, "H": (1, 64, 256), "W": (1, 64, 256)}
+"""The same for a unit, whose H and W are those of its own level."""
+
+
+def build(network: Network, dtype: str, cards: str, channels_last: bool = False) -> bytes:
+    """Return a serialized engine, whose inputs are the network's activations and weights.
+
+    Raises ImportError without TensorRT for RTX, CompileFailed with TensorRT's reason.
+    """
+    trt = load()
+    logger = make_logger(trt)
+    builder = trt.Builder(logger)
+    flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    target = builder.create_network(1 << int(flag))
+    Writer(trt, target, network, dtype, channels_last).write()
+    config = builder.create_builder_config()
+    config.add_optimization_profile(_profile(builder, network))
+    # the memory of activations is torch's, so that a call can be recorded in a CUDA graph
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if named := CARDS[cards]:
+        config.num_compute_capabilities = len(named)
+        for i, name in enumerate(named):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
+    engine = builder.build_serialized_network(target, config)
+    if engine is None:
+        raise CompileFailed(f"TensorRT cannot build this network: {logger.last_error()}")
+    return bytes(engine)
+
+
+def sizes_of(network: Network) -> Mapping[str, tuple[int, int, int]]:
+    """Return the smallest, usual and largest value of each dynamic size of `network`."""
+    return LATENTS if "timesteps" in network.activations else PIXELS
+
+
+def _profile(builder: Any, network: Network) -> Any:
+    profile, sizes = builder.create_optimization_profile(), sizes_of(network)
+    for name, shape in network.activations.items():
+        bounds = (
+            tuple(n if isinstance(n, int) else sizes[n][i] for n in shape) for i in range(3)
+        )
+        profile.set_shape(name, *bounds)
+    return profile
+
+
+def request(of: Architecture | Mapping[str, Any], dtype: str, cards: str) -> dict[str, Any]:
+    """Return what `main` reads: the engine of a whole UNet, or of a unit (`spec_to_dict`)."""
+    whole = isinstance(of, Architecture)
+    what = {"unet": of.to_dict()} if whole else {"unit": dict(of)}
+    return {**what, "dtype": dtype, "cards": cards}
+
+
+def network_of(asked: Mapping[str, Any]) -> Network:
+    """Return the network of a request. Raises KeyError or TypeError."""
+    if "unet" in asked:
+        return unet_network(Architecture.from_dict(asked["unet"]))
+    return unit_network(spec_from_dict(asked["unit"]))
+
+
+def main(arguments: list[str]) -> int:
+    """Build what the file FOLDER/request.json asks for, into FOLDER/engine."""
+    folder = Path(arguments[0])
+    asked = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    try:
+        engine = build(network_of(asked), asked["dtype"], asked["cards"], "unit" in asked)
+    except (CompileFailed, ImportError) as error:
+        print(str(error), file=sys.stderr)
+        return 1
+    draft = folder / "engine.part"
+    draft.write_bytes(engine)
+    os.replace(draft, folder / "engine")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""Finds TensorRT for RTX, which the user installs, and speaks for its logger."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+from types import ModuleType
+from typing import Any
+
+MODULE = "tensorrt_rtx"
+_log = logging.getLogger(__name__)
+
+
+def version() -> str | None:
+    """Return the version of TensorRT for RTX that is installed; None where there is none."""
+    if importlib.util.find_spec(MODULE) is None:
+        return None
+    try:
+        return importlib.metadata.version(MODULE)
+    except importlib.metadata.PackageNotFoundError:  # unpacked by hand
+        return str(load().__version__)
+
+
+def load() -> ModuleType:
+    """Import TensorRT for RTX. Raises ImportError where it, or a library of it, is missing."""
+    return importlib.import_module(MODULE)
+
+
+def make_logger(trt: ModuleType) -> Any:
+    """Return a logger of TensorRT that speaks through ours, and keeps its errors in `errors`."""
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (self.ERROR, self.INTERNAL_ERROR):
+                self.errors.append(message)
+                _log.error("TensorRT: %s", message)
+            elif severity == self.WARNING:
+                _log.debug("TensorRT: %s", message)
+
+        def last_error(self) -> str:
+            """Return the newest error, in one line, and forget all."""
+            text = self.errors[-1] if self.errors else "it gives no reason"
+            self.errors.clear()
+            return " ".join(text.split())
+
+    return Logger()

@@ -1,0 +1,123 @@
+"""Runs an engine on the tensors that torch has, on torch's current stream.
+
+Nothing is copied: activations and weights are read where they lie, and TensorRT's own memory for
+activations is torch's, asked for the shapes of the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....errors import ArtifactRejected, NoRoom
+from ...machine import free_memory
+from .libraries import make_logger
+from .writer import OUTPUT
+
+
+class Engine:
+    """A serialized engine in this process, of which each bound network has a context of its own.
+
+    Raises ArtifactRejected where the bytes are no engine for this card, driver and TensorRT.
+    """
+
+    def __init__(self, trt: Any, serialized: bytes, cache: bytes = b""):
+        self._trt, self._logger = trt, make_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        validity, why = self._runtime.get_engine_validity(serialized)
+        if validity == trt.EngineValidity.INVALID:
+            raise ArtifactRejected(f"the engine does not fit: {self._words(why)}")
+        self._engine = self._runtime.deserialize_cuda_engine(serialized)
+        if self._engine is None:
+            raise ArtifactRejected(f"TensorRT cannot read the engine: {self._logger.last_error()}")
+        self._config = self._engine.create_runtime_config()
+        self._config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        self._cache = self._config.create_runtime_cache()
+        if cache:
+            self._cache.deserialize(cache)
+        self._config.set_runtime_cache(self._cache)
+
+    def context(self) -> Any:
+        """Return a new execution context. Raises NoRoom where TensorRT makes none."""
+        context = self._engine.create_execution_context(self._config)
+        if context is None:
+            raise NoRoom(f"TensorRT makes no execution context: {self._logger.last_error()}")
+        return context
+
+    @property
+    def kernels(self) -> bytes:
+        """The kernels that were made for this card so far, to be given to the next process."""
+        return bytes(self._cache.serialize())
+
+    def last_error(self) -> str:
+        """Return what TensorRT complained of last."""
+        return str(self._logger.last_error())
+
+    def _words(self, diagnostics: int) -> str:
+        known = self._trt.EngineInvalidityDiagnostics.__members__
+        named = [name for name, flag in known.items() if diagnostics & int(flag)]
+        said = ", ".join(name.replace("_", " ").lower() for name in named)
+        return said or str(self._logger.last_error())
+
+
+class Call:
+    """Calls one context with tensors.
+
+    `activations` are the names of its dynamic inputs, in the order of the tensors of a call, and
+    `weights` those of the weights. `failure` tells why a call has failed.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        activations: Sequence[str],
+        weights: Sequence[str],
+        failure: Callable[[], str],
+        free: Callable[[torch.device], int | None] = free_memory,
+    ):
+        self._context, self._failure, self._free = context, failure, free
+        self._activations, self._weights = activations, weights
+        self._shapes: dict[str, torch.Size] = {}
+        self._bound: dict[str, int] = {}
+        self._bytes = 0  # TensorRT's own memory for the shapes of the last call
+
+    def __call__(self, activations: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor) -> None:
+        """Compute `out` of `activations`, whose layouts the engine expects.
+
+        Raises torch.cuda.OutOfMemoryError where its memory is not there, RuntimeError with
+        TensorRT's reason where it fails.
+        """
+        given = dict(zip(self._activations, activations, strict=True))
+        self._set_shapes(given)
+        tensors = {**given, **dict(zip(self._weights, weights, strict=True)), OUTPUT: out}
+        self._bind(tensors)
+        memory = torch.empty(self._bytes, dtype=torch.uint8, device=out.device)
+        self._context.set_device_memory(memory.data_ptr(), memory.numel())
+        stream = torch.cuda.current_stream(out.device).cuda_stream
+        if not self._context.execute_async_v3(stream):
+            raise RuntimeError(f"TensorRT failed: {self._failure()}")
+
+    def _set_shapes(self, given: Mapping[str, Tensor]) -> None:
+        shapes = {name: tensor.shape for name, tensor in given.items()}
+        if shapes == self._shapes:
+            return
+        self._shapes = {}
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, tuple(shape)):
+                raise RuntimeError(f"TensorRT refuses {name} {list(shape)}: {self._failure()}")
+        self._bytes = self._context.update_device_memory_size_for_shapes()
+        self._shapes = shapes
+
+    def _bind(self, tensors: Mapping[str, Tensor]) -> None:
+        """Tell TensorRT where the tensors are; most of them stay where they are."""
+        for name, tensor in tensors.items():
+            address = tensor.data_ptr()
+            if self._bound.get(name) != address:
+                if not self._context.set_tensor_address(name, address):
+                    raise RuntimeError(f"TensorRT refuses {name}: {self._failure()}")
+                self._bound[name] = address
