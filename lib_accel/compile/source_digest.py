@@ -19,9 +19,9 @@ FOLDERS = ("compile", "model")
 
 
 @functools.cache
-def source_digest() -> str:
+def source_digest(roots: tuple[str, ...] = ROOTS) -> str:
     """Return the digest of the installed files: a hex sha256. They are read once."""
-    return digest_of(PACKAGE)
+    return digest_of(PACKAGE, roots)
 
 
 def digest_of(package: Path, roots: Sequence[str] = ROOTS, folders: Sequence[str] = FOLDERS) -> str:

@@ -7,7 +7,6 @@ takes up to 1 GB of memory. It reads a request from a file and writes the engine
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from ....errors import CompileFailed
 from ....model.architecture import Architecture
-from ....model.specs import spec_from_dict
+from ....model.specs import Spec, spec_from_dict, spec_to_dict
 from .libraries import load, make_logger
 from .network import Network, unet_network, unit_network
 from .writer import Writer
@@ -63,17 +62,15 @@ def sizes_of(network: Network) -> Mapping[str, tuple[int, int, int]]:
 def _profile(builder: Any, network: Network) -> Any:
     profile, sizes = builder.create_optimization_profile(), sizes_of(network)
     for name, shape in network.activations.items():
-        bounds = (
-            tuple(n if isinstance(n, int) else sizes[n][i] for n in shape) for i in range(3)
-        )
+        bounds = (tuple(n if isinstance(n, int) else sizes[n][i] for n in shape) for i in range(3))
         profile.set_shape(name, *bounds)
     return profile
 
 
-def request(of: Architecture | Mapping[str, Any], dtype: str, cards: str) -> dict[str, Any]:
-    """Return what `main` reads: the engine of a whole UNet, or of a unit (`spec_to_dict`)."""
+def request(of: Architecture | Spec, dtype: str, cards: str) -> dict[str, Any]:
+    """Return what `main` reads: the engine of a whole UNet or of a unit, as plain JSON values."""
     whole = isinstance(of, Architecture)
-    what = {"unet": of.to_dict()} if whole else {"unit": dict(of)}
+    what = {"unet": of.to_dict()} if whole else {"unit": spec_to_dict(of)}
     return {**what, "dtype": dtype, "cards": cards}
 
 
@@ -95,7 +92,7 @@ def main(arguments: list[str]) -> int:
         return 1
     draft = folder / "engine.part"
     draft.write_bytes(engine)
-    os.replace(draft, folder / "engine")
+    draft.replace(folder / "engine")
     return 0
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ....errors import ArtifactRejected, NoRoom
 from ...machine import free_memory
 from .libraries import make_logger
+from .network import Network
 from .writer import OUTPUT
 
 
@@ -78,7 +79,7 @@ class Call:
         activations: Sequence[str],
         weights: Sequence[str],
         failure: Callable[[], str],
-        free: Callable[[torch.device], int | None] = free_memory,
+        free: Callable[[torch.device], float] = free_memory,
     ):
         self._context, self._failure, self._free = context, failure, free
         self._activations, self._weights = activations, weights
@@ -86,14 +87,22 @@ class Call:
         self._bound: dict[str, int] = {}
         self._bytes = 0  # TensorRT's own memory for the shapes of the last call
 
-    def __call__(self, activations: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor) -> None:
+    def __call__(
+        self, activations: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor
+    ) -> None:
         """Compute `out` of `activations`, whose layouts the engine expects.
 
-        Raises torch.cuda.OutOfMemoryError where its memory is not there, RuntimeError with
-        TensorRT's reason where it fails.
+        Raises torch.cuda.OutOfMemoryError where less memory is free than it needs, RuntimeError
+        with TensorRT's reason where it fails.
         """
         given = dict(zip(self._activations, activations, strict=True))
         self._set_shapes(given)
+        free = self._free(out.device)
+        if self._bytes > free:
+            raise torch.cuda.OutOfMemoryError(
+                f"TensorRT needs {self._bytes / 1e9:.1f} GB for this size and "
+                f"{free / 1e9:.1f} GB are free"
+            )
         tensors = {**given, **dict(zip(self._weights, weights, strict=True)), OUTPUT: out}
         self._bind(tensors)
         memory = torch.empty(self._bytes, dtype=torch.uint8, device=out.device)
@@ -121,3 +130,25 @@ class Call:
                 if not self._context.set_tensor_address(name, address):
                     raise RuntimeError(f"TensorRT refuses {name}: {self._failure()}")
                 self._bound[name] = address
+
+
+class EngineFn:
+    """An engine as a function of a list of tensors: a `UnitFn`, or the same for a whole UNet.
+
+    `[*activations, *weights]`, in the order of the network, -> `[B, channels, H, W]`, of the size
+    of the first activation. With `channels_last` that is the layout of the first and the result.
+    """
+
+    def __init__(self, engine: Engine, network: Network, channels: int, channels_last: bool):
+        names = list(network.activations), list(network.weights)
+        self._call = Call(engine.context(), *names, engine.last_error)
+        self._count, self._channels = len(network.activations), channels
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, tensors: list[Tensor]) -> Tensor:
+        """Compute. Raises what `Call` does."""
+        x = tensors[0]
+        size = (x.shape[0], self._channels, *x.shape[2:])
+        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=self._layout)
+        self._call(tensors[: self._count], tensors[self._count :], out)
+        return out

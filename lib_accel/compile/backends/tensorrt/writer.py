@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .network import Network, Operation
+from .network import Network
 
 MAXIMAL_PERIOD = 10000  # of the sinusoids, as in model/unet.py: timestep_embedding
 
@@ -129,11 +129,12 @@ class Writer:
         return layer.get_output(0)
 
     def group_norm(self, x: Any, weight: Any, bias: Any, groups: int, eps: float) -> Any:
-        channels = tuple(weight.shape)[0]
+        (channels,) = weight.shape
         return self._norm(x, weight, bias, (1, channels, 1, 1), (2, 3), eps, groups)
 
     def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
-        return self._norm(x, weight, bias, (1, 1, tuple(weight.shape)[0]), (2,), eps)
+        (channels,) = weight.shape
+        return self._norm(x, weight, bias, (1, 1, channels), (2,), eps)
 
     def _norm(
         self,

@@ -1,0 +1,1 @@
+"""The backend `tensorrt`, up to the last step without a GPU."""

@@ -1,0 +1,114 @@
+"""Engines are really built here, at small widths; what the network holds is inspected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lib_accel.compile.backends.tensorrt import build as building
+from lib_accel.compile.backends.tensorrt.build import build, network_of, request
+from lib_accel.compile.backends.tensorrt.libraries import make_logger
+from lib_accel.compile.backends.tensorrt.network import Network, unet_network, unit_network
+from lib_accel.compile.backends.tensorrt.writer import OUTPUT, Writer
+from lib_accel.compile.units import describe, units_of
+from lib_accel.errors import CompileFailed
+from lib_accel.model import specs
+from lib_accel.model.architecture import Architecture
+
+from ..tiny import TINY, WITH_Y
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+
+
+def written(network: Network, dtype: str = "float16", channels_last: bool = False) -> Any:
+    """Return the network of TensorRT, and what must live as long."""
+    logger = make_logger(trt)
+    builder = trt.Builder(logger)
+    target = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    Writer(trt, target, network, dtype, channels_last).write()
+    return target, builder, logger
+
+
+def layers(target: Any) -> list[Any]:
+    return [target.get_layer(i) for i in range(target.num_layers)]
+
+
+@pytest.mark.parametrize("unit", units_of(TINY), ids=describe)
+def test_a_unit_is_built(unit: specs.Spec):
+    assert len(build(unit_network(unit), "float16", "ampere+", channels_last=True)) > 100_000
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_whole_unet_is_built(dtype: str):
+    assert len(build(unet_network(WITH_Y), dtype, "ampere+")) > 100_000
+
+
+def test_a_whole_unet_is_built_for_turing():
+    assert len(build(unet_network(TINY), "float16", "turing")) > 100_000
+
+
+def test_a_refusal_of_tensorrt_is_told():
+    unit = next(iter(units_of(TINY)))
+    with pytest.raises(CompileFailed, match=r"TensorRT cannot build .* HW-specific datatypes"):
+        build(unit_network(unit), "bfloat16", "turing")
+
+
+@pytest.mark.parametrize("of", [TINY, WITH_Y, *units_of(TINY)], ids=lambda of: type(of).__name__)
+def test_a_request_names_the_same_network(of: Architecture | specs.Spec):
+    whole = isinstance(of, Architecture)
+    assert network_of(request(of, "float16", "ampere+")) == (
+        unet_network(of) if whole else unit_network(of)
+    )
+
+
+def test_every_weight_is_an_input_and_nothing_large_is_a_constant():
+    network = unet_network(WITH_Y)
+    target, *_ = written(network)
+    inputs = {target.get_input(i).name: target.get_input(i) for i in range(target.num_inputs)}
+    assert list(inputs) == [*network.activations, *network.weights]
+    assert all(tuple(inputs[name].shape) == shape for name, shape in network.weights.items())
+    constants = [layer for layer in layers(target) if layer.type == trt.LayerType.CONSTANT]
+    assert max(map(_elements, constants)) <= 64
+
+
+def _elements(layer: Any) -> int:
+    return trt.volume(layer.get_output(0).shape)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_only_norms_and_sinusoids_are_computed_in_float32(dtype: str):
+    target, *_ = written(unet_network(TINY), dtype)
+    wide = {
+        layer.type.name
+        for layer in layers(target)
+        if layer.num_outputs and layer.get_output(0).dtype == trt.float32
+    }
+    norms, angles = {"NORMALIZATION", "CAST", "SHUFFLE"}, {"CONSTANT", "ELEMENTWISE", "UNARY"}
+    assert wide == norms | angles | {"CONCATENATION"}
+    sizes = [
+        _elements(layer)
+        for layer in layers(target)
+        if layer.type == trt.LayerType.ELEMENTWISE and layer.get_output(0).dtype == trt.float32
+    ]
+    assert len(sizes) == 1  # angles: timesteps times frequencies
+
+
+def test_a_unit_takes_and_gives_channels_last():
+    unit = next(iter(units_of(TINY)))
+    target, *_ = written(unit_network(unit), channels_last=True)
+    nhwc = 1 << int(trt.TensorFormat.HWC8)
+    assert target.get_input(0).allowed_formats == nhwc
+    assert target.get_output(0).allowed_formats == nhwc
+    assert target.get_output(0).name == OUTPUT
+
+
+def test_sizes_stay_dynamic():
+    target, *_ = written(unet_network(TINY))
+    assert tuple(target.get_input(0).shape) == (-1, 4, -1, -1)
+    assert tuple(target.get_output(0).shape) == (-1, 4, -1, -1)
+
+
+def test_the_largest_sizes_are_those_that_the_webui_offers():
+    assert building.LATENTS["H"][2] * 8 == 2048  # the end of its sliders
+    assert building.LATENTS["B"][2] == 16
