@@ -6,7 +6,7 @@ import atexit
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import AccelError, CompileFailed
@@ -48,27 +48,27 @@ class Progress:
 
 
 class Parts:
-    """The units of a job and the seconds that each is expected to take, for its progress.
+    """The parts of a job (units, or keys of engines) and the seconds each is expected to take.
 
     `workers` of them are compiled at a time. It can be asked from any thread.
     """
 
-    def __init__(self, expected: Mapping[specs.Spec, float], workers: int = 1):
+    def __init__(self, expected: Mapping[Hashable, float], workers: int = 1):
         self.longest_first = sorted(expected, key=expected.__getitem__, reverse=True)
         self._expected, self._workers = dict(expected), workers
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._began: dict[specs.Spec, float] = {}
-        self._took: dict[specs.Spec, float | None] = {}
+        self._began: dict[Hashable, float] = {}
+        self._took: dict[Hashable, float | None] = {}
         self._fraction = 0.0
 
-    def begin(self, unit: specs.Spec, more_s: float = 0.0) -> None:
+    def begin(self, unit: Hashable, more_s: float = 0.0) -> None:
         """Note that this unit is being compiled, which takes `more_s` seconds on top."""
         with self._lock:
             self._expected[unit] += more_s
             self._began[unit] = time.monotonic()
 
-    def finish(self, unit: specs.Spec, seconds: float | None = None) -> None:
+    def finish(self, unit: Hashable, seconds: float | None = None) -> None:
         """Note that this unit is there; `seconds` where it was compiled just now."""
         with self._lock:
             self._took[unit] = seconds

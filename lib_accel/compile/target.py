@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..model import specs
+from ..model.architecture import Architecture
 from ..store import recipe_key
 from .machine import Machine
 from .source_digest import source_digest
@@ -20,7 +21,8 @@ from .source_digest import source_digest
 class Target:
     """The distinct units of a UNet, their dtype, and the device and machine they must run on.
 
-    `name` is the model family, to show to users; nothing depends on it.
+    `name` is the model family, to show to users; nothing depends on it. `architecture` is that of
+    the whole UNet, for backends that can compute it at once; None for a control network.
     """
 
     units: tuple[specs.Spec, ...]
@@ -28,6 +30,7 @@ class Target:
     device: torch.device
     machine: Machine
     name: str = field(default="", compare=False)
+    architecture: Architecture | None = field(default=None, compare=False)
 
     def recipe(self, unit: specs.Spec) -> dict[str, Any]:
         """Return all that the compiled code of one unit depends on."""

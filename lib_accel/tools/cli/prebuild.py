@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import time
+
+from tqdm import tqdm
 
 from ...compile.backends.aoti.backend import Aoti
+from ...compile.backends.tensorrt import libraries
+from ...compile.backends.tensorrt.child import build_into
+from ...compile.backends.tensorrt.engines import Wanted, engines_of
 from ...compile.jobs import Job
 from ...compile.machine import probe
 from ...compile.target import Target
@@ -19,6 +25,8 @@ from .common import device_and_dtype, family, follow, make_store
 
 def run(args: argparse.Namespace) -> int:
     """Compile what is missing and print what the store has then."""
+    if args.backend == "tensorrt":  # engines depend on no Python and no torch
+        return _engines(args)
     if why := webui_python.other():
         say(f"note: {why}")
     device, dtype = device_and_dtype(args)
@@ -70,3 +78,48 @@ def _make(backend: Aoti, target: Target, store: ArtifactStore, label: str) -> tu
     follow(job, label)
     job.result()
     return job.compiled, round(job.progress().elapsed_s, 1)
+
+
+def _engines(args: argparse.Namespace) -> int:
+    """Build the engines of TensorRT that are missing, and print what the store has then."""
+    version = libraries.version()
+    if version is None:
+        raise BackendUnavailable(libraries.advice())
+    store, dtype = make_store(args), args.dtype or "float16"
+    built, lines = [], []
+    for architecture in map(family, args.family):
+        for cards in args.cards:
+            wanted = engines_of(architecture, dtype, cards, version)
+            seconds, sizes = _build_engines(store, wanted, f"{architecture.name}, {cards}"), []
+            for key in wanted:
+                entry = store.entry(key)
+                sizes.append(entry.bytes if entry else 0)
+            built.append(
+                {
+                    "architecture": architecture.name,
+                    "cards": cards,
+                    "bytes": sum(sizes),
+                    "engines": len(wanted),
+                    "built": len(seconds),
+                    "seconds": round(sum(seconds), 1),
+                }
+            )
+            made = f"{len(seconds)} of {len(wanted)} engines built in {sum(seconds):.0f} s"
+            size = sum(sizes) / 1e6
+            lines.append(f"{architecture.name}, {cards}, {dtype}: {made}, {size:.1f} MB")
+    text = "\n".join([*lines, f"store: {store.root}"])
+    show({"artifacts": built, "store": str(store.root)}, args, text)
+    return 0
+
+
+def _build_engines(store: ArtifactStore, wanted: dict[str, Wanted], label: str) -> list[float]:
+    """Build the engines that are missing; return the seconds of each."""
+    missing = [each for key, each in wanted.items() if not store.contains(key)]
+    seconds = []
+    with tqdm(missing, desc=label, disable=None) as bar:
+        for each in bar:
+            say(f"{label}: {each.name}") if bar.disable else bar.set_postfix_str(each.name)
+            began = time.monotonic()
+            build_into(store, each, keep=wanted)
+            seconds.append(time.monotonic() - began)
+    return seconds

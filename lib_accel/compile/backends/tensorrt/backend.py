@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
 import threading
-import zlib
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
 
 from ....config import Config
-from ....errors import AccelError, ArtifactRejected
+from ....errors import AccelError
 from ....store import ArtifactStore
 from ...jobs import CompiledUnits, Job, stop
 from ...target import Target
 from . import libraries
-from .engines import ENGINE_FILE, Wanted, cards_of, wanted_by
+from .engines import Wanted, cards_of, engines_of
 from .job import EngineJob
-
-BYTES = 1 << 30
-"""The most that an engine may unpack to: that of SDXL takes some 100 MB."""
 
 
 class TensorRT:
@@ -52,9 +46,9 @@ class TensorRT:
             return "TensorRT engines are made for UNets alone"
         version = libraries.version()
         if version is None:
-            return _not_installed()
+            return libraries.advice()
         try:
-            if all(map(store.contains, wanted_by(target, version))):
+            if all(map(store.contains, _wanted(target, version))):
                 return None
             store.check()
         except AccelError as error:
@@ -71,12 +65,12 @@ class TensorRT:
         """
         version = libraries.version()
         assert version is not None  # `why_not` has seen it
-        wanted = wanted_by(target, version)
+        wanted = _wanted(target, version)
         with self._starting:
             job = self._jobs.get((store.root, target.key))
             if job is None or job.done or job.cancelled:
                 load = functools.partial(self._load, target, store, wanted)
-                job = EngineJob(target, store, wanted, load, {"tensorrt_rtx": version})
+                job = EngineJob(target, store, wanted, load)
                 self._jobs[store.root, target.key] = job
                 job.start()
             return job
@@ -86,7 +80,7 @@ class TensorRT:
         version, total = libraries.version(), 0
         if version is None:
             return None
-        for key in wanted_by(target, version):
+        for key in _wanted(target, version):
             entry = store.entry(key)
             if entry is None or entry.foreign:
                 return None
@@ -98,24 +92,8 @@ class TensorRT:
         return stop(self._jobs.values())
 
 
-def read_engine(store: ArtifactStore, key: str, wanted: Wanted) -> bytes:
-    """Return the engine of this key, unpacked. Raises ArtifactRejected, StoreError."""
-    artifact = store.get(key)
-    if artifact is None:
-        raise ArtifactRejected(f"the engine of {wanted.name} was removed from the store")
-    packed = (store.place(artifact) / ENGINE_FILE).read_bytes()
-    unpacking = zlib.decompressobj()
-    engine = unpacking.decompress(packed, BYTES)
-    if unpacking.unconsumed_tail or not unpacking.eof:
-        raise ArtifactRejected(f"the engine of {wanted.name} does not unpack", key)
-    return engine
-
-
-def _not_installed() -> str:
-    other = ""
-    if importlib.util.find_spec("tensorrt") is not None:
-        other = " (the ordinary TensorRT is there; its engines are bound to one card)"
-    return (
-        f"TensorRT for RTX is not installed{other}: "
-        f'"{sys.executable}" -m pip install {libraries.MODULE}'
-    )
+def _wanted(target: Target, version: str) -> dict[str, Wanted]:
+    cards, dtype = cards_of(target.machine.capability), str(target.dtype).removeprefix("torch.")
+    assert target.architecture is not None  # `why_not` has seen it
+    assert cards is not None
+    return engines_of(target.architecture, dtype, cards, version)

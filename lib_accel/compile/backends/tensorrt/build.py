@@ -36,22 +36,37 @@ def build(network: Network, dtype: str, cards: str, channels_last: bool = False)
     """
     trt = load()
     logger = make_logger(trt)
+    # The memory of activations is torch's, so that a call can be recorded in a CUDA graph. Where
+    # TensorRT has no fused attention for the width of the heads, it cannot promise that.
+    for recordable in (True, False):
+        engine = _build(trt, logger, network, dtype, cards, channels_last, recordable)
+        if engine is not None:
+            return bytes(engine)
+    raise CompileFailed(f"TensorRT cannot build this network: {logger.last_error()}")
+
+
+def _build(
+    trt: Any,
+    logger: Any,
+    network: Network,
+    dtype: str,
+    cards: str,
+    channels_last: bool,
+    recordable: bool,
+) -> Any:
     builder = trt.Builder(logger)
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     target = builder.create_network(1 << int(flag))
     Writer(trt, target, network, dtype, channels_last).write()
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, network))
-    # the memory of activations is torch's, so that a call can be recorded in a CUDA graph
-    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if recordable:
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if named := CARDS[cards]:
         config.num_compute_capabilities = len(named)
         for i, name in enumerate(named):
             config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
-    engine = builder.build_serialized_network(target, config)
-    if engine is None:
-        raise CompileFailed(f"TensorRT cannot build this network: {logger.last_error()}")
-    return bytes(engine)
+    return builder.build_serialized_network(target, config)
 
 
 def sizes_of(network: Network) -> Mapping[str, tuple[int, int, int]]:

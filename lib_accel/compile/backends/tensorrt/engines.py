@@ -9,13 +9,9 @@ from ....model import specs
 from ....model.architecture import Architecture
 from ....store import recipe_key
 from ...source_digest import source_digest
-from ...target import Target
-from ...units import describe
+from ...units import describe, units_of
 from .build import request
 from .libraries import MODULE
-
-ENGINE_FILE = "engine.zlib"
-"""The one file of an artifact. Engines hold much that is alike: compressed they are a tenth."""
 
 SOURCES = ("compile/backends/tensorrt/build.py",)
 """The file that builds engines; what it imports shapes them as well."""
@@ -30,12 +26,13 @@ class Wanted:
     of: Architecture | specs.Spec
     dtype: str
     cards: str  # of CARDS
+    family: str  # the name of the model family, to show to users
     version: str  # of TensorRT for RTX, which reads its own engines alone
 
     @property
-    def whole(self) -> bool:
-        """Whether it computes a whole UNet."""
-        return isinstance(self.of, Architecture)
+    def seconds(self) -> float:
+        """What building it is expected to take; seen on 2 cores."""
+        return 15.0 if isinstance(self.of, Architecture) else 1.0
 
     @property
     def name(self) -> str:
@@ -62,12 +59,12 @@ class Wanted:
         }
 
 
-def wanted_by(target: Target, whole: Architecture, version: str) -> dict[str, Wanted]:
-    """Return the engines of a UNet, the whole one first, by their keys."""
-    dtype = str(target.dtype).removeprefix("torch.")
-    cards = cards_of(target.machine.capability) or ""
-    of: list[Architecture | specs.Spec] = [whole, *target.units]
-    every = (Wanted(each, dtype, cards, version) for each in of)
+def engines_of(
+    architecture: Architecture, dtype: str, cards: str, version: str
+) -> dict[str, Wanted]:
+    """Return the engines of a UNet by their keys: of the whole first, then of each unit."""
+    of = (architecture, *units_of(architecture))
+    every = (Wanted(each, dtype, cards, architecture.name, version) for each in of)
     return {recipe_key(wanted.recipe): wanted for wanted in every}
 
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,14 @@ def version() -> str | None:
         return importlib.metadata.version(MODULE)
     except importlib.metadata.PackageNotFoundError:  # unpacked by hand
         return str(load().__version__)
+
+
+def advice() -> str:
+    """Return that TensorRT for RTX is missing, and the command that installs it here."""
+    other = ""
+    if importlib.util.find_spec("tensorrt") is not None:
+        other = " (the ordinary TensorRT is; its engines would be for one card alone)"
+    return f'TensorRT for RTX is not installed{other}: "{sys.executable}" -m pip install {MODULE}'
 
 
 def load() -> ModuleType:
