@@ -8,14 +8,38 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
 
 from ..errors import AccelError, CompileFailed
 from ..model import specs
+from ..model.architecture import Architecture
 from .target import Target
 from .units import UnitFn
 
-CompiledUnits = Mapping[specs.Spec, UnitFn]
-"""Compiled units, by the spec of the layers that they compute."""
+CompiledUnits = Mapping[specs.Spec | Architecture, UnitFn]
+"""Compiled units, by the spec of the layers that they compute.
+
+The one of an architecture is a `WholeFn`, which computes a UNet at once.
+"""
+
+
+class WholeFn(Protocol):
+    """A compiled UNet: `[x, timesteps, context, *weights]` -> `[B, out_channels, H, W]`.
+
+    Where the architecture takes y, it comes before the weights, which are in the order of the
+    UNet's parameters. All are contiguous; timesteps are float32.
+    """
+
+    def why_not(self, activations: list[Tensor]) -> str | None:
+        """Return why it cannot compute a call of these sizes, or None."""
+        ...
+
+    def __call__(self, tensors: list[Tensor]) -> Tensor:
+        """Compute. Raises RuntimeError."""
+        ...
+
 
 EXIT_WAIT_S = 30.0
 """How long the end of the process waits for a job."""

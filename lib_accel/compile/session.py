@@ -14,6 +14,7 @@ from ..store.store import ArtifactStore
 from .backends.aoti.backend import Aoti
 from .backends.eager import Eager
 from .backends.jit import Jit
+from .backends.tensorrt.backend import TensorRT
 from .jobs import CompiledUnits, Job
 from .speeds import Speeds
 from .target import Target
@@ -23,6 +24,7 @@ class Backend(Protocol):
     """One way to make fast code for a target. It keeps the code it has loaded or made."""
 
     name: str
+    channels_last: bool  # the layout in which units read weights of convolutions on a GPU
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
         """Return why this backend cannot serve `target` and what to do; None where it can."""
@@ -48,7 +50,7 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: tuple[type[Backend], ...] = (Aoti, Jit, Eager)
+BACKENDS: tuple[type[Backend], ...] = (TensorRT, Aoti, Jit, Eager)
 """Every backend, best first until more was measured. A new one is listed here and nowhere else."""
 
 

@@ -177,10 +177,10 @@ def weights_of(layer: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in named if not _PREPARING.search(name)}
 
 
-def to_unit_layout(weight: Tensor) -> Tensor:
+def to_unit_layout(weight: Tensor, channels_last: bool = True) -> Tensor:
     """Return `weight` in the memory layout that compiled units read; itself where it has it.
 
-    Convolutions on a GPU are channels-last, everything else is contiguous.
+    With `channels_last`, convolutions on a GPU are; everything else is contiguous.
     """
-    conv = weight.ndim == 4 and weight.device.type == "cuda"
+    conv = channels_last and weight.ndim == 4 and weight.device.type == "cuda"
     return weight.contiguous(memory_format=torch.channels_last if conv else torch.contiguous_format)

@@ -168,11 +168,16 @@ class Binding:
         self.count = 0  # how often the weights were bound
 
     def bind(
-        self, units: CompiledUnits, dtype: torch.dtype | None, clean_computes: bool = False
+        self,
+        units: CompiledUnits,
+        dtype: torch.dtype | None,
+        channels_last: bool = True,
+        clean_computes: bool = False,
     ) -> None:
         """Bind to the weights as they are now; `units` were made for `dtype`.
 
-        Units are left unused if the weights need another dtype or are on another device (medvram).
+        `channels_last`: the layout in which they read the weights of convolutions on a GPU. They
+        are left unused if the weights need another dtype or are on another device (medvram).
         `clean_computes`: the clean layers then compute, and not the network's own.
         Raises BadWeights if nothing can be computed with the weights.
         """
@@ -192,7 +197,7 @@ class Binding:
         if weight.device == self._device:
             serving = units if self.dtype == dtype else {}
             if serving or (clean_computes and fastest_channels_last(weight)):
-                self._weights.set_layout(compiled=True)
+                self._weights.set_layout(True, channels_last or not serving)
                 self._weights.accept()  # the new layout may have moved some
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()  # the old places are too small for images

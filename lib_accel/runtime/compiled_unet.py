@@ -12,11 +12,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..compile.jobs import CompiledUnits
+from ..compile.jobs import CompiledUnits, WholeFn
 from ..compile.machine import has_room
 from ..compile.units import UnitFn
 from ..config import MIB
@@ -200,11 +201,45 @@ class CompiledEmbedding:
         return emb, {name: [each] for name, each in zip(self._blocks, projected, strict=True)}
 
 
+class CompiledWhole:
+    """A UNet that is compiled as a whole, and its weights."""
+
+    def __init__(self, fn: WholeFn, unet: UNet, dtype: torch.dtype):
+        self._fn, self._dtype = fn, dtype
+        # a weight that stands in two places counts twice
+        named = unet.named_parameters(remove_duplicate=False)
+        self._weights: list[Tensor] = [weight for _, weight in named]
+        self._device = self._weights[0].device
+        self._widen = any(w.dtype != dtype for w in self._weights)
+        self._takes_y = unet.architecture.adm_channels is not None
+
+    def __call__(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
+    ) -> Tensor | str:
+        """Compute a call as `UNet.forward` does, or return why that is left to the layers."""
+        given = [x.to(self._dtype), timesteps.float(), context.to(self._dtype)]
+        if self._takes_y:
+            if y is None:
+                return "y is missing"
+            given.append(y.to(self._dtype))
+        if any(t.device != self._device for t in given):
+            return f"the inputs are not on {self._device}"
+        if why := self._fn.why_not(given):
+            return why
+        weights = in_dtype(self._weights, self._dtype, self._widen)
+        return self._fn([*map(Tensor.contiguous, given), *weights]).to(x.dtype)
+
+
 class CompiledUNet:
-    """A clean UNet with compiled layers in place of its own, and what is prepared for these."""
+    """A clean UNet with compiled layers in place of its own, and what is prepared for these.
+
+    Where the whole is compiled too, it computes every call that it can. `left` says why the last
+    one was left to the layers.
+    """
 
     def __init__(self, unet: UNet):
         self.prompts = KeptPrompts()
+        self.left: str | None = None
         self._unet = unet
         self.release()
 
@@ -216,7 +251,11 @@ class CompiledUNet:
         self._embedding: CompiledEmbedding | None = None
         if layers and (unit := units.get(self._unet.architecture.embedding)):
             self._embedding = CompiledEmbedding(unit, self._unet, dtype)
-        self.prompts.bind(layers)
+        self._whole: CompiledWhole | None = None
+        if layers and not self._unet.extra_biases:
+            whole = cast("WholeFn | None", units.get(self._unet.architecture))
+            self._whole = CompiledWhole(whole, self._unet, dtype) if whole else None
+        self.prompts.bind({} if self._whole else layers)
 
     def release(self) -> None:
         """Hold no weight of anybody."""
@@ -235,6 +274,12 @@ class CompiledUNet:
         kept: Tensor | None,
     ) -> Tensor:
         """Compute a call as `UNet.forward` does; `kept` is what `keys_and_values` returns."""
+        if self._whole:
+            out = self._whole(x, timesteps, context, y)
+            if isinstance(out, Tensor):
+                self.left = None
+                return out
+            self.left = out
         embedded = self._embedding(timesteps, y) if self._embedding else None
         emb, prepared = embedded or (self._unet.embed(timesteps, y), {})
         if kept is not None:

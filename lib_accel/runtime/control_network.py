@@ -67,7 +67,8 @@ class ControlNetwork:
         """
         if self._engine.units is not self._bound or self._binding.moved():
             self._bound = self._engine.units
-            self._binding.bind(self._engine.units, self._engine.dtype)
+            engine = self._engine
+            self._binding.bind(engine.units, engine.dtype, engine.channels_last)
         same_dtype = self._binding.weight_dtype == self._engine.binding.weight_dtype
         return self._binding.compiled if same_dtype else {}
 

@@ -75,7 +75,9 @@ class Engine:
     def target(self) -> Target:
         """What has to be compiled for this network, as its weights are now."""
         machine, name = self._machine(self.device), self.architecture.name
-        return Target(self._units, self.binding.dtype, self.device, machine, name)
+        return Target(
+            self._units, self.binding.dtype, self.device, machine, name, self.architecture
+        )
 
     @property
     def job(self) -> Job | None:
@@ -91,6 +93,11 @@ class Engine:
     def dtype(self) -> torch.dtype:
         """The dtype that activations are computed in."""
         return self.binding.dtype
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the units that serve read weights of convolutions channels-last on a GPU."""
+        return self._provider.channels_last
 
     def prepare(self) -> None:
         """Load compiled units from the store, else start making them. Raises BadWeights."""
@@ -133,7 +140,9 @@ class Engine:
             self.graphs.clear(other_code=self._bound is not self._provider.units)
         self._bound = self._provider.units
         self.compiled.release()
-        self.binding.bind(self._bound, self._provider.dtype, clean_computes=True)
+        self.binding.bind(
+            self._bound, self._provider.dtype, self.channels_last, clean_computes=True
+        )
         self.compiled.bind(self.binding.compiled, self._bound, self.dtype)
         self.counters.binds = self.binding.count
 
@@ -276,7 +285,8 @@ class Engine:
         else:
             state = "eager"
         chosen = provider.units or compiling or not self.can_compute
-        reasons = (provider.reason, self.graphs.refused if self.graphs else None)
+        refused = self.graphs.refused if self.graphs else None
+        reasons = (provider.reason, self.compiled.left, refused)
         return Status(
             state=state,
             reason="; ".join(filter(None, reasons)) or None,

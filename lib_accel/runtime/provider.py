@@ -167,6 +167,11 @@ class Provider:
                 error = failure
         self._failed[self.backend] = str(error)
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether the units that serve read weights of convolutions channels-last on a GPU."""
+        return not self.units or self._session.backend(self._made_by).channels_last
+
     # -- failures
 
     @property

@@ -126,8 +126,10 @@ class Weights:
             list(map(_dtype, self._matrices)),
         )
 
-    def set_layout(self, compiled: bool) -> None:
+    def set_layout(self, compiled: bool, channels_last: bool = True) -> None:
         """Give weights the memory layout that compiled code reads, or restore their own.
+
+        `channels_last`: see `to_unit_layout`.
 
         The Parameter objects stay. A weight whose layout changes gets new storage, and the old
         storage is freed: there is one copy.
@@ -135,7 +137,7 @@ class Weights:
         for name, p in self._named():
             data = p.data
             if compiled:
-                wanted = to_unit_layout(data)
+                wanted = to_unit_layout(data, channels_last)
             else:
                 channels_last = name in self._channels_last
                 wanted = data.contiguous(

@@ -21,6 +21,8 @@ SMALL = {
     "SDXL": presets.sdxl(64, context_dim=24, adm_channels=40),
     "SDXL refiner": presets.sdxl_refiner(64, context_dim=24, adm_channels=40),
 }
+EVERY = units_of(SMALL["SDXL"]) + units_of(SMALL["SD1"])
+LAYERS = [unit for unit in EVERY if not isinstance(unit, specs.Embedding)]
 SIZES = [(2, 8, 8, 77), (1, 13, 9, 1), (3, 1, 1, 5)]
 """(B, H, W, L), H and W in latents: plain, odd at every level, and the smallest."""
 
@@ -42,13 +44,15 @@ def test_a_whole_unet_as_operations_computes_the_same(family: str, size: tuple[i
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("unit", units_of(SMALL["SDXL"]) + units_of(SMALL["SD1"]), ids=describe)
+@pytest.mark.parametrize("unit", LAYERS, ids=describe)
 def test_a_unit_as_operations_computes_the_same(unit: specs.Spec):
     dtype, device = torch.float64, torch.device("cpu")
     activations, weights = example_inputs(unit, (2, 9, 7, 5), dtype, device)
     module = UnitModule(unit)
-    given = dict(zip(("h", "side"), activations, strict=False))
-    found = compute(unit_network(unit), {**given, **dict(zip(module.names, weights, strict=True))})
+    network = unit_network(unit)
+    names = [*network.activations, *network.weights]
+    found = compute(network, dict(zip(names, [*activations, *weights], strict=True)))
+    assert list(network.weights) == module.names
     torch.testing.assert_close(found, module(activations, weights), rtol=1e-9, atol=1e-9)
 
 

@@ -12,6 +12,7 @@ class Eager:
     """The backend without a compiler: the clean UNet computes every layer."""
 
     name = "eager"
+    channels_last = True
     devices = ("cpu", "cuda")
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:

@@ -138,6 +138,7 @@ class Jit:
     """Compiles in this process and keeps the units as long as it lives."""
 
     name = "jit"
+    channels_last = True
 
     def __init__(self) -> None:
         self._made: _Made = {}

@@ -31,6 +31,7 @@ class Aoti:
     """
 
     name = "aoti"
+    channels_last = True
 
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers

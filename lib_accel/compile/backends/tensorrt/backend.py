@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -23,6 +22,7 @@ class TensorRT:
     """The backend `tensorrt`."""
 
     name = "tensorrt"
+    channels_last = False
 
     def __init__(self) -> None:
         self._jobs: WeakValueDictionary[tuple[Path, str], EngineJob] = WeakValueDictionary()
@@ -69,8 +69,7 @@ class TensorRT:
         with self._starting:
             job = self._jobs.get((store.root, target.key))
             if job is None or job.done or job.cancelled:
-                load = functools.partial(self._load, target, store, wanted)
-                job = EngineJob(target, store, wanted, load)
+                job = EngineJob(target, store, wanted)
                 self._jobs[store.root, target.key] = job
                 job.start()
             return job

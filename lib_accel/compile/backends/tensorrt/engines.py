@@ -10,8 +10,9 @@ from ....model.architecture import Architecture
 from ....store import recipe_key
 from ...source_digest import source_digest
 from ...units import describe, units_of
-from .build import request
+from .build import network_of, request
 from .libraries import MODULE
+from .network import Network
 
 SOURCES = ("compile/backends/tensorrt/build.py",)
 """The file that builds engines; what it imports shapes them as well."""
@@ -40,6 +41,11 @@ class Wanted:
         return self.of.name if isinstance(self.of, Architecture) else describe(self.of)
 
     @property
+    def network(self) -> Network:
+        """What the engine computes."""
+        return network_of(self.request)
+
+    @property
     def request(self) -> dict[str, Any]:
         """What the building process is asked for."""
         return request(self.of, self.dtype, self.cards)
@@ -62,8 +68,9 @@ class Wanted:
 def engines_of(
     architecture: Architecture, dtype: str, cards: str, version: str
 ) -> dict[str, Wanted]:
-    """Return the engines of a UNet by their keys: of the whole first, then of each unit."""
-    of = (architecture, *units_of(architecture))
+    """Return the engines of a UNet by their keys: of the whole first, then of each layer."""
+    units = (u for u in units_of(architecture) if not isinstance(u, specs.Embedding))
+    of = (architecture, *units)
     every = (Wanted(each, dtype, cards, architecture.name, version) for each in of)
     return {recipe_key(wanted.recipe): wanted for wanted in every}
 

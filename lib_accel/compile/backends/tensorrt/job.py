@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ....store import ArtifactStore
 from ...jobs import CompiledUnits, Job, Parts
 from ...target import Target
 from .child import build_into
 from .engines import Wanted
+from .load import load_engines
 
 
 class EngineJob(Job):
-    """Builds the engines of `wanted` that `store` lacks; its result is what `load` returns."""
+    """Builds the engines of `wanted` that `store` lacks, then loads and checks all of them."""
 
     def __init__(
         self,
         target: Target,
         store: ArtifactStore,
         wanted: Mapping[str, Wanted],
-        load: Callable[[], CompiledUnits],
     ):
         super().__init__(f"accel-tensorrt-{target.key[:8]}", target)
-        self._store, self._wanted, self._load = store, wanted, load
+        self._store, self._wanted = store, wanted
 
     def work(self) -> CompiledUnits:
-        """Build what is missing, then load everything. Raises what `build_into` does."""
+        """Build what is missing. Raises what `build_into` and `load_engines` do."""
         missing = {key: each for key, each in self._wanted.items() if not self._store.contains(key)}
         self.parts = parts = Parts({key: each.seconds for key, each in missing.items()})
         for key, wanted in missing.items():
@@ -40,5 +40,4 @@ class EngineJob(Job):
             )
             parts.finish(key, time.monotonic() - began)
             self.compiled += 1
-        self.report("preparing the engines for this card")
-        return self._load()
+        return load_engines(self.target, self._store, self._wanted, self.report)

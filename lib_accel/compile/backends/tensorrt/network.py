@@ -6,15 +6,14 @@ formulas are those of `model/layers.py` and `model/unet.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-from torch import nn
 
 from ....model import specs
 from ....model.architecture import Architecture
 from ....model.layers import build_layer
 from ....model.unet import UNet
+from ...units import input_widths, weights_of, widest
 
 KINDS = (
     "sinusoids",  # t: [B] float32 -> [B, channels], cosines before sines
@@ -56,11 +55,13 @@ class Network:
     weights: Mapping[str, tuple[int, ...]]
     operations: tuple[Operation, ...]
     output: str
+    widest: float  # elements of the largest activation for each element of H and W
 
 
 def unet_network(architecture: Architecture) -> Network:
     """Describe a whole UNet: activations x, timesteps, context, and y where it takes it."""
-    a, describer = architecture, _Describer(UNet(architecture))
+    a = architecture
+    describer = _Describer({name: p.shape for name, p in UNet(a).named_parameters()})
     emb = describer.embedding(a)
     h, skips = "x", []
     for i, block in enumerate(a.input_blocks):
@@ -70,7 +71,7 @@ def unet_network(architecture: Architecture) -> Network:
     for i, block in enumerate(a.output_blocks):
         h = describer.operation("join", h, skips.pop())
         h = describer.block(f"output_blocks.{i}", block, h, emb)
-    h = describer.layer("out.", a.output, h, emb, "context")
+    h = describer.layer("out.", a.output, h)
     activations: dict[str, tuple[int | str, ...]] = {
         "x": ("B", a.in_channels, "H", "W"),
         "timesteps": ("B",),
@@ -78,36 +79,50 @@ def unet_network(architecture: Architecture) -> Network:
     }
     if a.adm_channels is not None:
         activations["y"] = ("B", a.adm_channels)
-    return describer.network(activations, h)
+    return describer.network(activations, h, _widest(a))
 
 
 def unit_network(unit: specs.Spec) -> Network:
-    """Describe one unit: activations `h`, and `side` (emb or context) where it takes one."""
-    describer = _Describer(build_layer(unit))
-    out = describer.layer("", unit, "h", "side", "side")
-    channels = unit.channels if isinstance(unit, specs.SpatialTransformer) else unit.in_channels
-    activations: dict[str, tuple[int | str, ...]] = {"h": ("B", channels, "H", "W")}
-    if isinstance(unit, specs.ResBlock):
-        activations["side"] = ("B", unit.emb_channels)
-    elif isinstance(unit, specs.SpatialTransformer):
-        activations["side"] = ("B", "L", unit.context_dim)
-    return describer.network(activations, out)
+    """Describe the unit of a layer: activations `h`, and what its `prepare` returns, `side.0` on.
+
+    See `compile/units.py: UnitFn`.
+    """
+    widths, between = input_widths(unit), ()
+    if isinstance(unit, specs.SpatialTransformer):
+        between = ("L",)
+    side = {f"side.{i}": ("B", *between, width) for i, width in enumerate(widths[1:])}
+    describer = _Describer({name: p.shape for name, p in weights_of(build_layer(unit)).items()})
+    out = describer.layer("", unit, "h", *side)
+    return describer.network({"h": ("B", widths[0], "H", "W"), **side}, out, widest(unit))
+
+
+def _widest(a: Architecture) -> float:
+    """Return the channels of the widest activation, as if it had the size of the latent."""
+    found, level = 0.0, 0
+    for block in (*a.input_blocks, a.middle_block, *a.output_blocks):
+        for spec in block:
+            level += isinstance(spec, specs.Downsample) - isinstance(spec, specs.Upsample)
+            if isinstance(spec, (specs.ResBlock, specs.SpatialTransformer)):
+                found = max(found, widest(spec) / 4**level)
+    return found
 
 
 class _Describer:
-    """Collects operations. Weights have the names of the module's parameters.
+    """Collects operations on weights of these names and shapes.
 
     Every method returns the name of an output, and takes names: of outputs, activations, or, as
     `name`, of a layer. The same operation on the same inputs is collected once.
     """
 
-    def __init__(self, module: nn.Module):
-        self._weights = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    def __init__(self, shapes: Mapping[str, Sequence[int]]):
+        self._weights = {name: tuple(shape) for name, shape in shapes.items()}
         self._operations: list[Operation] = []
         self._known: dict[object, str] = {}
 
-    def network(self, activations: Mapping[str, tuple[int | str, ...]], output: str) -> Network:
-        return Network(activations, self._weights, tuple(self._operations), output)
+    def network(
+        self, activations: Mapping[str, tuple[int | str, ...]], output: str, widest: float
+    ) -> Network:
+        return Network(activations, self._weights, tuple(self._operations), output, widest)
 
     def operation(self, kind: str, *inputs: str, **settings: float) -> str:
         known = kind, inputs, tuple(settings.items())
@@ -139,11 +154,23 @@ class _Describer:
 
     def block(self, name: str, block: specs.Block, h: str, emb: str) -> str:
         for i, spec in enumerate(block):
-            h = self.layer(f"{name}.{i}.", spec, h, emb, "context")
+            prefix = f"{name}.{i}."
+            h = self.layer(prefix, spec, h, *self.prepared(prefix, spec, emb))
         return h
 
-    def layer(self, prefix: str, spec: specs.Spec, h: str, emb: str, context: str) -> str:
-        """Describe one layer, whose parameters begin with `prefix`."""
+    def prepared(self, prefix: str, spec: specs.Spec, emb: str) -> list[str]:
+        """Describe what a layer computes of `emb` or of the context alone."""
+        match spec:
+            case specs.ResBlock():
+                active = self.operation("silu", emb)
+                return [self.weighted("linear", active, f"{prefix}emb_layers.1")]
+            case specs.SpatialTransformer():
+                names = (f"{prefix}transformer_blocks.{i}.attn2" for i in range(spec.depth))
+                return [each for name in names for each in self.keys_and_values("context", name)]
+        return []
+
+    def layer(self, prefix: str, spec: specs.Spec, h: str, *side: str) -> str:
+        """Describe one layer from `h` and what is prepared; its weights begin with `prefix`."""
         match spec:
             case specs.Conv():
                 return self.weighted("convolution", h, prefix[:-1], stride=1)
@@ -153,42 +180,47 @@ class _Describer:
                 h = self.operation("upsample", h)
                 return self.weighted("convolution", h, f"{prefix}conv", stride=1)
             case specs.ResBlock():
-                return self.residual(prefix, spec, h, emb)
+                return self.residual(prefix, spec, h, *side)
             case specs.SpatialTransformer():
-                return self.transformer(prefix, spec, h, context)
+                return self.transformer(prefix, spec, h, *side)
             case specs.Output():
                 h = self.operation("silu", self.group_norm(h, f"{prefix}0"))
                 return self.weighted("convolution", h, f"{prefix}2", stride=1)
+        raise ValueError(f"{spec} is no layer")
 
-    def residual(self, prefix: str, spec: specs.ResBlock, x: str, emb: str) -> str:
+    def residual(self, prefix: str, spec: specs.ResBlock, x: str, projected: str) -> str:
         h = self.operation("silu", self.group_norm(x, f"{prefix}in_layers.0"))
         h = self.weighted("convolution", h, f"{prefix}in_layers.2", stride=1)
-        emb = self.operation("silu", emb)
-        emb = self.weighted("linear", emb, f"{prefix}emb_layers.1")
-        h = self.operation("add_per_channel", h, emb)
+        h = self.operation("add_per_channel", h, projected)
         h = self.operation("silu", self.group_norm(h, f"{prefix}out_layers.0"))
         h = self.weighted("convolution", h, f"{prefix}out_layers.3", stride=1)
         if spec.in_channels != spec.out_channels:
             x = self.weighted("convolution", x, f"{prefix}skip_connection", stride=1)
         return self.operation("add", x, h)
 
-    def transformer(self, prefix: str, spec: specs.SpatialTransformer, x: str, context: str) -> str:
+    def transformer(
+        self, prefix: str, spec: specs.SpatialTransformer, x: str, *keys_and_values: str
+    ) -> str:
         t = self.operation("tokens", self.group_norm(x, f"{prefix}norm", eps=1e-6))
         t = self.weighted("linear", t, f"{prefix}proj_in")
         for i in range(spec.depth):
             name = f"{prefix}transformer_blocks.{i}"
             n = self.weighted("layer_norm", t, f"{name}.norm1", eps=1e-5)
-            t = self.operation("add", self.attention(n, n, f"{name}.attn1", spec.heads), t)
+            own = self.keys_and_values(n, f"{name}.attn1")
+            t = self.operation("add", self.attention(n, own, f"{name}.attn1", spec.heads), t)
             n = self.weighted("layer_norm", t, f"{name}.norm2", eps=1e-5)
-            t = self.operation("add", self.attention(n, context, f"{name}.attn2", spec.heads), t)
+            given = keys_and_values[2 * i : 2 * i + 2]
+            t = self.operation("add", self.attention(n, given, f"{name}.attn2", spec.heads), t)
             n = self.weighted("layer_norm", t, f"{name}.norm3", eps=1e-5)
             n = self.operation("geglu", self.weighted("linear", n, f"{name}.ff.net.0.proj"))
             t = self.operation("add", self.weighted("linear", n, f"{name}.ff.net.2"), t)
         t = self.weighted("linear", t, f"{prefix}proj_out")
         return self.operation("add", self.operation("pixels", t, x), x)
 
-    def attention(self, x: str, context: str, name: str, heads: int) -> str:
+    def keys_and_values(self, context: str, name: str) -> Sequence[str]:
+        return [self.weighted("linear", context, f"{name}.to_{each}") for each in "kv"]
+
+    def attention(self, x: str, keys_and_values: Sequence[str], name: str, heads: int) -> str:
         q = self.weighted("linear", x, f"{name}.to_q")
-        k, v = (self.weighted("linear", context, f"{name}.to_{each}") for each in "kv")
-        out = self.operation("attention", q, k, v, heads=heads)
+        out = self.operation("attention", q, *keys_and_values, heads=heads)
         return self.weighted("linear", out, f"{name}.to_out.0")

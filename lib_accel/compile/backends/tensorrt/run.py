@@ -14,9 +14,13 @@ from torch import Tensor
 
 from ....errors import ArtifactRejected, NoRoom
 from ...machine import free_memory
+from .build import sizes_of
 from .libraries import make_logger
 from .network import Network
 from .writer import OUTPUT
+
+MOST_ELEMENTS = 2**31
+"""In one tensor, inside the network too."""
 
 
 class Engine:
@@ -133,22 +137,48 @@ class Call:
 
 
 class EngineFn:
-    """An engine as a function of a list of tensors: a `UnitFn`, or the same for a whole UNet.
+    """An engine as a function of a list of tensors: a `UnitFn`, or a `WholeFn`.
 
     `[*activations, *weights]`, in the order of the network, -> `[B, channels, H, W]`, of the size
-    of the first activation. With `channels_last` that is the layout of the first and the result.
+    of the first activation, and channels-last as that one is where `channels_last` is given.
     """
 
     def __init__(self, engine: Engine, network: Network, channels: int, channels_last: bool):
         names = list(network.activations), list(network.weights)
         self._call = Call(engine.context(), *names, engine.last_error)
-        self._count, self._channels = len(network.activations), channels
+        self.activations = tuple(network.activations)
+        self._network, self._channels = network, channels
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def why_not(self, activations: list[Tensor]) -> str | None:
+        """Return that the sizes are not those that the engine was built for, or None."""
+        return misfit(self._network, activations)
 
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         """Compute. Raises what `Call` does."""
-        x = tensors[0]
+        x, count = tensors[0], len(self.activations)
         size = (x.shape[0], self._channels, *x.shape[2:])
         out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=self._layout)
-        self._call(tensors[: self._count], tensors[self._count :], out)
+        self._call(tensors[:count], tensors[count:], out)
         return out
+
+
+def misfit(network: Network, activations: Sequence[Tensor]) -> str | None:
+    """Return what TensorRT serves, and what it got instead; None where these tensors fit."""
+    fits, found, sizes = True, {}, sizes_of(network)
+    for (name, shape), tensor in zip(network.activations.items(), activations, strict=True):
+        found[name] = list(tensor.shape)
+        fits &= len(shape) == tensor.ndim
+        for wanted, size in zip(shape, tensor.shape, strict=False):
+            least, _, most = sizes[wanted] if isinstance(wanted, str) else (wanted, 0, wanted)
+            fits &= least <= size <= most
+    if fits:
+        x = activations[0]
+        fits = x.numel() // x.shape[1] * network.widest < MOST_ELEMENTS
+    if fits:
+        return None
+    (_, _, images), (least, _, most), (_, _, tokens) = (sizes[name] for name in "BHL")
+    return (
+        f"TensorRT was built for up to {images} images, {tokens} tokens, {least} to {most} latents "
+        f"a side, and {MOST_ELEMENTS} elements a tensor; this call has {found}"
+    )
