@@ -25,6 +25,7 @@ class Backend(Protocol):
 
     name: str
     channels_last: bool  # the layout in which units read weights of convolutions on a GPU
+    optional: bool  # the user has to install something: `auto` does without it and says nothing
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
         """Return why this backend cannot serve `target` and what to do; None where it can."""
@@ -113,9 +114,11 @@ class Session:
         made = replace(config, compile=config.compile and CANCELLED not in failed.values())
         for name in dict.fromkeys(names):
             backend = self._backends[name]
-            why = failed.get(name) or backend.why_not(target, store, config)
+            failure = failed.get(name)
+            why = failure or backend.why_not(target, store, config)
             if why is not None:
-                refused[name] = why
+                if failure or not (backend.optional and config.backend == AUTO):
+                    refused[name] = why
             elif made == config or backend.why_not(target, store, made) is None:
                 slower = self._slower(target, name) if config.backend == AUTO else {}
                 return Choice(backend, tuple({**slower, **refused}.items()))

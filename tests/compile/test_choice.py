@@ -49,6 +49,15 @@ def test_the_first_choice_serves_without_a_reason(tmp_path: Path):
     assert choose(tmp_path, "eager") == ("eager", "")
 
 
+def test_auto_is_silent_about_what_the_user_may_install(tmp_path: Path):
+    assert choose(tmp_path, "auto") == ("aoti", "")
+    name, reason = choose(tmp_path, "tensorrt")
+    assert name == "eager"
+    assert reason.startswith("tensorrt: TensorRT runs on NVIDIA's cards alone, not on ")
+    failed = {"tensorrt": "it failed"}
+    assert choose(tmp_path, failed=failed) == ("aoti", "tensorrt: it failed")
+
+
 def test_old_torch_falls_to_jit(tmp_path: Path):
     assert choose(tmp_path, packaging=False, torch="2.1.2") == (
         "jit",
@@ -163,7 +172,7 @@ def test_a_backend_that_failed_is_passed_over(tmp_path: Path):
 
 
 def test_a_backend_that_does_not_exist_is_an_error(tmp_path: Path):
-    with pytest.raises(ValueError, match="'warp'; expected one of auto, aoti, jit, eager"):
+    with pytest.raises(ValueError, match="'warp'; expected one of auto, tensorrt, aoti, jit, eager"):
         choose(tmp_path, "warp")
 
 

@@ -19,6 +19,8 @@ class Stub:
     """A backend that serves at once. A subclass says what its units compute."""
 
     name = "stub"
+    channels_last = True
+    optional = False
     calls = 0
 
     def why_not(self, *_: Any) -> None:
@@ -101,5 +103,5 @@ def compile_slowly(monkeypatch: pytest.MonkeyPatch) -> type[Compiler]:
 
 def serve(monkeypatch: pytest.MonkeyPatch, backend: type[Stub]) -> None:
     """Let this backend stand in the place of the best one, with no call counted yet."""
-    monkeypatch.setattr(session, "BACKENDS", (backend, *session.BACKENDS[1:]))
+    monkeypatch.setattr(session, "BACKENDS", (backend, session.Jit, session.Eager))
     monkeypatch.setattr(backend, "calls", 0)

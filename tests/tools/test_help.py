@@ -112,6 +112,8 @@ def test_the_choices_are_those_that_the_code_has(run: Run) -> None:
         "stock+sdpa",
         "compile-max-autotune",
         "jit",
+        "tensorrt",
+        "tensorrt+graphs",
         "aoti+blocks",
         "eager+control",
         "aoti+control",

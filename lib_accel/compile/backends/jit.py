@@ -139,6 +139,7 @@ class Jit:
 
     name = "jit"
     channels_last = True
+    optional = False
 
     def __init__(self) -> None:
         self._made: _Made = {}

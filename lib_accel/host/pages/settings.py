@@ -95,6 +95,7 @@ def _options() -> dict[str, shared.OptionInfo]:
 
 _BACKENDS = {
     "auto": "auto: the best that works here",
+    "tensorrt": "tensorrt: NVIDIA's TensorRT for RTX, which you install",
     "aoti": "aoti: compiled once, and kept on disk",
     "jit": "jit: compiled anew after each start",
     "eager": "eager: not compiled",

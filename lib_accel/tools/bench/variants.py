@@ -149,6 +149,10 @@ VARIANTS: dict[str, Variant] = {
     "jit": Variant("jit", lambda s: _engine(s, "jit"), default=False),
     "aoti": Variant("aoti", lambda s: _engine(s, "aoti")),
     "aoti+graphs": Variant("aoti", lambda s: _engine(s, "aoti", graphs=True)),
+    "tensorrt": Variant("tensorrt", lambda s: _engine(s, "tensorrt"), default=False),
+    "tensorrt+graphs": Variant(
+        "tensorrt", lambda s: _engine(s, "tensorrt", graphs=True), default=False
+    ),
     "aoti+blocks": Variant("aoti", lambda s: _driven(s, "aoti", controls=0), default=False),
     "eager+control": Variant("eager", lambda s: _driven(s, "eager", controls=1), default=False),
     "aoti+control": Variant("aoti", lambda s: _driven(s, "aoti", controls=1), default=False),

@@ -84,7 +84,7 @@ def _engines(args: argparse.Namespace) -> int:
     """Build the engines of TensorRT that are missing, and print what the store has then."""
     version = libraries.version()
     if version is None:
-        raise BackendUnavailable(libraries.advice())
+        raise BackendUnavailable(libraries.why_not())
     store, dtype = make_store(args), args.dtype or "float16"
     built, lines = [], []
     for architecture in map(family, args.family):

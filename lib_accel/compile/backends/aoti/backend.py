@@ -32,6 +32,7 @@ class Aoti:
 
     name = "aoti"
     channels_last = True
+    optional = False
 
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers

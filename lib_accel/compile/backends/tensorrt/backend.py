@@ -23,6 +23,7 @@ class TensorRT:
 
     name = "tensorrt"
     channels_last = False
+    optional = True
 
     def __init__(self) -> None:
         self._jobs: WeakValueDictionary[tuple[Path, str], EngineJob] = WeakValueDictionary()
@@ -46,7 +47,7 @@ class TensorRT:
             return "TensorRT engines are made for UNets alone"
         version = libraries.version()
         if version is None:
-            return libraries.advice()
+            return libraries.why_not()
         try:
             if all(map(store.contains, _wanted(target, version))):
                 return None

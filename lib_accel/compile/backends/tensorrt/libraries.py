@@ -24,12 +24,15 @@ def version() -> str | None:
         return str(load().__version__)
 
 
-def advice() -> str:
-    """Return that TensorRT for RTX is missing, and the command that installs it here."""
-    other = ""
+def why_not() -> str:
+    """Return, where `version` gives None, which command installs TensorRT for RTX here."""
+    command = f'"{sys.executable}" -m pip install {MODULE}'
     if importlib.util.find_spec("tensorrt") is not None:
-        other = " (the ordinary TensorRT is; its engines would be for one card alone)"
-    return f'TensorRT for RTX is not installed{other}: "{sys.executable}" -m pip install {MODULE}'
+        return (
+            "TensorRT for RTX is not installed (the ordinary TensorRT is; its engines would be for "
+            f"one card alone): {command}"
+        )
+    return f"TensorRT for RTX is not installed: {command}"
 
 
 def load() -> ModuleType:

@@ -22,7 +22,7 @@ weights of the same values, and are timed in turn. Close other programs first, a
 of a GPU fixed. Each group of rows (diffusers', torch.compile's, ours by backend) has its own copy
 of the weights. Where the copies do not fit into memory together, the groups take turns.
 
-variants (default: all but stock+sdpa, compile-max-autotune, jit, and those with blocks or
+variants (default: all but stock+sdpa, compile-max-autotune, jit, tensorrt, and those with blocks or
 control):
   stock                 what the WebUI does by itself: its default attention
   stock+sdpa            the same with fused attention (the WebUI's --opt-sdp-attention)
@@ -36,6 +36,8 @@ where there is no diffusers
   jit                   our units under torch.compile
   aoti, aoti+graphs     our compiled artifact from the store (made first if it is not there), and \
 with CUDA graphs
+  tensorrt, tensorrt+graphs
+                        engines of TensorRT for RTX (pip install tensorrt_rtx)
   aoti+blocks           the same, called layer by layer as ControlNet does
   eager+control         eager with a control network, which changes the result: ignore its error
   aoti+control          the same with our compiled artifact

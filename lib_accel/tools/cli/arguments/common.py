@@ -18,7 +18,7 @@ from ...terminal import write
 
 Commands = Any  # argparse's sub-parser collection has no public type
 
-BACKENDS = (AUTO, "aoti", "jit", "eager")
+BACKENDS = (AUTO, "tensorrt", "aoti", "jit", "eager")
 DTYPES = ("float32", "float16", "bfloat16")
 
 _FIRST_COLUMN = re.compile(r" +\S+(?: \S+)*  +")
@@ -108,8 +108,9 @@ def command(
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --backend, and the arguments of the store and of the device."""
     text = (
-        "what computes: aoti compiles once and keeps the result, jit is torch.compile, eager "
-        "compiles nothing, auto takes the best that works here (default: auto)"
+        "what computes: tensorrt is NVIDIA's TensorRT for RTX where it is installed, aoti compiles "
+        "once and keeps the result, jit is torch.compile, eager compiles nothing, auto takes the "
+        "best that works here (default: auto)"
     )
     parser.add_argument("--backend", choices=BACKENDS, metavar="NAME", default=AUTO, help=text)
     add_store_arguments(parser)

@@ -1,0 +1,125 @@
+"""A UNet that a backend computes at once, as TensorRT does, and by layers where it cannot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_accel.compile.jobs import CompiledUnits
+from lib_accel.compile.target import Target
+from lib_accel.compile.units import UnitFn
+from lib_accel.model.unet import UNet
+
+from . import tiny
+from .standin.backends import Uncompiled, serve
+from .threads import one_thread  # noqa: F401  (a fixture)
+
+RAN: Counter[str] = Counter()
+
+
+class Whole:
+    """A compiled UNet that torch computes from the tensors it is given."""
+
+    def __init__(self, architecture: Any):
+        self._unet, self._names = UNet(architecture), []
+        self._names = [name for name, _ in self._unet.named_parameters()]
+        self._takes_y = architecture.adm_channels is not None
+
+    def why_not(self, activations: list[Tensor]) -> str | None:
+        return "too large" if activations[0].shape[-1] > 24 else None
+
+    def __call__(self, tensors: list[Tensor]) -> Tensor:
+        RAN["whole"] += 1
+        assert all(t.is_contiguous() for t in tensors)
+        count = 4 if self._takes_y else 3
+        weights = dict(zip(self._names, tensors[count:], strict=True))
+        return torch.func.functional_call(self._unet, weights, tuple(tensors[:count]))
+
+
+class AtOnce(Uncompiled):
+    """A backend that computes whole UNets, and layers."""
+
+    name = "at once"
+    channels_last = False
+
+    def make(self, target: Target, store: Any) -> CompiledUnits:
+        assert target.architecture is not None
+        return {**super().make(target, store), target.architecture: Whole(target.architecture)}
+
+    def code(self, unit: Any) -> UnitFn:
+        compute = super().code(unit)
+
+        def counted(inputs: list[Tensor]) -> Tensor:
+            RAN["unit"] += 1
+            return compute(inputs)
+
+        return counted
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, AtOnce)
+    RAN.clear()
+
+
+def prepared(store: Path, architecture: Any = tiny.TINY, **options: Any) -> tiny.Engine:
+    engine = tiny.engine(store, architecture, **options)
+    engine.prepare()
+    return engine
+
+
+@pytest.mark.parametrize("architecture", [tiny.TINY, tiny.WITH_Y], ids=["plain", "with y"])
+def test_a_call_is_computed_at_once(tmp_path: Path, architecture: Any):
+    engine, given = prepared(tmp_path, architecture), tiny.inputs(architecture)
+    out = engine.compute(*given)
+    assert RAN == {"whole": 1}
+    expected = tiny.exact(engine.network, architecture, given)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_size_that_it_does_not_know_is_computed_by_layers_with_a_reason(tmp_path: Path):
+    engine, given = prepared(tmp_path), tiny.inputs(width=32)
+    out = engine.compute(*given)
+    assert RAN["whole"] == 0
+    assert RAN["unit"] > 0
+    assert engine.status.reason == "too large"
+    expected = tiny.exact(engine.network, tiny.TINY, given)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+    engine.compute(*tiny.inputs())
+    assert RAN["whole"] == 1
+    assert engine.status.reason is None
+
+
+def test_a_weight_that_changes_in_place_or_moves_is_seen(tmp_path: Path):
+    engine, given = prepared(tmp_path), tiny.inputs()
+    parameter = dict(engine.network.named_parameters())["middle_block.0.in_layers.2.weight"]
+    before = engine.compute(*given)
+    with torch.no_grad():
+        parameter.mul_(2)
+    changed = engine.compute(*given)
+    assert not torch.equal(before, changed)
+    parameter.data = parameter.data / 2
+    torch.testing.assert_close(engine.compute(*given), before)
+    assert RAN == {"whole": 3}
+
+
+def test_layers_that_somebody_else_computes_are_left_to_layers(tmp_path: Path):
+    engine, given = prepared(tmp_path), tiny.inputs()
+    name = "middle_block.0"
+    out = engine.compute(*given, replaced={name: engine.clean.layers[name]})
+    assert RAN["whole"] == 0
+    assert RAN["unit"] > 0
+    torch.testing.assert_close(out, engine.compute(*given), rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_that_the_architecture_lacks_is_computed_by_layers(tmp_path: Path):
+    engine = prepared(tmp_path)
+    layer = engine.network.get_submodule("middle_block.1.transformer_blocks.0.attn1.to_q")
+    layer.bias = torch.nn.Parameter(torch.randn(layer.weight.shape[0]), requires_grad=False)
+    engine.compute(*tiny.inputs())
+    assert RAN["whole"] == 0
