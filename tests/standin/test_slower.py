@@ -234,3 +234,4 @@ def test_who_drives_the_unet_and_control_networks_go_its_way(run: Run) -> None:
             host.call()
             assert unaccelerated(host.unet) == unit_layers(host.unet)
             assert unaccelerated(control) == unit_layers(control)
+        assert host.status()["witnessed"] == 2, "compiled code did not run beside it either"
