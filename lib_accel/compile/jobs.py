@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -71,28 +71,31 @@ class Progress:
         return shown
 
 
-class Parts:
+Part = TypeVar("Part", bound=Hashable)
+
+
+class Parts(Generic[Part]):
     """The parts of a job (units, or keys of engines) and the seconds each is expected to take.
 
     `workers` of them are compiled at a time. It can be asked from any thread.
     """
 
-    def __init__(self, expected: Mapping[Hashable, float], workers: int = 1):
+    def __init__(self, expected: Mapping[Part, float], workers: int = 1):
         self.longest_first = sorted(expected, key=expected.__getitem__, reverse=True)
         self._expected, self._workers = dict(expected), workers
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._began: dict[Hashable, float] = {}
-        self._took: dict[Hashable, float | None] = {}
+        self._began: dict[Part, float] = {}
+        self._took: dict[Part, float | None] = {}
         self._fraction = 0.0
 
-    def begin(self, unit: Hashable, more_s: float = 0.0) -> None:
+    def begin(self, unit: Part, more_s: float = 0.0) -> None:
         """Note that this unit is being compiled, which takes `more_s` seconds on top."""
         with self._lock:
             self._expected[unit] += more_s
             self._began[unit] = time.monotonic()
 
-    def finish(self, unit: Hashable, seconds: float | None = None) -> None:
+    def finish(self, unit: Part, seconds: float | None = None) -> None:
         """Note that this unit is there; `seconds` where it was compiled just now."""
         with self._lock:
             self._took[unit] = seconds
@@ -136,7 +139,7 @@ class Job(ABC):
         self._started = time.monotonic()
         self._ended: float | None = None
         self._stage = "starting"
-        self.parts: Parts | None = None  # while they are not known
+        self.parts: Parts[Any] | None = None  # while they are not known
         self.waits_for_memory = False
         self._units: CompiledUnits | None = None
         self._error: AccelError | None = None

@@ -130,7 +130,7 @@ class Reader:
         specs: list[Spec] = []
         for i in range(self.count(name)):
             spec = self.spec(f"{name}.{i}", channels)
-            channels = spec.channels if isinstance(spec, SpatialTransformer) else spec.out_channels
+            channels = spec.channels if isinstance(spec, SpatialTransformer) else spec.out_channels  # type: ignore[union-attr]
             specs.append(spec)
         return tuple(specs), channels
 

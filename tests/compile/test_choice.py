@@ -172,7 +172,9 @@ def test_a_backend_that_failed_is_passed_over(tmp_path: Path):
 
 
 def test_a_backend_that_does_not_exist_is_an_error(tmp_path: Path):
-    with pytest.raises(ValueError, match="'warp'; expected one of auto, tensorrt, aoti, jit, eager"):
+    with pytest.raises(
+        ValueError, match="'warp'; expected one of auto, tensorrt, aoti, jit, eager"
+    ):
         choose(tmp_path, "warp")
 
 

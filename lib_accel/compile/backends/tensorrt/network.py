@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from ....model import specs
 from ....model.architecture import Architecture
 from ....model.layers import build_layer
 from ....model.unet import UNet
-from ...units import input_widths, weights_of, widest
+from ...units import image_widths, side_widths, weights_of, widest
 
 KINDS = (
     "sinusoids",  # t: [B] float32 -> [B, channels], cosines before sines
@@ -83,17 +85,18 @@ def unet_network(architecture: Architecture) -> Network:
 
 
 def unit_network(unit: specs.Spec) -> Network:
-    """Describe the unit of a layer: activations `h`, and what its `prepare` returns, `side.0` on.
+    """Describe the unit of a layer: activations `h`, `skip`, and what `prepare` returns, `side.0`.
 
     See `compile/units.py: UnitFn`.
     """
-    widths, between = input_widths(unit), ()
-    if isinstance(unit, specs.SpatialTransformer):
-        between = ("L",)
-    side = {f"side.{i}": ("B", *between, width) for i, width in enumerate(widths[1:])}
+    between = ("L",) if isinstance(unit, specs.SpatialTransformer) else ()
+    side = {f"side.{i}": ("B", *between, width) for i, width in enumerate(side_widths(unit))}
+    images = dict(zip(("h", "skip"), image_widths(unit, torch.device("cuda")), strict=False))
     describer = _Describer({name: p.shape for name, p in weights_of(build_layer(unit)).items()})
-    out = describer.layer("", unit, "h", *side)
-    return describer.network({"h": ("B", widths[0], "H", "W"), **side}, out, widest(unit))
+    h = describer.operation("join", *images) if len(images) > 1 else "h"
+    out = describer.layer("", unit, h, *side)
+    shapes = {name: ("B", width, "H", "W") for name, width in images.items()}
+    return describer.network({**shapes, **side}, out, widest(unit))
 
 
 def _widest(a: Architecture) -> float:
