@@ -1,7 +1,7 @@
 """`python -m tests torch`: the tests of the engine and the host with every torch that users have.
 
-Each version has an environment of its own, `.venv.torch-VERSION`, which is made where it is missing.
-PyPI's builds for Linux bring CUDA: they take 5 to 7 GB each, and run here on the CPU.
+Each version has an environment of its own, `.venv.torch-VERSION`, which is made where it is
+missing. PyPI's builds for Linux bring CUDA: they take 5 to 7 GB each, and run here on the CPU.
 """
 
 from __future__ import annotations

@@ -109,6 +109,6 @@ def test_a_call_that_fails_tells_why(context: Recorder, call: Call):
 
 def test_a_call_needs_the_memory_to_be_free(context: Recorder):
     call = Call(context, ["h", "side"], ["a", "b"], str, lambda device: 100.0)
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="0.0 GB are free"):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"0\.0 GB are free"):
         call(*tensors())
     assert context.runs == 0
