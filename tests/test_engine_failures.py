@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lib_accel.model.layers import build_layer
-from lib_accel.runtime.binding import INT32_LIMIT, CompiledLayer
+from lib_accel.runtime.bound.binding import INT32_LIMIT, CompiledLayer
 from lib_accel.runtime.graphs import memory as memory_module
 
 from . import tiny

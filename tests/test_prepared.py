@@ -17,7 +17,7 @@ from lib_accel.compile.units import UnitFn
 from lib_accel.model.architecture import Architecture
 from lib_accel.model.layers import Attention, ResBlock
 from lib_accel.model.parts.modules import set_parameter
-from lib_accel.runtime import compiled_unet
+from lib_accel.runtime.bound import compiled_unet
 from lib_accel.runtime.lora.merging import LowRank, merge
 
 from . import tiny

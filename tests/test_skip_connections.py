@@ -14,8 +14,8 @@ from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.units import UnitFn, UnitModule, image_widths
 from lib_accel.model.layers import build_layer
 from lib_accel.model.specs import ResBlock, Spec
-from lib_accel.runtime import binding
-from lib_accel.runtime.binding import CompiledLayer
+from lib_accel.runtime.bound import binding
+from lib_accel.runtime.bound.binding import CompiledLayer
 
 from . import tiny
 from .standin.backends import Uncompiled, serve

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lib_accel.errors import BadWeights
-from lib_accel.runtime.weights import Weights
+from lib_accel.runtime.bound.weights import Weights
 
 
 def small() -> nn.Module:

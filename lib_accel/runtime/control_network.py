@@ -17,7 +17,7 @@ from ..model.parts.modules import set_parameter
 from ..model.reading import layers_in
 from ..model.specs import Spec
 from ..model.unet import Parameters
-from .binding import Binding, CompiledLayer
+from .bound.binding import Binding, CompiledLayer
 from .engine import Engine
 
 

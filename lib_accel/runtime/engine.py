@@ -24,8 +24,8 @@ from ..model.architecture import Architecture
 from ..model.layers import LayerFn
 from ..model.precision import without_autocast
 from ..model.unet import UNet
-from .binding import Binding, CompiledLayer
-from .compiled_unet import CompiledUNet
+from .bound.binding import Binding, CompiledLayer
+from .bound.compiled_unet import CompiledUNet
 from .graphs.cache import GraphCache
 from .graphs.memory import KeptMemory
 from .provider import NO_BACKEND, Provider

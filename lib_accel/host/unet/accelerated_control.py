@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...errors import BadWeights
 from ...runtime.accelerated import set_owner, take_owner
 from ...runtime.attributes import Weakly
-from ...runtime.binding import CompiledLayer
+from ...runtime.bound.binding import CompiledLayer
 from ...runtime.control_network import ControlNetwork
 from ...runtime.engine import Engine
 from .. import webui

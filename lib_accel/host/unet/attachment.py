@@ -18,7 +18,7 @@ from ...model.layers import LayerFn
 from ...model.precision import without_autocast
 from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner, why_failed
 from ...runtime.attributes import Weakly, put, take_away
-from ...runtime.binding import CompiledLayer
+from ...runtime.bound.binding import CompiledLayer
 from ...runtime.lora.merging import BasePlacement
 from ...runtime.status import Counters
 from ...runtime.trial import Trial

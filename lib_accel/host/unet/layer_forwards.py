@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...model.layers import LayerFn
 from ...runtime.accelerated import is_plain, why_failed
 from ...runtime.attributes import Forward, put, take_away
-from ...runtime.binding import CompiledLayer
+from ...runtime.bound.binding import CompiledLayer
 from ...runtime.engine import Engine
 from .. import webui
 from .comparison import difference

@@ -14,7 +14,7 @@ from ...model.parts.modules import Conv2d, set_parameter
 from ...model.random_weights import random_weights
 from ...model.specs import SpatialTransformer
 from ...model.unet import UNet, join
-from ...runtime.binding import CompiledLayer
+from ...runtime.bound.binding import CompiledLayer
 from ...runtime.control_network import ControlNetwork
 from ...runtime.engine import Engine
 from .measure import Call, Inputs

@@ -24,7 +24,7 @@ from ...model.architecture import Architecture
 from ...model.random_weights import random_weights
 from ...model.reading import TRANSFORMERS, Shape, kind_of
 from ...model.weight_files import DOWNLOAD_AGAIN, Stored, bad_file, finite
-from ...runtime.weights import COMPUTE_DTYPES
+from ...runtime.bound.weights import COMPUTE_DTYPES
 from .formats import A_CHECKPOINT, CHOOSE_ANOTHER, LDM_PREFIX, file_format
 
 PREFIXES = (LDM_PREFIX, "diffusion_model.", "")

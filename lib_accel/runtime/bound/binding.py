@@ -9,13 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..compile.jobs import CompiledUnits
-from ..compile.units import UnitFn, image_widths, side_widths, weights_of, widest
-from ..errors import BadWeights
-from ..model import precision
-from ..model.layers import LayerFn
-from ..model.specs import ResBlock, SpatialTransformer, Spec
-from ..model.unet import Parameters
+from ...compile.jobs import CompiledUnits
+from ...compile.units import UnitFn, image_widths, side_widths, weights_of, widest
+from ...errors import BadWeights
+from ...model import precision
+from ...model.layers import LayerFn
+from ...model.specs import ResBlock, SpatialTransformer, Spec
+from ...model.unet import Parameters
 from .weights import Weights, fastest_channels_last
 
 INT32_LIMIT = 2**31

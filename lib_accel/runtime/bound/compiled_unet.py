@@ -17,13 +17,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..compile.jobs import CompiledUnits, WholeFn
-from ..compile.machine import has_room
-from ..compile.units import UnitFn
-from ..config import MIB
-from ..model.embedding import timestep_frequencies
-from ..model.specs import ResBlock
-from ..model.unet import UNet
+from ...compile.jobs import CompiledUnits, WholeFn
+from ...compile.machine import has_room
+from ...compile.units import UnitFn
+from ...config import MIB
+from ...model.embedding import timestep_frequencies
+from ...model.specs import ResBlock
+from ...model.unet import UNet
 from .binding import CompiledLayer, in_dtype
 
 MOST_PROMPTS = 4

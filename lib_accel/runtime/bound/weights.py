@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compile.units import to_unit_layout
-from ..errors import BadWeights
+from ...compile.units import to_unit_layout
+from ...errors import BadWeights
 
 COMPUTE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
