@@ -63,7 +63,7 @@ def ladder(job: Job, setting: Setting, tell: Teller) -> None:
         setting.architecture(job),
         setting.device,
         setting.dtype,
-        setting.config,
+        replace(setting.config, compile="jit" in job.variants),  # that compiles or does nothing
         [name for name in job.variants if name not in setting.without],
         setting.size(job),
         min(job.batch, 4) if setting.dry_run else job.batch,
