@@ -79,6 +79,14 @@ def test_every_way_is_timed_and_recordings_are_made(known: dict[str, Any]):
     assert rows["aoti+graphs"]["note"] == ""
 
 
+def test_torch_compile_is_timed_too(known: dict[str, Any]):
+    for name in ("SD1.5, torch.compile at its best", "SD1.5, units under torch.compile"):
+        rows = known["jobs"][name]["result"]["rows"]
+        assert {row["name"]: bool(row["median_s"]) for row in rows} == {
+            row["name"]: True for row in rows
+        }
+
+
 def test_without_carried_code_the_rows_that_need_it_say_so(carried: Path, tmp_path: Path):
     """On a real card it would be compiled; here nothing that is compiled could pass its check."""
     given = Setting("cuda:0", "float16", str(tmp_path / "s"), "", 64, "", (), 1, True, True, 600.0)

@@ -250,6 +250,29 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
     assert gpu._compiled_code_ran(after["jobs"])
 
 
+PARENT = """
+import sys
+from pathlib import Path
+from tests.tools import test_gpu
+
+folder = Path(sys.argv[1])
+given = test_gpu.setting(folder, seconds=100.0)
+test_gpu.process.run(test_gpu.ROWS, given, folder / "log", lambda _: print("begun", flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_job_ends_when_the_command_is_killed(tmp_path: Path, root: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"begun\n"
+        (child,) = psutil.Process(parent.pid).children()
+        parent.kill()
+        child.wait(20)
+
+
 @pytest.mark.slow
 def test_a_process_that_cannot_start_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

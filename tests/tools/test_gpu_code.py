@@ -39,9 +39,11 @@ def told(call: Callable[[Teller], object]) -> dict[str, Any]:
     """Return the last result that a job tells."""
     reader, writer = os.pipe()
     teller = Teller(writer)
-    call(teller)
-    teller._out.close()
     with os.fdopen(reader) as lines:
+        try:
+            call(teller)
+        finally:
+            teller._out.close()
         results = [json.loads(line) for line in lines]
     return [message["result"] for message in results if "result" in message][-1]
 
@@ -67,6 +69,17 @@ def carried(tiny_store: Path, tmp_path: Path) -> Target:
     return target
 
 
+@pytest.fixture
+def unloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """Carried artifacts without code in them, for tests in which none is called."""
+    (tmp_path / "code").write_bytes(b"code")
+    target = setting(tmp_path).target(FIRST)
+    carry(target, tmp_path, lambda _: {"code": tmp_path / "code"})
+    monkeypatch.setattr(code, "load_unit", lambda *_: None)
+    monkeypatch.setattr(code, "_compile", lambda *_: None)
+    return target
+
+
 def test_carried_code_is_checked_and_then_serves(carried: Target, tmp_path: Path) -> None:
     with torch.no_grad():
         result = told(lambda tell: code.get_code(FIRST, setting(tmp_path), tell))
@@ -85,21 +98,19 @@ def test_unchecked_code_serves_nobody(carried: Target, tmp_path: Path) -> None:
 
 
 def test_carried_code_that_is_inaccurate_is_not_stored(
-    carried: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unloaded: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = Verdict((0.5,) * 4, (1e-3,) * 4)
     monkeypatch.setattr(code, "check_unit", lambda *_, **__: wrong)
-    monkeypatch.setattr(code, "_compile", lambda *_: None)
     result = told(lambda tell: code.get_code(FIRST, setting(tmp_path), tell))
     assert all("carried, but inaccurate: relative error 5" in u["problem"] for u in result["units"])
     assert ArtifactStore(tmp_path / "store").list() == []
 
 
 def test_what_ended_the_process_before_is_not_tried_again(
-    carried: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unloaded: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(code, "_compile", lambda *_: None)
-    names = tuple(map(code.describe, carried.units))
+    names = tuple(map(code.describe, unloaded.units))
     result = told(lambda t: code.get_code(FIRST, setting(tmp_path, without=names), t))
     problems = {unit["problem"] for unit in result["units"]}
     assert problems == {"its carried code ended the process"}
@@ -164,7 +175,7 @@ def test_launches_are_set_beside_those_of_the_model(tmp_path: Path) -> None:
 
 
 def test_a_unit_that_spoils_the_card_ends_its_process(
-    carried: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unloaded: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an illegal access every call of the process fails: the next one leaves the unit out."""
 
@@ -174,10 +185,9 @@ def test_a_unit_that_spoils_the_card_ends_its_process(
     monkeypatch.setattr(code, "check_unit", fail)
     told_at: list[str] = []
     monkeypatch.setattr(Teller, "at", lambda _, what: told_at.append(what))
-    monkeypatch.setattr(code, "_compile", lambda *_: None)
     told(lambda tell: code.get_code(FIRST, setting(tmp_path), tell))
     assert told_at[-1] == "", "the card is as before: every unit is tried"
     monkeypatch.setattr(code, "synchronize", fail)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         told(lambda tell: code.get_code(FIRST, setting(tmp_path), tell))
-    assert told_at[-1] == code.describe(carried.units[0])
+    assert told_at[-1] == code.describe(unloaded.units[0])

@@ -12,6 +12,7 @@ import math
 import os
 import statistics
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ...compile.backends.aoti.process_tree import end
 from ...errors import AccelError, BackendUnavailable
 from ...model.unet import UNet
 from ...runtime.engine import Engine
@@ -63,7 +65,7 @@ def ladder(job: Job, setting: Setting, tell: Teller) -> None:
         setting.architecture(job),
         setting.device,
         setting.dtype,
-        setting.config,
+        replace(setting.config, compile="jit" in job.variants),  # that compiles or does nothing
         [name for name in job.variants if name not in setting.without],
         setting.size(job),
         min(job.batch, 4) if setting.dry_run else job.batch,
@@ -149,11 +151,18 @@ KINDS: dict[str, Callable[[Job, Setting, Teller], None]] = {
 }
 
 
+def _end_with_parent() -> None:
+    """Wait until the parent is gone or wants no more, and end: nobody would hear the rest."""
+    sys.stdin.read()
+    end(os.getpid())
+
+
 def main() -> None:
     """Do one job."""
     tell = Teller(os.dup(1))
     os.dup2(2, 1)  # whatever a library prints must not mix with the lines
     given = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     job, setting = Job.from_dict(given["job"]), Setting.from_dict(given["setting"])
     stand_in = without_cudnn() if setting.pretended else None
     try:

@@ -67,7 +67,7 @@ class Setting:
 
     @property
     def config(self) -> Config:
-        """The configuration of engines: they compile nothing, the jobs named code do."""
+        """The configuration of engines: they compile nothing, the jobs of the kind code do."""
         return Config(
             store=Path(self.store_folder),
             store_key=Path(self.store_key) if self.store_key else None,
