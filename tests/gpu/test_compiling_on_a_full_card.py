@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ def soon(condition: Callable[[], object]) -> bool:
 
 def all_but(free: int) -> torch.Tensor:
     """Return a tensor that leaves so many bytes of the card free."""
+    gc.collect()
     torch.cuda.empty_cache()
     size = torch.cuda.mem_get_info(CARD)[0] - free
     return torch.empty(size, dtype=torch.uint8, device=CARD)
