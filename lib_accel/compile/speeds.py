@@ -236,7 +236,7 @@ def _read() -> dict[str, dict[str, list[Pair]]]:
         return {
             entry: {
                 _group(name, int(size)): [_checked(*pair) for pair in pairs]
-                for name, size, pairs in ((*g.split(" "), p) for g, p in groups.items())
+                for name, size, pairs in ((*g.split(" "), p) for g, p in groups.items() if p)
             }
             for entry, groups in entries.items()
         }
