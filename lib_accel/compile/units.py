@@ -99,9 +99,9 @@ class UnitModule(nn.Module):
 
     def __init__(self, unit: specs.Spec, fused: bool = False):
         super().__init__()
-        build = Embedding if isinstance(unit, specs.Embedding) else build_layer
+        layer = Embedding(unit) if isinstance(unit, specs.Embedding) else build_layer(unit)
         # A tuple hides the layer from torch: a submodule's empty parameters would be exported.
-        self._layer = (_Computing(build(unit)),)
+        self._layer = (_Computing(layer),)
         for module in self._layer[0].modules():
             if isinstance(module, FewRows):
                 module.fused = fused

@@ -11,6 +11,7 @@ The formulas are those of the LDM code (`ldm/modules/attention.py`,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -227,9 +228,8 @@ class SpatialTransformer(nn.Module):
 
     def prepare(self, emb: Tensor, context: Tensor) -> list[Tensor]:
         """Return keys and values of `context: [B, L, D]`, block by block: `[B, L, C]` each."""
-        return [
-            t for block in self.transformer_blocks for t in block.attn2.keys_and_values(context)
-        ]
+        blocks: list[Any] = [*self.transformer_blocks]
+        return [t for block in blocks for t in block.attn2.keys_and_values(context)]
 
     def compute(self, x: Tensor, *keys_and_values: Tensor) -> Tensor:
         """Compute the transformer from `x: [B, C, H, W]` and what `prepare` returns."""
