@@ -87,7 +87,7 @@ class Embedding(nn.Module):
 
         `timesteps: [B]`, `y: [B, adm_channels]` where the architecture takes it.
         """
-        dtype = self.time_embed.get_parameter("0.weight").dtype
+        dtype = next(self.time_embed.parameters()).dtype
         emb = self.time_embed(_sinusoids(timesteps, self.frequencies).to(dtype))
         if y is not None:
             emb = emb + self.label_emb(y)

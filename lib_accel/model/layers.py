@@ -10,8 +10,8 @@ The formulas are those of the LDM code (`ldm/modules/attention.py`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -171,7 +171,7 @@ class SpatialTransformer(nn.Module):
 
     def prepare(self, emb: Tensor, context: Tensor) -> list[Tensor]:
         """Return keys and values of `context: [B, L, D]`, block by block: `[B, L, C]` each."""
-        blocks = cast("Iterable[TransformerBlock]", self.transformer_blocks)
+        blocks: list[Any] = [*self.transformer_blocks]
         return [t for block in blocks for t in block.attn2.keys_and_values(context)]
 
     def compute(self, x: Tensor, *keys_and_values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedArchitecture
 from .specs import (
@@ -129,8 +129,8 @@ class Reader:
         """Return the specs of a block that takes `channels`, and the channels it puts out."""
         specs: list[Spec] = []
         for i in range(self.count(name)):
-            spec = self.spec(f"{name}.{i}", channels)
-            channels = spec.channels if isinstance(spec, SpatialTransformer) else spec.out_channels  # type: ignore[union-attr]
+            spec: Any = self.spec(f"{name}.{i}", channels)
+            channels = spec.channels if isinstance(spec, SpatialTransformer) else spec.out_channels
             specs.append(spec)
         return tuple(specs), channels
 
