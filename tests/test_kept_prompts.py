@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel.model.layers import Attention, set_parameter
+from lib_accel.model.layers import Attention
+from lib_accel.model.parts.modules import set_parameter
 from lib_accel.runtime.bound import compiled_unet
 from lib_accel.runtime.lora.merging import LowRank, merge
 
