@@ -179,7 +179,9 @@ def test_a_module_that_is_no_unet_is_refused():
 
 
 def test_an_unknown_backend_leaves_the_unet_alone(unet: nn.Module, tmp_path: Path):
-    with pytest.raises(ValueError, match="backend is 'magic'; expected one of auto, aoti"):
+    with pytest.raises(
+        ValueError, match="backend is 'magic'; expected one of auto, tensorrt, aoti"
+    ):
         lib_accel.accelerate(unet, lib_accel.Config(store=tmp_path, backend="magic"))
     assert "forward" not in vars(unet)
 

@@ -36,7 +36,7 @@ def timestep_frequencies(channels: int, device: torch.device) -> Tensor:
 
 def _sinusoids(timesteps: Tensor, frequencies: Tensor) -> Tensor:
     """Return all cosines, then all sines: `[B, channels]` float32."""
-    angles = timesteps.float()[:, None] * frequencies.float()
+    angles = torch.outer(timesteps.float(), frequencies.float())
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -110,8 +110,9 @@ def test_other_docstrings_give_the_same_digest(package: Path, name: str):
     tree = ast.parse(file.read_bytes())
     count = 0
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            node.value.value, count = "Reworded.", count + 1
+        constant = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
+            constant.value, count = "Reworded.", count + 1
     assert count
     file.write_text(ast.unparse(tree), encoding="utf-8")
     assert digest_of(package) == source_digest()

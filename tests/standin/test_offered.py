@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_backend_that_is_set_stays_a_choice(host: Host) -> None:
 def test_where_everything_works_everything_is_offered(packaging: None, tmp_path: Path) -> None:
     with in_place(), contextlib.closing(Host("--accel-store", str(tmp_path))) as host:
         assert list(_labels(host, "accel_backend")) == ["auto", "aoti", "jit", "eager"]
-        shown = host.opts.data_labels["accel_backend"].comment_after
+        shown = html.unescape(host.opts.data_labels["accel_backend"].comment_after)
         assert shown.count("accel-text") == 1
         assert "tensorrt: TensorRT runs on NVIDIA's cards alone" in shown
 

@@ -51,7 +51,7 @@ def test_the_tab_tells_of_the_successor_and_can_cancel_it(served: Host) -> None:
     host = served
     _press(host, "build")
     assert "The compiler is running" in _shown(host, "message")
-    assert "Compiling 1 of 4" in _line(host)
+    assert "Compiling 1 of 5" in _line(host)
     assert "<progress" in _line(host)
     assert (_button(host, "build").interactive, _button(host, "cancel").visible) == (False, True)
     job = host.service.current().engine.job

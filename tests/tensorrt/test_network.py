@@ -7,7 +7,7 @@ import torch
 
 from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.backends.tensorrt.network import KINDS, unet_network, unit_network
-from lib_accel.compile.units import UnitModule, describe, units_of
+from lib_accel.compile.units import UnitModule, describe, image_widths, units_of
 from lib_accel.model import presets, specs
 from lib_accel.model.random_weights import random_weights
 from lib_accel.model.unet import UNet
@@ -47,13 +47,15 @@ def test_a_whole_unet_as_operations_computes_the_same(family: str, size: tuple[i
 @pytest.mark.parametrize("unit", LAYERS, ids=describe)
 def test_a_unit_as_operations_computes_the_same(unit: specs.Spec):
     dtype, device = torch.float64, torch.device("cpu")
-    activations, weights = example_inputs(unit, (2, 9, 7, 5), dtype, device)
+    given, weights = example_inputs(unit, (2, 9, 7, 5), dtype, device)
     module = UnitModule(unit)
     network = unit_network(unit)
+    widths = image_widths(unit, torch.device("cuda"))  # apart on a GPU
+    activations = [*given[0].split(widths, dim=1), *given[1:]]
     names = [*network.activations, *network.weights]
     found = compute(network, dict(zip(names, [*activations, *weights], strict=True)))
     assert list(network.weights) == module.names
-    torch.testing.assert_close(found, module(activations, weights), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found, module(given, weights), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", SMALL)

@@ -124,7 +124,7 @@ def test_code_for_another_torch_is_named(tmp_path: Path) -> None:
     carried = ArtifactStore(tmp_path / "carried")
     assert code.unfit(other, carried) is None
     assert code.unfit(target, carried) == (
-        f"4 of 4 units of {target.name} are not in the carried code, which was made for "
+        f"5 of 5 units of {target.name} are not in the carried code, which was made for "
         f"torch '2.11.0+cu130', here '{torch.__version__}'"
     )
 

@@ -57,7 +57,12 @@ def overhead(calls: int = 200):
 
     context = zeros(2, 77, a.context_dim)
     more = {"y": zeros(2, a.adm_channels)} if a.adm_channels else {}
-    engine.clean.forward = lambda x, *_, **__: x
+
+    def run(_, inputs):
+        engine.compiled.keys_and_values(inputs[2])
+        return inputs[0]
+
+    engine._run = run
     ours.witness.is_due = lambda *_: False  # what is not computed differs from the WebUI's
     times = []
     try:
@@ -68,7 +73,7 @@ def overhead(calls: int = 200):
             unet(x, timesteps, context=context, **more)
             times.append((time.perf_counter() - began) * 1000)
     finally:
-        del engine.clean.forward, ours.witness.is_due
+        del engine._run, ours.witness.is_due
     return {"ms": statistics.median(times)}
 
 
