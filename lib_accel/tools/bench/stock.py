@@ -54,12 +54,13 @@ def _under_autocast(unet: UNet) -> UNet:
     Norms then compute in float32, and each product converts what it is given
     (`modules/devices.py: autocast`). Elsewhere autocast changes nothing.
     """
+    if next(unet.parameters()).device.type != "cuda" or unet.dtype not in HALVES:
+        return unet
     ways = {Linear: _linear, GroupNorm: _group_norm, LayerNorm: _layer_norm}
     for module in unet.modules():
         if way := ways.get(type(module)):
             module.forward = functools.partial(way, module)
-    if next(unet.parameters()).device.type == "cuda" and unet.dtype in HALVES:
-        unet.forward = torch.autocast("cuda", unet.dtype)(unet.forward)
+    unet.forward = torch.autocast("cuda", unet.dtype)(unet.forward)
     return unet
 
 
