@@ -220,14 +220,17 @@ class Engine:
         return self.graphs(*inputs, kept)
 
     def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
-        """Return `compiled()`; if it fails and `clean()` works, stop using compiled code."""
-        while True:
+        """Return `compiled()`; if it fails and `clean()` works, stop using compiled code.
+
+        Where memory ran out, what is kept for speed is given up and the call tried again, once.
+        """
+        for again in (False, True):
             try:
                 return compiled()
             except RuntimeError as e:
                 error = e.with_traceback(None)  # its frames hold the activations of the whole call
             out_of_memory = self.memory.ran_out(error)
-            if not (out_of_memory and self.memory.give_up()):
+            if again or not (out_of_memory and self.memory.give_up()):
                 break
         if isinstance(error, torch.cuda.OutOfMemoryError):
             try:

@@ -55,7 +55,7 @@ def test_no_room_in_the_store(disk: Path, all_but_one: ArtifactStore, temp: Path
     assert [path.name for path in store.root.iterdir() if path.name.startswith(".tmp")] == []
     assert list(temp.iterdir()) == []
     (disk / "filler").unlink()
-    assert [problem for _, problem in store.verify()] == [None] * 3
+    assert [problem for _, problem in store.verify()] == [None] * 4
 
 
 def test_a_limit_smaller_than_the_target_evicts_none_of_its_units(

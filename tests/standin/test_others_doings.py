@@ -137,7 +137,7 @@ def test_out_of_memory_is_answered_by_the_webuis_own_code(full: Host) -> None:
         calls = _Full.calls
         with counted(full, accelerated_calls=0, host_calls=1):
             out = full.call()
-        assert _Full.calls == calls + 1
+        assert calls < _Full.calls <= calls + 2, "once more where something was given up"
         assert full.status()["reason"] == MEMORY
         full.opts.data["accel_enable"] = False
         assert torch.equal(full.call(), out)

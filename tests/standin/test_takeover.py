@@ -28,6 +28,7 @@ FIELDS = {
     "witness_seconds",
     "speedup",
     "difference",
+    "speeds",
 }
 
 

@@ -241,7 +241,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
 
     first, second = (job.name for job in JOBS[:2])
     known = until(first)["jobs"][first]
-    assert [unit["origin"] for unit in known["result"]["units"]] == ["stored before"] * 4
+    assert [unit["origin"] for unit in known["result"]["units"]] == ["stored before"] * 5
     after = until(second)
     assert after["jobs"][first] == known
     rows = {row["name"]: row for row in after["jobs"][second]["result"]["rows"]}

@@ -23,7 +23,7 @@ class KeptMemory:
 
     def __init__(self, device: torch.device, architecture: Architecture, graphs: GraphCache | None):
         self._device, self._architecture, self._graphs = device, architecture, graphs
-        self._kept: list[Callable[[], bool]] = [self._give_up_graphs]
+        self._more: list[Callable[[], bool]] = []
         self._errors = out_of_memory_errors(device)
 
     def add(self, give_up: Callable[[], bool]) -> None:
@@ -31,11 +31,11 @@ class KeptMemory:
 
         It is called often. What was added first is given up first.
         """
-        self._kept.append(give_up)
+        self._more.append(give_up)
 
     def make_room(self, needed: float) -> None:
         """Give up what it takes for RESERVE to stay free beside `needed` bytes more."""
-        for give_up in self._kept:
+        for give_up in self._kept():
             if self._has_room(needed):
                 return
             if give_up():
@@ -59,7 +59,7 @@ class KeptMemory:
 
     def give_up(self) -> bool:
         """Give up everything; return whether there was any."""
-        kept = [give_up() for give_up in self._kept]
+        kept = [give_up() for give_up in self._kept()]
         if any(kept):
             torch.cuda.empty_cache()
         return any(kept)
@@ -71,6 +71,10 @@ class KeptMemory:
         """
         before, self._errors = self._errors, out_of_memory_errors(self._device)
         return isinstance(error, torch.cuda.OutOfMemoryError) or self._errors > before
+
+    def _kept(self) -> list[Callable[[], bool]]:
+        # made anew: to keep one of its own methods would keep all of this until the next collection
+        return [self._give_up_graphs, *self._more]
 
     def _has_room(self, needed: float) -> bool:
         return has_room(self._device, needed, self._graphs.bytes if self._graphs else 0)

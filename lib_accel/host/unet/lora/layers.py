@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
+import weakref
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class Loras:
         self._wanted: Any = None
         self._foreign: tuple[type, ...] = ()  # kinds of layers that are left to others
         self._marks: list[object] = []
+        self._placed: dict[Any, weakref.ref[Tensor]] = {}  # by layer, the base that was put there
         self._told: set[str] = set()  # the networks of layers that our merge has failed on
         self._by_extension = False  # whose code merges, because ours has differed
         self.kinds: frozenset[str] = frozenset()  # the types of the networks that are wanted
@@ -179,14 +181,16 @@ class Loras:
                 layer.weight.detach() if (b := _backup(layer)) is None else b for layer in here
             ]
             for layer, base in zip(here, self._placement.keep(bases, device), strict=True):
-                layer.network_weights_backup = layer._accel_base = base
+                layer.network_weights_backup = base
+                self._placed[layer] = weakref.ref(base)
 
     def _belongs_elsewhere(self, layer: Any, base: Tensor) -> bool:
         """Return whether a base is in ordinary memory though the settings ask for a faster one.
 
         The Lora extension has put it there. Where ours are, nobody need ask the driver.
         """
-        if not layer.weight.is_cuda or base.is_cuda or vars(layer).get("_accel_base") is base:
+        placed = self._placed.get(layer)
+        if not layer.weight.is_cuda or base.is_cuda or (placed and placed() is base):
             return False
         return (
             not base.is_pinned()
@@ -236,7 +240,7 @@ def _merge_into(layers: dict[Any, list[Any]], bases: dict[Any, Tensor]) -> dict[
             errors[layer] = f"{type(e).__name__}: {e}"
         else:
             merges[layer] = Merge(layer.weight, bases[layer], terms)
-    alone, deltas = list(merges.items()), {}
+    alone, deltas, biases = list(merges.items()), {}, {}
     with contextlib.suppress(torch.cuda.OutOfMemoryError):  # then each is done alone
         done = merge_alike(list(merges.values()))
         alone = [pair for i, pair in enumerate(alone) if i not in done]
@@ -245,8 +249,13 @@ def _merge_into(layers: dict[Any, list[Any]], bases: dict[Any, Tensor]) -> dict[
             deltas[layer] = _merge_alone(one)
         except Exception as e:  # noqa: BLE001  whatever a network's own code raises
             errors[layer] = f"{type(e).__name__}: {e}"
-    finished = [layer for layer in merges if layer not in errors]
-    _set_biases({layer: _sum(layer.network_bias_backup, deltas.get(layer)) for layer in finished})
+    for layer in (layer for layer in merges if layer not in errors):
+        try:
+            biases[layer] = _sum(layer.network_bias_backup, deltas.get(layer))
+            _check_bias(layer, biases[layer])
+        except RuntimeError as e:  # a network's bias of another length
+            errors[layer] = f"{type(e).__name__}: {e}"
+    _set_biases({layer: total for layer, total in biases.items() if layer not in errors})
     return errors
 
 
@@ -265,6 +274,12 @@ def _sum(base: Tensor | None, delta: Tensor | None) -> Tensor | None:
     if base is None or delta is None:
         return delta if base is None else base
     return base.to(delta) + delta
+
+
+def _check_bias(layer: Any, total: Tensor | None) -> None:
+    """Raise RuntimeError where a layer cannot have this bias."""
+    if total is not None:
+        torch.broadcast_shapes(total.squeeze(0).shape, layer.weight.shape[:1])
 
 
 @torch.no_grad()
