@@ -74,10 +74,8 @@ class Engine:
     @property
     def target(self) -> Target:
         """What has to be compiled for this network, as its weights are now."""
-        machine, name = self._machine(self.device), self.architecture.name
-        return Target(
-            self._units, self.binding.dtype, self.device, machine, name, self.architecture
-        )
+        a, machine = self.architecture, self._machine(self.device)
+        return Target(self._units, self.binding.dtype, self.device, machine, a.name, a)
 
     @property
     def job(self) -> Job | None:
@@ -220,11 +218,8 @@ class Engine:
         return self.graphs(*inputs, kept)
 
     def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
-        """Return `compiled()`; if it fails and `clean()` works, stop using compiled code.
-
-        Where memory ran out, what is kept for speed is given up and the call tried again, once.
-        """
-        for again in (False, True):
+        """Return `compiled()`; if it fails and `clean()` works, stop using compiled code."""
+        for again in (False, True):  # once more, without what is kept for speed
             try:
                 return compiled()
             except RuntimeError as e:
