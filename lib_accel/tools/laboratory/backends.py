@@ -93,6 +93,7 @@ class Replaying(Session):
     """Serves units by replaying the code that is generated for them when they are asked for."""
 
     name = "aoti"  # it is its own backend
+    channels_last = True
 
     def __init__(self, counter: Counter) -> None:
         super().__init__()
