@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lib_accel.model.diffusers_names import layer_aliases
 from torch import Tensor, nn
 
 from lib_accel.model import presets
 from lib_accel.model.unet import UNet
 from lib_accel.runtime.lora.batches import ROOM
+from lib_accel.runtime.lora.diffusers_names import layer_aliases
 from lib_accel.runtime.lora.files import Merger
 from lib_accel.runtime.lora.merging import BasePlacement, LowRank, copy_all
 
