@@ -99,6 +99,13 @@ def groups(entries: Iterable[Entry]) -> list[Group]:
     return [Group(key, tuple(found), found[0].problem) for key, found in alike.items()]
 
 
+def bytes_of(entries: Iterable[Entry | None]) -> int | None:
+    """Return what artifacts take; None where one is missing (None) or was made by others."""
+    found = list(entries)
+    own = [entry for entry in found if entry is not None and not entry.foreign]
+    return sum(entry.bytes for entry in own) if len(own) == len(found) else None
+
+
 def named(entries: Iterable[Entry], name: str) -> list[Group]:
     """Return the groups and the single artifacts (each as a group) whose keys begin with `name`."""
     found = {group.key: group for group in groups(entries)}

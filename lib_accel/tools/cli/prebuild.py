@@ -18,6 +18,7 @@ from ...compile.units import units_of
 from ...config import Config
 from ...errors import ArtifactRejected, BackendUnavailable
 from ...store import ArtifactStore
+from ...store.summary import bytes_of
 from ..terminal import say, show
 from . import webui_python
 from .common import device_and_dtype, family, follow, make_store
@@ -90,23 +91,21 @@ def _engines(args: argparse.Namespace) -> int:
     for architecture in map(family, args.family):
         for cards in args.cards:
             wanted = engines_of(architecture, dtype, cards, version)
-            seconds, sizes = _build_engines(store, wanted, f"{architecture.name}, {cards}"), []
-            for key in wanted:
-                entry = store.entry(key)
-                sizes.append(entry.bytes if entry else 0)
+            seconds = _build_engines(store, wanted, f"{architecture.name}, {cards}")
+            size = bytes_of(map(store.entry, wanted))
+            assert size is not None
             built.append(
                 {
                     "architecture": architecture.name,
                     "cards": cards,
-                    "bytes": sum(sizes),
+                    "bytes": size,
                     "engines": len(wanted),
                     "built": len(seconds),
                     "seconds": round(sum(seconds), 1),
                 }
             )
             made = f"{len(seconds)} of {len(wanted)} engines built in {sum(seconds):.0f} s"
-            size = sum(sizes) / 1e6
-            lines.append(f"{architecture.name}, {cards}, {dtype}: {made}, {size:.1f} MB")
+            lines.append(f"{architecture.name}, {cards}, {dtype}: {made}, {size / 1e6:.1f} MB")
     text = "\n".join([*lines, f"store: {store.root}"])
     show({"artifacts": built, "store": str(store.root)}, args, text)
     return 0

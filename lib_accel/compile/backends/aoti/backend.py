@@ -13,6 +13,7 @@ from ....config import Config
 from ....errors import AccelError, ArtifactRejected
 from ....model import specs
 from ....store import Artifact, ArtifactStore
+from ....store.summary import bytes_of
 from ...accuracy import Verdict
 from ...jobs import CompiledUnits, Job, stop
 from ...target import Target
@@ -91,13 +92,7 @@ class Aoti:
 
     def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
         """Return what the units of `target` take in `store`; None where one of them is missing."""
-        total = 0
-        for key in target.keys.values():
-            entry = store.entry(key)
-            if entry is None or entry.foreign:
-                return None
-            total += entry.bytes
-        return total
+        return bytes_of(map(store.entry, target.keys.values()))
 
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""

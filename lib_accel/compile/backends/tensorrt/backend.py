@@ -11,6 +11,7 @@ import torch
 from ....config import Config
 from ....errors import AccelError
 from ....store import ArtifactStore
+from ....store.summary import bytes_of
 from ...jobs import CompiledUnits, Job, stop
 from ...target import Target
 from . import libraries
@@ -77,15 +78,8 @@ class TensorRT:
 
     def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
         """Return what the engines of `target` take in `store`; None where one is missing."""
-        version, total = libraries.version(), 0
-        if version is None:
-            return None
-        for key in _wanted(target, version):
-            entry = store.entry(key)
-            if entry is None or entry.foreign:
-                return None
-            total += entry.bytes
-        return total
+        version = libraries.version()
+        return None if version is None else bytes_of(map(store.entry, _wanted(target, version)))
 
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""
