@@ -92,9 +92,8 @@ def free_memory(device: torch.device) -> float:
     """
     if device.type != "cuda":
         return math.inf
-    stats = torch.cuda.memory_stats_as_nested_dict(
-        device
-    )  # `memory_reserved` takes ten times as long
+    # `memory_reserved` takes ten times as long
+    stats = torch.cuda.memory_stats_as_nested_dict(device)
     now = [stats[f"{name}_bytes"]["all"]["current"] for name in ("reserved", "allocated")]
     return torch.cuda.mem_get_info(device)[0] + now[0] - now[1]
 

@@ -126,7 +126,8 @@ class Engine:
         `keep_compiling` leaves a running job to the next network of this architecture.
         """
         self._provider.close(keep_compiling)
-        self._drop_graphs()
+        if self.graphs is not None:
+            self.graphs.clear()
         self.compiled.release()
         self.binding.release()
 
@@ -238,18 +239,6 @@ class Engine:
             self._provider.drop(f"it failed while computing: {first_line}")
             self._bind()
         return out
-
-    # -- CUDA graphs
-
-    def _drop_graphs(self) -> None:
-        """Forget recorded graphs: they read weights at the addresses of the time of recording."""
-        if self.graphs is not None:
-            self.graphs.clear()
-
-    @property
-    def graph_bytes(self) -> int:
-        """Video memory that CUDA graphs hold."""
-        return self.graphs.bytes if self.graphs is not None else 0
 
     # -- status
 

@@ -132,7 +132,7 @@ def test_compiled_code_is_loaded_called_and_recorded(built: Built):
     assert engine.graphs is not None
     assert engine.graphs.captures == 1
     assert engine.memory.give_up()
-    assert engine.graph_bytes == 0
+    assert engine.graphs.bytes == 0
 
 
 def test_an_import_needs_neither_triton_nor_a_compiler_nor_the_same_card(built: Built):

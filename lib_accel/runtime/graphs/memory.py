@@ -80,10 +80,10 @@ class KeptMemory:
         return has_room(self._device, needed, self._graphs.bytes if self._graphs else 0)
 
     def _give_up_graphs(self) -> bool:
-        any_recorded = self._graphs is not None and bool(self._graphs.bytes)
-        if any_recorded and self._graphs is not None:
-            self._graphs.clear()
-        return any_recorded
+        if self._graphs is None or not self._graphs.bytes:
+            return False
+        self._graphs.clear()
+        return True
 
 
 def attention_bytes(architecture: Architecture, x: Tensor) -> int:
