@@ -95,6 +95,14 @@ def test_a_size_that_it_does_not_know_is_computed_by_layers_with_a_reason(tmp_pa
     assert engine.status.reason is None
 
 
+def test_a_reason_ends_with_the_code_that_it_was_about(tmp_path: Path):
+    engine = prepared(tmp_path)
+    engine.compute(*tiny.inputs(width=32))
+    assert engine.status.reason == "too large"
+    engine.close()
+    assert engine.status.reason is None
+
+
 def test_a_weight_that_changes_in_place_or_moves_is_seen(tmp_path: Path):
     engine, given = prepared(tmp_path), tiny.inputs()
     parameter = dict(engine.network.named_parameters())["middle_block.0.in_layers.2.weight"]

@@ -239,7 +239,6 @@ class CompiledUNet:
 
     def __init__(self, unet: UNet):
         self.prompts = KeptPrompts()
-        self.left: str | None = None
         self._unet = unet
         self.release()
 
@@ -248,6 +247,7 @@ class CompiledUNet:
     ) -> None:
         """Begin again with these layers, by name, which have been made of `units` for `dtype`."""
         self._layers, self._dtype = layers, dtype
+        self.left: str | None = None
         self._embedding: CompiledEmbedding | None = None
         if layers and (unit := units.get(self._unet.architecture.embedding)):
             self._embedding = CompiledEmbedding(unit, self._unet, dtype)
