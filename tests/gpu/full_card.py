@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import queue
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,38 +184,6 @@ def _on_the_card() -> Iterator[None]:
 
 
 # -- what is played on it
-
-
-def convolutions() -> torch.library.Library:
-    """Let convolutions outside compiled code do without cuDNN, while the result lives."""
-    library = torch.library.Library("aten", "IMPL")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is one already
-        library.impl("cudnn_convolution", _convolution, "CUDA")
-    return library
-
-
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    padding: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    *_: Any,
-) -> Tensor:
-    sizes = (
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, p, s, d in zip(
-            x.shape[2:], weight.shape[2:], padding, stride, dilation, strict=True
-        )
-    )
-    last = any(
-        t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-        for t in (x, weight)
-    )
-    form = torch.channels_last if last else torch.contiguous_format
-    shape = (x.shape[0], weight.shape[0], *sizes)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
 
 
 def build(store: ArtifactStore, folder: Path) -> None:

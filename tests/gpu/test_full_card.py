@@ -19,6 +19,7 @@ from lib_accel.runtime.graphs.cache import out_of_memory_errors
 from lib_accel.store import ArtifactStore
 from lib_accel.store.signing import generate_key, write_key
 from lib_accel.tools.laboratory.environment import HOME
+from lib_accel.tools.laboratory.stand_ins import without_cudnn
 
 from ..standin.host import in_place
 from . import full_card
@@ -47,7 +48,7 @@ OFF = "--accel-disable"
 @pytest.fixture(scope="module", autouse=True)
 def convolutions() -> object:
     """Instead of what all tests here share: an extension's `conv2d` would show in the layers."""
-    return full_card.convolutions()
+    return without_cudnn()
 
 
 @pytest.fixture(scope="module")

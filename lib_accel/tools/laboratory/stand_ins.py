@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ def without_cudnn() -> Library:
     if hasattr(torch.backends.cuda, "enable_cudnn_sdp"):  # torch 2.5 and later
         torch.backends.cuda.enable_cudnn_sdp(False)
     library = Library("aten", "IMPL")
-    library.impl("cudnn_convolution", _convolution, "CUDA")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one already
+        library.impl("cudnn_convolution", _convolution, "CUDA")
     return library
 
 
@@ -37,6 +40,10 @@ def _convolution(
             x.shape[2:], weight.shape[2:], padding, stride, dilation, strict=True
         )
     )
-    out = x.new_empty(x.shape[0], weight.shape[0], *sizes)
-    last = any(t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    return out.contiguous(memory_format=torch.channels_last) if last else out
+    last = any(
+        t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+        for t in (x, weight)
+    )
+    form = torch.channels_last if last else torch.contiguous_format
+    shape = (x.shape[0], weight.shape[0], *sizes)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
