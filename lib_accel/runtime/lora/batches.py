@@ -6,6 +6,7 @@ fifty launches; here they are between one and two.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...compile.machine import free_memory
+from ...compile.machine import RESERVE, free_memory
 from ...model.precision import wider, without_autocast
-from ..graphs.policy import RESERVE
 from .merging import LowRank, Term, copy_all, merge
 
 ROOM = 512 * 2**20
@@ -65,7 +65,7 @@ def _kind(merge: Merge) -> Hashable | None:
     weight, terms = merge.weight, merge.terms
     if not terms:  # the base comes back
         return weight.device, weight.dtype, merge.base.device
-    rank, dtypes, places = 0, [], set()
+    rank, places = 0, set()
     for t in terms:
         if not isinstance(t, LowRank):
             return None
@@ -73,15 +73,17 @@ def _kind(merge: Merge) -> Hashable | None:
         if (len(t.up), rows, columns) != (len(weight), len(t.down), weight[0].numel()):
             return None
         rank += rows
-        dtypes += [t.up.dtype, t.down.dtype]
         places |= {t.up.device, t.down.device}
     if len(places) > 1:
         return None
-    dtype = dtypes[0]
-    for other in dtypes:
-        dtype = torch.promote_types(dtype, other)
     layout = weight.shape, _is_channels_last(weight), merge.base.device
-    return weight.device, weight.dtype, layout, rank, dtype, *places
+    return weight.device, weight.dtype, layout, rank, _stored_dtype(terms), *places
+
+
+def _stored_dtype(terms: Sequence[Any]) -> torch.dtype:
+    """Return the dtype that holds the factors of all `terms`, which are LowRank."""
+    dtypes = (t.dtype for term in terms for t in (term.up, term.down))
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 def needed_bytes(merge: Merge) -> int:
@@ -121,9 +123,7 @@ def _factors(terms: Sequence[Sequence[Any]], weight: Tensor) -> tuple[Tensor, Te
     """
     device, wide = weight.device, wider(weight.dtype, weight.device)
     outputs, inputs, rank = len(weight), weight[0].numel(), sum(len(t.down) for t in terms[0])
-    dtype = terms[0][0].up.dtype
-    for t in terms[0]:
-        dtype = torch.promote_types(torch.promote_types(dtype, t.up.dtype), t.down.dtype)
+    dtype = _stored_dtype(terms[0])
     sizes = outputs * rank, rank * inputs
     joined = _staging(len(terms), sum(sizes), dtype=dtype, device=terms[0][0].up.device)
     for layer, own in zip(joined, terms, strict=True):
