@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,24 @@ INT32_LIMIT = 2**31
 """Inductor's GPU code counts elements in 32 bits; torch's own kernels change to 64 where needed."""
 
 
+class UnitWeights:
+    """Live weights as a unit takes them: in the dtype that it computes in."""
+
+    def __init__(self, weights: Iterable[Tensor], dtype: torch.dtype):
+        self._weights, self._dtype = list(weights), dtype
+        # asked once: `to` on each of SD1's 686 weights takes 0.7 ms even where it does nothing
+        self._widen = any(w.dtype != dtype for w in self._weights)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are now: somebody may move them."""
+        return self._weights[0].device
+
+    def __call__(self) -> list[Tensor]:
+        """Return the weights, widened where they are narrower."""
+        return [w.to(self._dtype) for w in self._weights] if self._widen else self._weights
+
+
 class CompiledLayer:
     """One layer of a network, computed by its compiled unit from the layer's own weights.
 
@@ -35,13 +53,11 @@ class CompiledLayer:
         self.takes_emb = isinstance(spec, ResBlock)
         self.takes_context = isinstance(spec, SpatialTransformer)
         own = weights_of(module)
-        self._weights = list(own.values())
+        self._weights = UnitWeights(own.values(), dtype)
         # those that `prepare` uses: projections of the time embedding or of the context
         named = module.named_parameters(remove_duplicate=False)
         self.preparing = [p for name, p in named if name not in own]
-        # asked once: `to` on each of SD1's 686 weights takes 0.7 ms even where it does nothing
-        self._widen = any(w.dtype != dtype for w in self._weights)
-        self._images = image_widths(spec, self._weights[0].device)
+        self._images = image_widths(spec, self._weights.device)
         self._side, self._widest = side_widths(spec), widest(spec)
 
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
@@ -79,11 +95,11 @@ class CompiledLayer:
             return None
         inputs = [t.contiguous(memory_format=torch.channels_last) for t in images]
         inputs += [t.contiguous() for t in side]
-        return self.unit(inputs + in_dtype(self._weights, self.dtype, self._widen))
+        return self.unit(inputs + self._weights())
 
     def fits(self, inputs: list[Tensor]) -> bool:
         """Whether the unit was made for tensors like `inputs`: images, and what `given` took."""
-        count, weight = len(self._images), self._weights[0]
+        count, device = len(self._images), self._weights.device
         h, images, side = inputs[0], inputs[:count], inputs[count:]
         if any(t.ndim != 4 or t.shape[2:] != h.shape[2:] for t in images):
             return False
@@ -94,10 +110,7 @@ class CompiledLayer:
         if h.device.type != "cpu" and elements >= INT32_LIMIT:
             return False
         return all(
-            t.shape[0] == h.shape[0]
-            and t.numel()
-            and t.dtype == self.dtype
-            and t.device == weight.device
+            t.shape[0] == h.shape[0] and t.numel() and t.dtype == self.dtype and t.device == device
             for t in inputs
         )
 
@@ -118,11 +131,6 @@ class PreparedLayer:
         """Compute the layer from `h: [B, C1, H, W]` and `skip: [B, C2, H, W]`."""
         out = self.layer.compute([h, skip], self.side)
         return self(torch.cat([h, skip], dim=1), emb, context) if out is None else out
-
-
-def in_dtype(weights: list[Tensor], dtype: torch.dtype, widen: bool) -> list[Tensor]:
-    """Return the weights, which have this dtype already unless `widen`."""
-    return [w.to(dtype) for w in weights] if widen else weights
 
 
 class Borrower(Protocol):

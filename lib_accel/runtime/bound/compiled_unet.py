@@ -24,7 +24,7 @@ from ...config import MIB
 from ...model.embedding import timestep_frequencies
 from ...model.specs import ResBlock
 from ...model.unet import UNet
-from .binding import CompiledLayer, in_dtype
+from .binding import CompiledLayer, UnitWeights
 
 MOST_PROMPTS = 4
 """Prompts that are kept: the WebUI computes prompt and negative prompt apart where they differ in
@@ -173,10 +173,8 @@ class CompiledEmbedding:
     def __init__(self, unit: UnitFn, unet: UNet, dtype: torch.dtype):
         spec = unet.architecture.embedding
         self._unit, self._dtype, self._adm_channels = unit, dtype, spec.adm_channels
-        self._weights: list[Tensor] = [*unet.embedding_weights()]
-        self._device = self._weights[0].device
-        self._widen = any(w.dtype != dtype for w in self._weights)
-        self._frequencies = timestep_frequencies(spec.model_channels, self._device)
+        self._weights = UnitWeights(unet.embedding_weights(), dtype)
+        self._frequencies = timestep_frequencies(spec.model_channels, self._weights.device)
         self._widths = (spec.emb_channels, *spec.widths)
         self._blocks = [n for n, s in unet.architecture.layers() if isinstance(s, ResBlock)]
 
@@ -192,10 +190,11 @@ class CompiledEmbedding:
             if y is None or y.shape != (*timesteps.shape, self._adm_channels):
                 return None
             given.append(y.to(self._dtype).contiguous())
-        if timesteps.ndim != 1 or any(t.device != self._device or not t.numel() for t in given):
+        device = self._weights.device
+        if timesteps.ndim != 1 or any(t.device != device or not t.numel() for t in given):
             return None
-        weights = in_dtype(self._weights, self._dtype, self._widen)
-        flat, batch = self._unit([*given, self._frequencies, *weights]), timesteps.shape[0]
+        given += [self._frequencies, *self._weights()]
+        flat, batch = self._unit(given), timesteps.shape[0]
         parts = flat.split([batch * width for width in self._widths])
         emb, *projected = (part.view(batch, -1) for part in parts)
         return emb, {name: [each] for name, each in zip(self._blocks, projected, strict=True)}
@@ -208,9 +207,7 @@ class CompiledWhole:
         self._fn, self._dtype = fn, dtype
         # a weight that stands in two places counts twice
         named = unet.named_parameters(remove_duplicate=False)
-        self._weights: list[Tensor] = [weight for _, weight in named]
-        self._device = self._weights[0].device
-        self._widen = any(w.dtype != dtype for w in self._weights)
+        self._weights = UnitWeights((weight for _, weight in named), dtype)
         self._takes_y = unet.architecture.adm_channels is not None
 
     def __call__(
@@ -222,12 +219,11 @@ class CompiledWhole:
             if y is None:
                 return "y is missing"
             given.append(y.to(self._dtype))
-        if any(t.device != self._device for t in given):
-            return f"the inputs are not on {self._device}"
+        if any(t.device != self._weights.device for t in given):
+            return f"the inputs are not on {self._weights.device}"
         if why := self._fn.why_not(given):
             return why
-        weights = in_dtype(self._weights, self._dtype, self._widen)
-        return self._fn([*map(Tensor.contiguous, given), *weights]).to(x.dtype)
+        return self._fn([*map(Tensor.contiguous, given), *self._weights()]).to(x.dtype)
 
 
 class CompiledUNet:
