@@ -15,6 +15,7 @@ from ..model.architecture import Architecture
 from ..store import recipe_key
 from .machine import Machine
 from .source_digest import source_digest
+from .units import units_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class Target:
     machine: Machine
     name: str = field(default="", compare=False)
     architecture: Architecture | None = field(default=None, compare=False)
+
+    @classmethod
+    def of_unet(
+        cls, architecture: Architecture, dtype: torch.dtype, device: torch.device, machine: Machine
+    ) -> Target:
+        """Return what has to be compiled for a whole UNet."""
+        units, name = units_of(architecture), architecture.name
+        return cls(units, dtype, device, machine, name, architecture)
 
     def recipe(self, unit: specs.Spec) -> dict[str, Any]:
         """Return all that the compiled code of one unit depends on."""

@@ -14,7 +14,6 @@ from ...compile.backends.tensorrt.engines import Wanted, engines_of
 from ...compile.jobs import Job
 from ...compile.machine import probe
 from ...compile.target import Target
-from ...compile.units import units_of
 from ...config import Config
 from ...errors import ArtifactRejected, BackendUnavailable
 from ...store import ArtifactStore
@@ -34,8 +33,7 @@ def run(args: argparse.Namespace) -> int:
     store, backend = make_store(args), Aoti(args.workers)
     built, lines = [], []
     for architecture in map(family, args.family):
-        units, name = units_of(architecture), architecture.name
-        target = Target(units, dtype, device, probe(device), name)
+        target = Target.of_unet(architecture, dtype, device, probe(device))
         if why := backend.why_not(target, store, Config(store=args.store)):
             raise BackendUnavailable(why)
         compiled, seconds = _make(backend, target, store, architecture.name)

@@ -11,7 +11,6 @@ from torch import nn
 
 from ...compile.machine import probe
 from ...compile.target import Target
-from ...compile.units import units_of
 from ...config import MIB, Config
 from ...model.architecture import Architecture
 from ...model.random_weights import random_weight
@@ -97,8 +96,8 @@ class Setting:
 
     def target(self, job: Job) -> Target:
         """Return what has to be compiled for a job."""
-        a, machine = self.architecture(job), probe(self.device)
-        return Target(units_of(a), self.dtype, self.device, machine, a.name)
+        architecture, machine = self.architecture(job), probe(self.device)
+        return Target.of_unet(architecture, self.dtype, self.device, machine)
 
     def parameters(self, job: Job) -> dict[str, nn.Parameter]:
         """Draw random weights on the device, as `random_weights` does on the CPU, but faster."""

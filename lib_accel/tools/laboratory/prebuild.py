@@ -21,7 +21,7 @@ from ...compile.backends.aoti.worker_environment import made_with
 from ...compile.backends.aoti.worker_process import Results, Worker
 from ...compile.machine import probe
 from ...compile.target import Target
-from ...compile.units import describe, units_of
+from ...compile.units import describe
 from ...errors import CompileFailed
 from ...model.presets import PRESETS
 from ...model.specs import Spec
@@ -69,7 +69,7 @@ def _compile(args: argparse.Namespace) -> int:
     for name in args.family or ("sd1", "sdxl"):
         architecture = architecture_of(name, args.dry_run)
         dtype, machine = getattr(torch, args.dtype), probe(device)
-        target = Target(units_of(architecture), dtype, device, machine, architecture.name)
+        target = Target.of_unet(architecture, dtype, device, machine)
         wanted |= {key: (target, unit) for unit, key in target.keys.items()}
     waiting: queue.SimpleQueue[tuple[Target, Spec]] = queue.SimpleQueue()
     for key, each in wanted.items():
