@@ -20,13 +20,6 @@ RES = next(u for u in UNITS if type(u).__name__ == "ResBlock")
 TRANSFORMER = next(u for u in UNITS if isinstance(u, SpatialTransformer))
 
 
-@pytest.fixture(autouse=True)
-def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "lib_accel.compile.backends.aoti.times.own_times_file", lambda: tmp_path / "times"
-    )
-
-
 def _file(tmp_path: Path) -> Path:
     return tmp_path / "times"
 
