@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from lib_accel.compile.backends.aoti.process_tree import remove
+from lib_accel.compile.backends.process_tree import remove
 
 
 def test_files_that_are_still_being_written_go_as_well(tmp_path: Path):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import lib_accel
-from lib_accel.compile.backends.aoti import isolated_python
-from lib_accel.compile.backends.aoti.isolated_python import (
+from lib_accel.compile.backends import isolated_python
+from lib_accel.compile.backends.isolated_python import (
     PACKAGE_ROOT,
     python_command,
     python_environment,
@@ -167,7 +167,7 @@ def test_nothing_is_compiled_where_others_can_replace_the_folder(
 
 _WHO = """
 import getpass, os, pwd, sys
-from lib_accel.compile.backends.aoti import isolated_python
+from lib_accel.compile.backends import isolated_python
 os.setuid(54321)
 os.environ.update(isolated_python.naming_variables())
 print(getpass.getuser())

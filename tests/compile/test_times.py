@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.compile.backends.aoti.times import START_S, Times
+from lib_accel.compile.backends.times import START_S, Times
 from lib_accel.compile.units import units_of
 from lib_accel.config import own_times_file
 from lib_accel.model.specs import SpatialTransformer
@@ -83,14 +83,14 @@ def test_a_profile_that_cannot_be_written_costs_only_the_estimate(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setattr(
-        "lib_accel.compile.backends.aoti.times.own_times_file", lambda: tmp_path / "file" / "times"
+        "lib_accel.compile.backends.times.own_times_file", lambda: tmp_path / "file" / "times"
     )
     Times("aoti", "cpu").add(RES, 30.0, first=False)
     assert Times("aoti", "cpu").expected(RES) == 15.0
 
 
 def _keep(file: Path) -> None:
-    from lib_accel.compile.backends.aoti import times
+    from lib_accel.compile.backends import times
 
     times.own_times_file = lambda: file
     for _ in range(100):

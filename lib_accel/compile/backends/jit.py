@@ -34,8 +34,8 @@ from ..jobs import CompiledUnits, Job, Parts, stop
 from ..target import Target
 from ..toolchain import cannot_run, missing_tools, needs_quotes
 from ..units import UnitFn, UnitModule, describe, trace_size
-from .aoti.isolated_python import isolating_variables, naming_variables
-from .aoti.times import Times
+from .isolated_python import isolating_variables, naming_variables
+from .times import Times
 
 TRACING = threading.Lock()
 """Held while a unit is traced. torch keeps one tracing flag for the whole process: meanwhile, every

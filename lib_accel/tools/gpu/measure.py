@@ -23,7 +23,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ...compile.backends.aoti.process_tree import end
+from ...compile.backends.process_tree import end
 from ...errors import AccelError, BackendUnavailable
 from ...model.unet import UNet
 from ...runtime.engine import Engine

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...compile.backends.aoti.process_tree import end
+from ...compile.backends.process_tree import end
 from ..terminal import say
 from .jobs import Job
 from .setting import Setting

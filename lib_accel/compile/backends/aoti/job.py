@@ -22,8 +22,8 @@ from ...jobs import CompiledUnits, Job, Parts
 from ...machine import RESERVE, has_room
 from ...target import Target
 from ...units import describe
-from .process_tree import remove
-from .times import Times
+from ..process_tree import remove
+from ..times import Times
 from .worker_environment import made_with
 from .worker_process import (
     Answer,

@@ -24,7 +24,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-from .isolated_python import PACKAGE_ROOT, python_command
+from ..isolated_python import PACKAGE_ROOT, python_command
 
 
 def main(folder: Path) -> None:
@@ -54,7 +54,7 @@ def _end(folder: Path) -> None:
     # where no further process can be started, the files stay, but this process ends all the same
     with contextlib.suppress(OSError):
         subprocess.Popen(
-            python_command("lib_accel.compile.backends.aoti.process_tree", os.getpid(), folder),
+            python_command("lib_accel.compile.backends.process_tree", os.getpid(), folder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ...machine import Machine, is_x86_64
-from .isolated_python import python_environment
+from ..isolated_python import python_environment
 
 _V2 = "-march=x86-64 -mcx16 -mpopcnt -msahf -msse3 -mssse3 -msse4.1 -msse4.2"
 _V3 = f"{_V2} -mavx -mavx2 -mbmi -mbmi2 -mf16c -mfma -mlzcnt -mmovbe -mxsave"

@@ -19,8 +19,8 @@ from ....model import specs
 from ...machine import RESERVE, Machine
 from ...target import Target
 from ...units import UnitModule, unit_key
-from .isolated_python import python_command
-from .process_tree import end, remove
+from ..isolated_python import python_command
+from ..process_tree import end, remove
 from .worker_environment import worker_environment
 
 CONTEXT_BYTES = 512 * 2**20

@@ -15,8 +15,8 @@ from pathlib import Path
 from ....errors import ArtifactRejected, CompileFailed, NoRoom
 from ....store import ArtifactStore
 from ....store.private_folder import temporary_folder
-from ..aoti.isolated_python import python_command, python_environment
-from ..aoti.process_tree import end, remove
+from ..isolated_python import python_command, python_environment
+from ..process_tree import end, remove
 from .engines import Wanted
 from .libraries import MODULE
 

@@ -15,7 +15,7 @@ import stat
 import sys
 from pathlib import Path
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[4]
+PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 """The folder that holds `lib_accel`."""
 
 # what `-m` does, on the path and with the module that the arguments name

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
-from ....config import own_times_file
-from ....model import specs
-from ....store.files import read_json, replace_json
+from ...config import own_times_file
+from ...model import specs
+from ...store.files import read_json, replace_json
 
 START_S = 40.0
 """What the first unit of a process takes on top: torch prepares the compiler."""
