@@ -21,7 +21,7 @@ from .engines import Wanted
 from .libraries import MODULE
 
 ENGINE_FILE = "engine.zlib"
-"""The one file of an artifact. An engine of a UNet shrinks to a tenth."""
+"""The one file of an artifact. Packed, the engine of a UNet takes a tenth."""
 
 LARGEST = 1 << 30
 """The most bytes that an engine may unpack to."""

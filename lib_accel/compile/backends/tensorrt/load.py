@@ -43,10 +43,10 @@ def load_engines(
     wanted: Mapping[str, Wanted],
     report: Callable[[str], None],
 ) -> CompiledUnits:
-    """Return the engines of `target` as units. `report` may raise to end it.
+    """Return the engines of `target` as units. What `report` raises ends it.
 
-    Raises ArtifactRejected for an engine that does not fit or is inaccurate, ImportError's text as
-    ArtifactRejected where TensorRT's libraries do not load.
+    Raises ArtifactRejected where an engine does not fit or is inaccurate, and where TensorRT's
+    libraries do not load.
     """
     try:
         trt = load()
