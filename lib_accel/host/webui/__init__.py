@@ -19,11 +19,11 @@ import torch
 from modules import devices, sd_unet, shared
 from torch import nn
 
-from ..compile.backends.jit import TRACING
-from ..config import MIB, Config, default_store, default_store_key
-from ..errors import printable_lines
-from .options import OPTIONS, Number
-from .unet.functions import runs_original
+from ...compile.backends.jit import TRACING
+from ...config import MIB, Config, default_store, default_store_key
+from ...errors import printable_lines
+from ..options import OPTIONS, Number
+from ..unet.functions import runs_original
 
 
 def option(name: str) -> Any:
