@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..errors import BadWeights
 from .architecture import Architecture
 from .embedding import Perceptron, timestep_embedding
-from .layers import JoiningLayer, LayerFn, Output, build_layer
+from .layers import JoiningLayer, LayerFn, Output, Upsample, build_layer
 from .parts.modules import Linear, empty_parameter, set_parameter
-from .specs import Block, ResBlock
+from .specs import Block, Downsample, ResBlock
 
 Parameters = Mapping[str, nn.Parameter]
 """Parameter objects by name in the LDM layout."""
@@ -42,6 +42,9 @@ class UNet(nn.Module):
         self.architecture = a = architecture
         # The dtype of activations where it is not the weights' own.
         self.compute_dtype: torch.dtype | None = None
+        # Whether an upsampling layer resizes to the size of the next skip tensor before its
+        # convolution, as Forge does, and not after it, as AUTOMATIC1111's WebUI does.
+        self.resizes_first = False
         # Names of adopted biases of linear layers that have none in this architecture.
         self.extra_biases: set[str] = set()
         emb = a.emb_channels
@@ -176,8 +179,18 @@ class UNet(nn.Module):
             else:
                 h = first(join(h, skip), emb, context)
             for name in names[1:]:
-                h = layers[name](h, emb, context)
+                layer = layers[name]
+                if self.resizes_first and skips and isinstance(layer, Upsample):
+                    h = layer.conv(F.interpolate(h, skips[-1].shape[-2:], mode="nearest"))
+                else:
+                    h = layer(h, emb, context)
         return layers["out"](h, emb, context).to(x.dtype)
+
+    def fits(self, x: Tensor) -> bool:
+        """Return whether nothing is resized for `x: [B, C, H, W]` but by factors of two."""
+        levels = (isinstance(s, Downsample) for _, s in self.architecture.layers())
+        step = 2 ** sum(levels)
+        return all(side % step == 0 for side in x.shape[-2:])
 
     def _layout(self, device: torch.device) -> torch.memory_format:
         """Return the layout of activations: that of the convolutions' weights, except on a CPU."""

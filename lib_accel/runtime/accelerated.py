@@ -67,11 +67,12 @@ class Accelerated:
         config: Config | None = None,
         session: Session | None = None,
         device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ):
-        """Raises UnsupportedArchitecture or BadWeights where the UNet cannot be accelerated."""
+        """See Engine. Raises UnsupportedArchitecture or BadWeights where it cannot be done."""
         self.unet = unet
         self._own = vars(unet)
-        self.engine = Engine(unet, config, session, device)
+        self.engine = Engine(unet, config, session, device, dtype)
         self.reason: str | None = None  # why the last call, or a part of it, was not accelerated
         self._standing = Forward(unet, self._forward)
         self._forward_before: Any = None  # a forward that somebody else had put on the UNet

@@ -56,7 +56,8 @@ class ControlNetwork:
                 f"a {kind} holds no residual block and no transformer of a UNet"
             )
         self._engine = engine
-        self._binding = Binding(network, ControlLayers(self.specs), self.specs, engine.device)
+        layers, dtype = ControlLayers(self.specs), engine.wanted_dtype
+        self._binding = Binding(network, layers, self.specs, engine.device, dtype)
         self._bound: object = None
 
     def compiled_layers(self) -> Mapping[str, CompiledLayer]:

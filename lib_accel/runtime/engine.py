@@ -37,8 +37,9 @@ Inputs = tuple[Tensor, Tensor, Tensor, "Tensor | None"]  # x, timesteps, context
 class Engine:
     """Computes the calls of `network`, a UNet with the LDM parameter names, from its own weights.
 
-    Images are computed on `device`, by default where the weights are. Calls must come from one
-    thread at a time. Raises UnsupportedArchitecture or BadWeights for networks it cannot serve.
+    Images are computed on `device`, by default where the weights are, and in `dtype`, by default
+    that of the weights, or float32 on a CPU that is faster in it. Calls must come from one thread
+    at a time. Raises UnsupportedArchitecture or BadWeights for networks it cannot serve.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class Engine:
         config: Config | None = None,
         session: Session | None = None,
         device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
         machine: Callable[[torch.device], Machine] = probe,
     ):
         self.config, self._machine = config or Config(), machine
         self.device = device or next(network.parameters()).device
+        self.wanted_dtype = dtype
         self.architecture = Architecture.from_module(network)
         self.counters = Counters()
         self._units = units_of(self.architecture)
@@ -58,7 +61,8 @@ class Engine:
         self._provider = Provider(self.config, session)
         self.clean = UNet(self.architecture)
         self.compiled = CompiledUNet(self.clean)
-        self.binding = Binding(network, self.clean, dict(self.architecture.layers()), self.device)
+        specs = dict(self.architecture.layers())
+        self.binding = Binding(network, self.clean, specs, self.device, dtype)
         self.graphs: GraphCache | None = None
         if self.device.type == "cuda" and self.config.graphs:
             size = self.config.graph_bytes

@@ -165,13 +165,11 @@ class Binding:
         clean: Borrower,
         specs: Mapping[str, Spec],
         device: torch.device,
+        dtype: torch.dtype | None = None,
     ):
-        self._weights, self._clean, self._specs, self._device = (
-            Weights(network),
-            clean,
-            specs,
-            device,
-        )
+        """`dtype`: that of activations; by default the weights' own, or what a CPU is faster in."""
+        self._weights, self._clean, self._specs = Weights(network), clean, specs
+        self._device, self._wanted_dtype = device, dtype
         self.compiled: dict[str, CompiledLayer] = {}
         self.count = 0  # how often the weights were bound
 
@@ -198,8 +196,8 @@ class Binding:
             raise
         weight = next(iter(named.values()))
         self.weight_dtype, self.weight_device = weight.dtype, weight.device
-        self.dtype = weight.dtype
-        if self._device.type == "cpu":
+        self.dtype = self._wanted_dtype or weight.dtype
+        if self._wanted_dtype is None and self._device.type == "cpu":
             self.dtype = precision.fastest_cpu_dtype(weight.dtype)
         self._clean.compute_dtype = self.dtype
         if weight.device == self._device:

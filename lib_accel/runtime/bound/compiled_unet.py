@@ -271,7 +271,9 @@ class CompiledUNet:
     ) -> Tensor:
         """Compute a call as `UNet.forward` does; `kept` is what `keys_and_values` returns."""
         if self._whole:
-            out = self._whole(x, timesteps, context, y)
+            out: Tensor | str = "this size needs the WebUI's own way to resize"
+            if not self._unet.resizes_first or self._unet.fits(x):
+                out = self._whole(x, timesteps, context, y)
             if isinstance(out, Tensor):
                 self.left = None
                 return out
