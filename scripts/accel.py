@@ -4,15 +4,28 @@ from importlib.util import find_spec
 
 from modules import script_callbacks
 
-if find_spec("modules.options"):  # from WebUI 1.6.0 on
-    from lib_accel.host import api
+
+def _why_not() -> str | None:
+    """Return why nothing is accelerated in this WebUI, or None."""
+    if not find_spec("modules.options"):  # from WebUI 1.6.0 on
+        return "this WebUI is older than 1.6.0, and nothing is accelerated. Update it."
+    from lib_accel.host import unknown_host
+
+    return unknown_host()
+
+
+if reason := _why_not():
+    print(f"Acceleration: {reason}")
+else:
+    from lib_accel.host import api, webui
     from lib_accel.host.pages import settings, tab, xyz
     from lib_accel.host.pages.script import AccelScript as Script  # noqa: F401  found by its class
     from lib_accel.host.service import service
     from lib_accel.host.taiyi.hooks import taiyi
 
     settings.register(service.options_changed)
-    taiyi.register()
+    if webui.host.taiyi:
+        taiyi.register()
     script_callbacks.on_model_loaded(service.model_loaded)
     script_callbacks.on_before_ui(xyz.add_axis)
     script_callbacks.on_ui_tabs(tab.tab)
@@ -21,8 +34,7 @@ if find_spec("modules.options"):  # from WebUI 1.6.0 on
     script_callbacks.on_app_started(lambda *_: service.options_changed())
     script_callbacks.on_cfg_denoiser(service.clock.start)
     script_callbacks.on_cfg_denoised(service.clock.stop)
+    script_callbacks.on_cfg_after_cfg(service.clock.stop)
     script_callbacks.on_script_unloaded(service.shutdown)
     script_callbacks.on_script_unloaded(xyz.remove_axis)
     script_callbacks.on_script_unloaded(taiyi.remove)
-else:
-    print("Acceleration: this WebUI is older than 1.6.0, and nothing is accelerated. Update it.")

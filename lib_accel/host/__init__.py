@@ -1,1 +1,27 @@
 """The WebUI side: the only folder that imports the WebUI's modules, gradio or fastapi."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+
+def is_forge() -> bool:
+    """Return whether this WebUI is Forge or a child of it, by what can be imported."""
+    return bool(find_spec("modules_forge") and (find_spec("backend") or find_spec("ldm_patched")))
+
+
+def unknown_host() -> str | None:
+    """Return why nothing can be accelerated in this WebUI, or None; it imports nothing of it."""
+    if is_forge():
+        if find_spec("backend") and find_spec("backend.logging"):
+            return (
+                "Forge Neo calls its UNet in ways that were never tried, and nothing is "
+                "accelerated; AUTOMATIC1111's WebUI, Forge and reForge are supported"
+            )
+        return None
+    if find_spec("modules.sd_hijack_unet") and find_spec("ldm"):
+        return None
+    return (
+        "this WebUI is none that is known, and nothing is accelerated; "
+        "AUTOMATIC1111's WebUI, Forge and reForge are supported"
+    )

@@ -64,7 +64,11 @@ class Clock:
         self._begun = tuple(params.x.shape), now(self._device())
 
     def stop(self, params: Any) -> None:
-        """Note that the step has ended: the WebUI's callback `on_cfg_denoised`."""
+        """Note that the step has ended, if it has not yet.
+
+        The WebUI's callbacks are `on_cfg_denoised`, which Forge never calls, and
+        `on_cfg_after_cfg`.
+        """
         if self._begun is not None:
             shape, begun = self._begun
             self._marks.setdefault(shape, []).append((begun, now(self._device())))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..compile.machine import RESERVE
 from ..runtime.accelerated import accelerated
+from . import webui
 from .unet.attachment import Attachment
 
 VAE_BYTES = 4 * 1024
@@ -40,7 +41,7 @@ class Models:
 
         It may at any time: at the end, for a preview, between two passes.
         """
-        vae = getattr(sd_model, "first_stage_model", None)
+        vae = webui.host.vae_of(sd_model)
         for name, scale in (("encoder", 1), ("decoder", 64)):
             part = getattr(vae, name, None)
             if isinstance(part, nn.Module) and part not in self._vaes:

@@ -16,8 +16,8 @@ from ..runtime.status import Counters, Status
 from . import stored_code, webui
 from .clock import Clock
 from .models import Models
-from .unet.attachment import Attachment, AttachmentCounters
-from .unet.comparison import Tally, summed
+from .unet.attachment import Attachment
+from .unet.comparison import AttachmentCounters, Tally, summed
 from .waiting import images_wait, wait
 
 
@@ -29,7 +29,7 @@ class Service:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._session = Session(webui.attention)
+        self._session = Session(webui.host.attention)
         self._models = Models()
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
@@ -43,7 +43,7 @@ class Service:
 
         It also calls this for other weights in the same model, and for another VAE.
         """
-        unet = webui.unet_of(sd_model)
+        unet = webui.host.unet_of(sd_model)
         if unet is None:
             return
         with self._lock:
@@ -131,7 +131,7 @@ class Service:
                 self._refresh()
             elif webui.enabled():
                 self._restore(webui.config())
-            unet = webui.unet_of(webui.current_model())
+            unet = webui.host.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 return
             self._models.add(unet)
@@ -187,7 +187,7 @@ class Service:
         Raises AccelError where that cannot begin.
         """
         with self._lock:
-            unet = webui.unet_of(webui.current_model())
+            unet = webui.host.unet_of(webui.current_model())
             if not webui.enabled():
                 raise AccelError("Acceleration is off: there is nothing to build")
             if unet is None:
@@ -231,7 +231,7 @@ class Service:
 
     def current(self) -> Attachment | None:
         """Return what accelerates the loaded model, or None."""
-        return accelerated(webui.unet_of(webui.current_model()))
+        return accelerated(webui.host.unet_of(webui.current_model()))
 
     def status(self) -> dict[str, Any]:
         """Return the document of `GET /accel/v1/status`.
@@ -257,7 +257,7 @@ class Service:
         off = Status("off", None, "", "", "", str(webui.device()))
         if not webui.enabled():
             return off
-        reason, unet = "no model is loaded yet", webui.unet_of(webui.current_model())
+        reason, unet = "no model is loaded yet", webui.host.unet_of(webui.current_model())
         if unet is not None:
             loaded = any(each is unet for each in self._models.unets)
             waits = "it begins with the next image" if loaded else "the model is being loaded"

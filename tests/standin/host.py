@@ -19,10 +19,10 @@ from ..tiny import TINY, Inputs, donor, inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-TREE = HERE / "tree"
+TREE, FORGE_TREE = HERE / "tree", HERE / "forge_tree"
 OURS = "lib_accel.host"
 NAMES = {"facts", "fastapi", "gradio", "ldm", "modules"}
-NAMES |= {"network", "networks"}
+NAMES |= {"backend", "modules_forge", "network", "networks"}
 NAMES |= {f"network_{kind}" for kind in ("full", "lora", "lycoris", "oft")}
 
 MIDDLE_QUERY = "middle_block.1.transformer_blocks.0.attn1.to_q"
@@ -38,18 +38,23 @@ def _is_standin(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def in_place() -> Iterator[None]:
-    """Put the stand-in's modules in place and import lib_accel.host anew; undo both at the end."""
+def in_place(*trees: Path) -> Iterator[None]:
+    """Put the stand-in's modules in place and import lib_accel.host anew; undo both at the end.
+
+    `trees`: folders of further modules.
+    """
     import lib_accel
 
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_standin(name)}
     attribute = vars(lib_accel).pop("host", None)
-    sys.path.insert(0, str(TREE))
+    paths = [*map(str, trees), str(TREE)]
+    sys.path[:0] = paths
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(str(TREE))
+        for path in paths:
+            sys.path.remove(path)
         for name in [n for n in sys.modules if _is_standin(n)]:
             del sys.modules[name]
         sys.modules.update(before)
@@ -91,7 +96,7 @@ class Host:
 
     def time_steps(self) -> None:
         """Let steps be timed, and what was measured decide; before a model is loaded."""
-        self.service._session.speeds = Speeds(self.module("lib_accel.host.webui").attention)
+        self.service._session.speeds = Speeds(self.module("lib_accel.host.webui").host.attention)
 
     def close(self) -> None:
         """End the WebUI: nothing of it goes on."""

@@ -16,6 +16,9 @@ from .markup import varying
 
 SECTION = ("accel", "Acceleration")
 
+_ONLY_A1111 = ("accel_lora_base", "accel_taiyi")
+"""Options without a meaning where the WebUI merges LoRAs by itself and loads no Taiyi."""
+
 
 def register(changed: Callable[[], list[str]]) -> None:
     """Add the options to the WebUI. `changed` is called after one of them was set.
@@ -27,6 +30,8 @@ def register(changed: Callable[[], list[str]]) -> None:
     for option in options.values():
         option.onchange = lambda: _tell(changed())
     shared.options_templates.update(shared.options_section(SECTION, options))
+    for name in () if webui.host.taiyi else _ONLY_A1111:
+        options[name].section = (None, "hidden")
     for name, option in options.items():
         shared.opts.data_labels[name] = option
         shared.opts.data.setdefault(name, option.default)  # to which a refused change is taken back

@@ -177,7 +177,7 @@ def _read_loras_again() -> None:
     Of a file it kept those layers alone that the former model had. It must not wait for the next
     job: layers that a refiner computes before then would be marked as merged.
     """
-    extension = webui.lora_extension()
+    extension = webui.host.lora_extension()
     if extension is None:
         return
     wanted = list(extension.loaded_networks)

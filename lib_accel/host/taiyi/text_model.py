@@ -89,7 +89,7 @@ class TaiyiTextModel(_Base):
 
     def _name_skipped_loras(self) -> None:
         """Say once for each LoRA that its part for CLIP has no layers here."""
-        extension = webui.lora_extension()
+        extension = webui.host.lora_extension()
         for net in extension.loaded_networks if extension else ():
             if net.te_multiplier and net.name not in self._told:
                 self._told.add(net.name)

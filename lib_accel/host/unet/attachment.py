@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,37 +19,15 @@ from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner, wh
 from ...runtime.attributes import Weakly, put, take_away
 from ...runtime.bound.binding import CompiledLayer
 from ...runtime.lora.merging import BasePlacement
-from ...runtime.status import Counters
 from ...runtime.trial import Trial
 from .. import webui
 from .accelerated_control import AcceleratedControl
-from .comparison import Tally
+from .comparison import AttachmentCounters
 from .control_networks import control_networks_behind
 from .inspection import Inspector, own_forward, summary
 from .layer_forwards import Both, HostLayer, LayerForwards
 from .lora.layers import Loras
 from .witness import IMAGE, Witness
-
-
-@dataclass
-class AttachmentCounters:
-    """What one attachment has done, kept after it is removed: totals never decrease."""
-
-    engine: Counters
-    host_calls: int = 0
-    lora_merges: int = 0
-    tally: Tally = field(default_factory=Tally)
-
-    def to_dict(self) -> dict[str, int]:
-        """Return the counters that the status shows."""
-        e = self.engine
-        return {
-            "compiles": e.compiles,
-            "binds": e.binds,
-            "lora_merges": self.lora_merges,
-            "accelerated_calls": e.accelerated_calls,
-            "host_calls": self.host_calls,
-        }
 
 
 class Attachment(Accelerated):
@@ -65,7 +42,9 @@ class Attachment(Accelerated):
     unet = Weakly()
 
     def __init__(self, unet: nn.Module, config: Config, session: Session):
-        super().__init__(unet, config, session, webui.device())
+        dtype = webui.host.computation_dtype(unet)
+        super().__init__(unet, config, session, webui.device(), dtype)
+        self.engine.clean.resizes_first = webui.host.resizes_first
         specs = dict(self.engine.architecture.layers())
         self.inspector = Inspector(unet, specs, self.engine.architecture)
         self._host_layers = {name: HostLayer(unet.get_submodule(name)) for name in specs}
@@ -80,6 +59,7 @@ class Attachment(Accelerated):
         trial = Trial(self.engine, session.speeds)
         self.witness = Witness(unet, self.inspector, self.counts.tally, trial)
         self._explained: set[str] = set()
+        self._led: str | None = None  # why the UNet's own forward leads the call that runs
         # what was put on its layers refers to us, and we to them
         self._at_the_end = weakref.finalize(unet, self.remove, keep_compiling=True)
         self._at_the_end.atexit = False
@@ -144,15 +124,19 @@ class Attachment(Accelerated):
 
     def why_not(self, call: Call) -> str | None:
         """Return why compiled code cannot serve this call, or None."""
-        return self.why_not_layers(call.x) or super().why_not(call)
+        if why := self.why_not_layers(call.x):
+            return why
+        reading = webui.host.read(call)
+        return reading.refused or super().why_not(reading.call)
 
     def compute(self, call: Call) -> Tensor:
         """Compute a call that `why_not` has let pass."""
         replaced, around = self.inspector.look()
+        led = around or webui.host.read(call).led
         # the UNet's own forward contains the change; its layers run compiled code, but not where
         # others of them may learn
-        if around or (replaced and torch.is_grad_enabled()):
-            return super().original(call)
+        if led or (replaced and (torch.is_grad_enabled() or webui.host.passes_options)):
+            return self._led_by_host(call, led)
         with self._layers.paused():
             self.counts.lora_merges += self.loras.bring_up_to_date()
             due = self._is_due(call.x, call.context) | self.witness.trial.is_due(call.x)
@@ -162,6 +146,14 @@ class Attachment(Accelerated):
             # to be compared, these keep what they have answered
             due = due and (not hosts or self.engine.memory.has_room_for_call(call.x))
             return self._witnessed(call, hosts) if due else self._ours(call, hosts)
+
+    def _led_by_host(self, call: Call, why: str | None) -> Tensor:
+        """Let the UNet's own forward go through its layers, which run compiled code."""
+        self._led = why or "other code computes some layers"
+        try:
+            return super().original(call)
+        finally:
+            self._led = None
 
     def _ours(self, call: Call, layers: Mapping[str, LayerFn]) -> Tensor:
         """Compute a call with compiled code, and `layers` by themselves."""
@@ -226,7 +218,7 @@ class Attachment(Accelerated):
                     self.witness.check_merges(self.loras)
                     both = self.witness.layer_by_layer()
                 replaced = {**self.witness.distrusted, **replaced}
-                driven = around or "another extension drives the UNet"
+                driven = self._led or around or "another extension drives the UNet"
                 if compiled:
                     parts = [f"{driven}: compiled layer by layer"]
                     self._explain("; ".join(parts + ([summary(replaced)] if replaced else [])))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import webui
 from .functions import (
     DATA,
     WEBUI,
@@ -237,7 +238,7 @@ def _is_read(module: str) -> bool:
     """Return whether the code of a file is read for names; of torch's, only its layers' is."""
     if module.startswith(("torch.nn.modules.", "torch.nn.functional")):
         return module != "torch.nn.modules.module"
-    return package(module) in ("ldm", "sgm", *WEBUI)
+    return package(module) in (*webui.host.model_code, *WEBUI)
 
 
 @functools.lru_cache(maxsize=4096)

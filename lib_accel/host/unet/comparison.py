@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import AccelError
 from ...model.precision import wider
+from ...runtime.status import Counters
 from ..clock import milliseconds, now
 
 _NOISE = {
@@ -44,6 +45,27 @@ class Tally:
         default_factory=functools.partial(deque, maxlen=100)
     )
     said: str | None = None  # the last difference, in one line
+
+
+@dataclass
+class AttachmentCounters:
+    """What one attachment has done, kept after it is removed: totals never decrease."""
+
+    engine: Counters
+    host_calls: int = 0
+    lora_merges: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the counters that the status shows."""
+        e = self.engine
+        return {
+            "compiles": e.compiles,
+            "binds": e.binds,
+            "lora_merges": self.lora_merges,
+            "accelerated_calls": e.accelerated_calls,
+            "host_calls": self.host_calls,
+        }
 
 
 def summed(tallies: Sequence[Tally], current: Tally) -> dict[str, Any]:

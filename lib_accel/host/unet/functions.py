@@ -1,8 +1,8 @@
 """Tells which functions are the original ones, by what they really run and not by their names.
 
-It knows no extension by name. It knows the packages whose code is the original (HOME). A function
-counts with all that it closes over: the WebUI's CondFunc, for example, is at home itself, and what
-it calls may come from anywhere.
+It knows no extension by name. It knows the packages whose code is the original (`Host.home`). A
+function counts with all that it closes over: the WebUI's CondFunc, for example, is at home itself,
+and what it calls may come from anywhere.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from modules import sd_hijack
 from modules.paths_internal import extensions_dir
 from torch import nn
 
-HOME = ("ldm", "sgm", "modules", "torch", "networks", "lib_accel")
-"""Packages whose code is original: model code, the WebUI, torch, the Lora extension, ours."""
-
-_LORA = ("networks", "network", "network_lora", "lyco_helpers", "lora_patches")
-WEBUI = ("modules", *_LORA)
-"""Packages that put functions of their own, under any name, in the place of the model's code."""
+from .. import webui
 
 _LIBRARIES = ("einops", "xformers", "numpy")
-_KNOWN = {*HOME, *WEBUI, *_LIBRARIES, "typing_extensions", *sys.stdlib_module_names}
+_KNOWN = {
+    *webui.host.home,
+    *webui.host.patching,
+    *_LIBRARIES,
+    "typing_extensions",
+    *sys.stdlib_module_names,
+}
 """Packages that the original code is in, or calls."""
+
+WEBUI = webui.host.patching
 
 DATA = (str, int, float, dict, list, tuple, torch.dtype, torch.Tensor, type(None))
 """Types of values that run nothing."""
@@ -148,10 +151,14 @@ def answers_to(function: Any, name: str) -> bool:
     if name.startswith("_"):  # torch's files rename what they import for themselves
         return True
     if isinstance(function, types.FunctionType):
-        if package(function.__globals__["__name__"]) in WEBUI:
+        if package(function.__globals__["__name__"]) in WEBUI or webui.host.stands_for(
+            name, function
+        ):
             return True
         decorated = function.__closure__ and function.__name__ == name
         return bool(decorated) or function.__code__.co_name == name
+    if isinstance(function, type) and issubclass(function, BaseException):
+        return True
     own = getattr(function, "__name__", name)
     return own.strip("_") == name.strip("_")
 
@@ -175,7 +182,7 @@ def equivalent(a: Any, b: Any) -> bool:
 
 def patched_by(cls: type, function: object) -> str:
     """Return that a class was patched with this function, and by which setting or extension."""
-    optimizer: Any = sd_hijack.current_optimizer
+    optimizer: Any = getattr(sd_hijack, "current_optimizer", None)
     if cls.__name__ in _ATTENTION and not is_known(type(optimizer).__module__):
         return f"{optimizer.title()} computes attention (Settings, Optimizations)"
     for each in (function, *behind(function)):

@@ -27,6 +27,7 @@ from .functions import is_known
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _METHODS = ("forward", "_forward", "_conv_forward", "_call_impl")
+_WEIGHTS = ("weight", "bias")
 _TABLES = {dict, OrderedDict}  # torch 2.1 has ordered ones
 _TORCHS = vars(nn.modules.module)
 
@@ -161,7 +162,8 @@ class Inspector:
         if not {type(own["_modules"]), type(own["_parameters"])} <= _TABLES:
             return True  # it may answer with others
         if blueprint.weights:  # an attribute of the name of a part or weight stands before it
-            return "weight" in own or "bias" in own
+            tables = own, own["_parameters"]  # Forge's layers have a None where they have no bias
+            return any(n in own and any(t.get(n) is not None for t in tables) for n in _WEIGHTS)
         children, prefix = own["_modules"], path and f"{path}."
         if blueprint.container and list(children) != list(parts):
             return True

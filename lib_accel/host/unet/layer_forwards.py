@@ -43,7 +43,7 @@ class HostLayer:
     def __call__(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         if not h.is_contiguous():  # as the WebUI's is; whoever has the tensor still has this one
             h.data = h.contiguous()
-        with webui.autocast():
+        with webui.host.autocast():
             return self.module(h, *self.side(emb, context)).to(h.dtype)
 
     def side(self, emb: Tensor, context: Tensor) -> list[Tensor]:
@@ -163,8 +163,14 @@ class LayerForwards:
         finally:
             self._paused -= 1
 
-    def run(self, forward: _LayerForward, h: Tensor, side: Tensor | None = None) -> Tensor | None:
-        """Compute a layer with compiled code; None where its module must.
+    def run(
+        self,
+        forward: _LayerForward,
+        theirs: Callable[[], Tensor],
+        h: Tensor,
+        side: Tensor | None = None,
+    ) -> Tensor | None:
+        """Compute a layer with compiled code; None where its module must, as `theirs` does.
 
         A layer that does not come after the last one that ran begins a new pass, and so does one
         for which other LoRAs are wanted.
@@ -183,9 +189,8 @@ class LayerForwards:
         try:
             if self._both is None:
                 return self._engine.compute_layer(layer, h, side)
-            given = (h,) if side is None else (h, side)
             ours = functools.partial(self._engine.compute_layer, layer, h.clone(), side)
-            return self._both(forward.name, lambda: forward.__wrapped__(*given), ours)
+            return self._both(forward.name, theirs, ours)
         except RuntimeError as error:
             reason = why_failed(error)
         explain(reason)
@@ -193,20 +198,21 @@ class LayerForwards:
 
 
 class _LayerForward(Forward):
-    """Stands as `forward` on one layer. What is no tensor is left to the layer's own code."""
+    """Stands as `forward` on one layer. What a host's options change is left to its own code."""
 
     def __init__(self, owner: LayerForwards, name: str, module: nn.Module, position: int):
         super().__init__(module, owner.run)
         self.own, self.name, self.position = vars(module), name, position
 
     def __call__(self, *given: Any, **named: Any) -> Tensor:
-        """Compute the layer from `(h)`, `(h, emb)` or `(h, context)`."""
+        """Compute the layer from `(h)`, `(h, emb)` or `(h, context)`, and perhaps options."""
         run = self._compute()
         if run is None:
             return super().__call__(*given, **named)
         inputs = self._positional(given, named)
-        out = run(self, *inputs) if inputs else None
-        return self.__wrapped__(*given, **named) if out is None else out
+        theirs = functools.partial(self.__wrapped__, *given, **named)
+        out = run(self, theirs, *inputs) if inputs else None
+        return theirs() if out is None else out
 
     def _positional(self, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         """Return one or two tensors in their order; nothing where others are given."""
@@ -216,6 +222,7 @@ class _LayerForward(Forward):
             except TypeError:  # the layer's own code raises that too
                 return ()
             given = () if arguments.kwargs else arguments.args
+        given = webui.host.layer_inputs(self.name, self.__self__, given)
         if not all(map(is_plain, given)) or len(given) > 2:
             return ()
         if torch.is_grad_enabled() and any(t.requires_grad for t in given):

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modules import devices, sd_unet, shared
+from modules import devices, shared
 from torch import nn
 
 from ...compile.backends.jit import TRACING
 from ...config import MIB, Config, default_store, default_store_key
 from ...errors import printable_lines
+from .. import is_forge
 from ..options import OPTIONS, Number
-from ..unet.functions import runs_original
+from .protocol import Host
 
 
 def option(name: str) -> Any:
@@ -127,23 +128,11 @@ def device() -> torch.device:
     return found
 
 
-def unet_of(sd_model: Any) -> nn.Module | None:
-    """Return the UNet of a loaded model or None. SD3's is refused later, by its parameter names."""
-    return getattr(getattr(sd_model, "model", None), "diffusion_model", None)
-
-
 def current_model() -> Any:
     """Return the loaded model or None. `shared.sd_model` would make the WebUI load one."""
     from modules import sd_models
 
     return sd_models.model_data.sd_model
-
-
-def attention() -> str:
-    """Return how the WebUI computes attention: its own speed depends on that."""
-    from modules import sd_hijack
-
-    return str(getattr(sd_hijack.model_hijack, "optimization_method", None))
 
 
 def api_credentials() -> dict[str, str]:
@@ -232,21 +221,9 @@ def say(text: str) -> None:
 
 
 def blocked_by(unet: nn.Module) -> str | None:
-    """Return what the WebUI is doing right now that compiled code cannot follow, or None."""
-    opts = shared.opts
-    if sd_unet.current_unet is not None:
-        return f"another extension's UNet is active: {sd_unet.current_unet.option.label}"
-    if shared.loaded_hypernetworks:
-        return "a hypernetwork is active; it changes every attention layer"
-    if devices.unet_needs_upcast:
-        return "the WebUI upcasts this UNet while sampling (--upcast-sampling)"
-    if opts.lora_functional and wanted_loras():
-        return "LoRAs are applied at run time (Settings, Compatibility: old Lora method)"
-    if opts.upcast_attn and next(unet.parameters()).dtype in (torch.float16, torch.bfloat16):
-        return (
-            "the WebUI computes attention in float32 "
-            "(Settings, Stable Diffusion: upcast cross attention layer)"
-        )
+    """Return what is being done right now that compiled code cannot follow, or None."""
+    if why := host.blocked_by(unet):
+        return why
     if torch.is_grad_enabled() and any(p.requires_grad for p in unet.parameters()):
         return "the UNet is being trained"
     if _exporting():  # a trace would record the output of compiled code as a constant
@@ -262,26 +239,9 @@ def _exporting() -> bool:
     return compiling is not None and compiling() and not TRACING.locked()
 
 
-@contextlib.contextmanager
-def autocast() -> Iterator[None]:
-    """Compute in the WebUI's own precision, for layers that are not compiled."""
-    with devices.autocast():
-        yield
-
-
-def lora_extension() -> Any:
-    """Return the module of the Lora extension, or None where that is disabled.
-
-    Others have modules of this name too, for example kohya's sd-scripts.
-    """
-    module = sys.modules.get("networks")
-    parts = ("loaded_networks", "network_apply_weights")
-    return module if all(hasattr(module, name) for name in parts) else None
-
-
 def wanted_loras() -> tuple[tuple[object, ...], ...]:
     """Return the networks that the Lora extension wants merged, in the form of its marks."""
-    module = lora_extension()
+    module = host.lora_extension()
     if module is None:
         return ()
     return tuple(
@@ -289,6 +249,15 @@ def wanted_loras() -> tuple[tuple[object, ...], ...]:
     )
 
 
-def merges_unpatched(extension: Any) -> bool:
-    """Return whether the Lora extension merges by its own code; a patch of it has to be called."""
-    return runs_original(extension.network_apply_weights)
+def _chosen() -> Host:
+    if is_forge():
+        from .forge import Forge
+
+        return Forge()
+    from .a1111 import A1111
+
+    return A1111()
+
+
+host = _chosen()
+"""The WebUI that this process is."""

@@ -21,6 +21,7 @@ def listen() -> type:
     script_callbacks.on_model_loaded(_model_loaded)
     script_callbacks.on_cfg_denoiser(lambda *args: heard.append(["cfg_denoiser", len(args)]))
     script_callbacks.on_cfg_denoised(lambda *args: heard.append(["cfg_denoised", len(args)]))
+    script_callbacks.on_cfg_after_cfg(lambda *args: heard.append(["cfg_after_cfg", len(args)]))
 
     class Listener(scripts.Script):
         def title(self) -> str:

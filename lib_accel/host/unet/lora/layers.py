@@ -24,7 +24,7 @@ from ....runtime.lora.merging import BasePlacement, LowRank, copy_all, merge
 from ... import webui
 from ..comparison import merged_otherwise
 from ..functions import at_home
-from .networks import term
+from .networks import merges_unpatched, term
 
 _TYPES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 WIDE_COPIES = 6
@@ -56,7 +56,7 @@ class Loras:
         Raises RuntimeError, as the Lora extension does, for a layer that is merged and has no
         backup.
         """
-        extension = webui.lora_extension()
+        extension = webui.host.lora_extension()
         if extension is None:
             return False
         # their own forward merges, or does otherwise what an extension wants, at each step
@@ -92,8 +92,8 @@ class Loras:
 
         Where they differ, return how. From then on that code merges, also what is merged now.
         """
-        extension = webui.lora_extension()
-        if extension is None or self._by_extension or not webui.merges_unpatched(extension):
+        extension = webui.host.lora_extension()
+        if extension is None or self._by_extension or not merges_unpatched(extension):
             return None
         ours = [layer for layer in self._layers if not isinstance(layer, self._foreign)]
         what = merged_otherwise(ours, extension)
@@ -114,7 +114,7 @@ class Loras:
 
     def _update(self, extension: Any, layers: dict[Any, list[Any]], wanted: object) -> None:
         """Merge into each layer the network modules that are wanted for it."""
-        if self._by_extension or not webui.merges_unpatched(extension):
+        if self._by_extension or not merges_unpatched(extension):
             for layer in layers:
                 extension.network_apply_weights(layer)
             return

@@ -15,6 +15,11 @@ from ..comparison import held_by
 from ..functions import runs_original
 
 
+def merges_unpatched(extension: Any) -> bool:
+    """Return whether the Lora extension merges by its own code; a patch of it has to be called."""
+    return runs_original(extension.network_apply_weights)
+
+
 def term(part: Any, weight: Tensor) -> Term:
     """Return what a network module adds to a layer's weight. Raises what its own code raises."""
     return _factors(part, weight) or functools.partial(_delta, part)

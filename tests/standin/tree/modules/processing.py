@@ -64,6 +64,9 @@ def _batch(p: StableDiffusionProcessing, number: int) -> Tensor:
         script_callbacks.cfg_denoised_callback(
             SimpleNamespace(x=denoised, sampling_step=step, total_sampling_steps=p.steps)
         )
+        script_callbacks.cfg_after_cfg_callback(
+            SimpleNamespace(x=denoised, sampling_step=step, total_sampling_steps=p.steps)
+        )
         x = x - 0.1 * denoised
     vae = sd_models.model_data.sd_model.first_stage_model
     for sample in x.split(1) if vae is not None else ():  # one by one, as `decode_latent_batch`

@@ -61,6 +61,14 @@ def cfg_denoised_callback(params: Any) -> None:
     _call("cfg_denoised", params)
 
 
+def on_cfg_after_cfg(callback: Callable[..., Any]) -> None:
+    callbacks["cfg_after_cfg"].append(callback)
+
+
+def cfg_after_cfg_callback(params: Any) -> None:
+    _call("cfg_after_cfg", params)
+
+
 def on_script_unloaded(callback: Callable[..., Any]) -> None:
     callbacks["script_unloaded"].append(callback)
 

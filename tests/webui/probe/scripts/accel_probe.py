@@ -136,7 +136,7 @@ def seconds(names: str, strengths: str, host: bool):
     )
     read = time.perf_counter() - began
     layers = _layers()
-    loras = _loras(webui.unet_of(webui.current_model()))
+    loras = _loras(webui.host.unet_of(webui.current_model()))
     began = time.perf_counter()
     if host:
         for layer in layers:
@@ -151,7 +151,7 @@ def overhead():
 
     Nothing has changed since the call before. Medians of 200.
     """
-    unet = webui.unet_of(webui.current_model())
+    unet = webui.host.unet_of(webui.current_model())
     attachment, x = accelerated(unet), torch.zeros(2, 4, 16, 16)
     pieces = {
         "conditions": lambda: attachment.why_not_layers(x),

@@ -1,0 +1,1 @@
+"""Forge's own modules: they tell that this WebUI is Forge."""

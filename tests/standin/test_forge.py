@@ -1,0 +1,227 @@
+"""Forge and reForge: the same compiled code, and options that say what takes part in a call."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lib_accel.compile.speeds import Speeds
+from lib_accel.compile.units import UnitFn
+from lib_accel.model.specs import ResBlock, SpatialTransformer
+
+from ..tiny import TINY, Inputs, donor, inputs
+from .backends import Uncompiled, serve
+from .host import FORGE_TREE, ROOT, TREE, Host, counted, in_place, load_file
+
+TRANSFORMERS = sum(isinstance(spec, SpatialTransformer) for _, spec in TINY.layers())
+RESBLOCKS = sum(isinstance(spec, ResBlock) for _, spec in TINY.layers())
+
+
+class Counting(Uncompiled):
+    """Units that count how often each kind of layer was computed by one."""
+
+    computed: Counter[str]
+
+    def code(self, unit: Any) -> UnitFn:
+        compute = super().code(unit)
+
+        def counted(given: list[Tensor]) -> Tensor:
+            Counting.computed[type(unit).__name__] += 1
+            return compute(given)
+
+        return counted
+
+
+class Forge(Host):
+    """A running stand-in for Forge, without pages that are looked at."""
+
+    def __init__(self, *flags: str):
+        shared = self.module("modules.shared")
+        load_file("preload", ROOT / "preload.py").preload(shared.parser)
+        shared.parser.parse_args(flags, shared.cmd_opts)
+        self.opts = shared.opts
+        witness = self.module("lib_accel.host.unet.witness").Witness
+        self._is_due, witness.is_due = witness.is_due, lambda *_: False
+        self.module("modules.scripts").load_file(ROOT / "scripts" / "accel.py")
+        self.app = self.module("fastapi").FastAPI()
+        self.module("modules.script_callbacks").app_started_callback(None, self.app)
+        self.service._session.speeds = Speeds()
+
+    def close(self) -> None:
+        self.module("modules.script_callbacks").script_unloaded_callback()
+
+    @torch.inference_mode()
+    def load(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
+        unet = self.new_unet(seed).to(dtype)
+        unet.computation_dtype = torch.float32  # type: ignore[assignment]
+        patcher = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet))
+        model = SimpleNamespace(forge_objects=SimpleNamespace(unet=patcher, vae=None))
+        self.module("modules.sd_models").model_data.sd_model = model
+        self.module("modules.script_callbacks").model_loaded_callback(model)
+        return unet
+
+    def new_unet(self, seed: int = 0) -> nn.Module:
+        unet = self.module("backend.nn.unet").IntegratedUNet2DConditionModel(TINY)
+        unet.load_state_dict(donor(TINY, seed).state_dict())
+        return unet.eval()
+
+    @property
+    def unet(self) -> Any:
+        return self.model.forge_objects.unet.model.diffusion_model
+
+    @torch.inference_mode()
+    def call(
+        self, given: Inputs | None = None, unet: nn.Module | None = None, **more: Any
+    ) -> Tensor:
+        """Call the UNet as Forge's sampler does. `more`: further arguments, or options of it."""
+        x, timesteps, context, _ = given or inputs()
+        control, options = more.pop("control", None), {"cond_or_uncond": [0, 1], **more}
+        control = {name: list(tensors) for name, tensors in control.items()} if control else None
+        named = {"context": context, "control": control, "transformer_options": options}
+        return (self.unet if unet is None else unet)(x, timesteps, **named)
+
+
+@pytest.fixture
+def forge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forge]:
+    """A stand-in for Forge with a loaded model that compiled code serves."""
+    serve(monkeypatch, Counting)
+    monkeypatch.setattr(Counting, "computed", Counter(), raising=False)
+    with in_place(FORGE_TREE):
+        forge = Forge("--accel-store", str(tmp_path))
+        forge.load()
+        yield forge
+        forge.close()
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_a_plain_call_is_computed_as_a_whole(forge: Forge) -> None:
+    expected = forge.call(unet=forge.new_unet())
+    with counted(forge, accelerated_calls=1, host_calls=0):
+        assert close(forge.call(), expected)
+    assert forge.status()["reason"] is None
+    assert Counting.computed["Embedding"] == 1  # which only a whole call computes
+
+
+@pytest.mark.parametrize(("height", "width"), [(17, 15), (16, 19)])
+def test_an_odd_size_is_resized_before_the_convolution(
+    forge: Forge, height: int, width: int
+) -> None:
+    given = inputs(height=height, width=width)
+    assert close(forge.call(given), forge.call(given, forge.new_unet()))
+    assert Counting.computed["Embedding"] == 1
+
+
+def test_a_lora_that_the_host_has_merged_is_followed(forge: Forge) -> None:
+    forge.call()
+    expected = forge.new_unet()
+    for unet in (forge.unet, expected):
+        layer = unet.get_submodule("middle_block.1.proj_in")
+        layer.weight = nn.Parameter(layer.weight * 2, requires_grad=False)
+    with counted(forge, binds=1, compiles=0, lora_merges=0, accelerated_calls=1):
+        assert close(forge.call(), forge.call(unet=expected))
+
+
+def test_the_host_says_what_is_computed_in(forge: Forge) -> None:
+    """Half precision as it is stored, while the sampler computes in float32."""
+    unet = forge.load(dtype=torch.float16)
+    plain = forge.new_unet().half().float()
+    with counted(forge, accelerated_calls=1):
+        assert close(forge.call(unet=unet), forge.call(unet=plain))
+
+
+BLOCK = ("input", 1)
+EMPTY: Any = {"patches": {"attn1_patch": []}, "wrappers": {"diffusion_model": {}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "transformers"),
+    [
+        (EMPTY, TRANSFORMERS),
+        ({"patches": {"output_block_patch": [lambda h, skip: (h * 2, skip)]}}, TRANSFORMERS),
+        ({"patches": {"attn1_patch": [lambda n: n * 2]}}, 0),
+        ({"patches_replace": {"attn1": {BLOCK: lambda n: n * 2}}}, TRANSFORMERS - 1),
+    ],
+    ids=["empty", "between", "inside", "replaced"],
+)
+def test_options_decide_which_layers_are_compiled(
+    forge: Forge, options: Any, transformers: int
+) -> None:
+    expected = forge.call(unet=forge.new_unet(), **options)
+    with counted(forge, accelerated_calls=1, host_calls=0):
+        assert close(forge.call(**options), expected)
+    assert Counting.computed["SpatialTransformer"] == transformers
+    assert Counting.computed["ResBlock"] == RESBLOCKS
+    reason = forge.status()["reason"] or ""
+    assert reason.startswith("extensions take part") == (options is not EMPTY)
+
+
+@pytest.mark.parametrize("name", ["group_norm_wrapper", "wrappers", "something_new"])
+def test_options_that_are_unknown_are_left_to_the_host(forge: Forge, name: str) -> None:
+    with counted(forge, accelerated_calls=0, host_calls=1):
+        forge.call(**{name: {"a": [1]}})
+    assert forge.status()["reason"].endswith(f"more than compiled code knows: {name}")
+    assert not Counting.computed
+
+
+def test_what_changes_weights_at_each_call_is_left_to_the_host(forge: Forge) -> None:
+    layer = forge.unet.get_submodule("middle_block.1.proj_in")
+    layer.forge_online_loras = {"weight": [1]}
+    with counted(forge, accelerated_calls=0, host_calls=1):
+        forge.call()
+    assert "LoRAs are applied at each call" in forge.status()["reason"]
+    del layer.forge_online_loras
+    with counted(forge, accelerated_calls=1):
+        forge.call()
+
+
+def test_before_a_model_is_loaded_nothing_is_asked_of_it(forge: Forge) -> None:
+    forge.module("modules.sd_models").model_data.sd_model = SimpleNamespace()
+    assert forge.status()["reason"] == "no model is loaded yet"
+
+
+def test_a_witnessed_step_gives_both_ways_the_same(forge: Forge) -> None:
+    forge.witness()
+    expected = forge.call(unet=forge.new_unet())
+    assert close(forge.call(), expected)
+    status = forge.status()
+    assert (status["witnessed"], status["difference"]) == (1, None)
+    assert status["worst_error"] < 1e-5
+
+
+@pytest.mark.parametrize("hosts", [["backend/logging.py", "modules_forge/__init__.py"], []])
+def test_an_unknown_host_gets_one_sentence(tmp_path: Path, hosts: list[str]) -> None:
+    for name in ("modules/script_callbacks.py", "modules/options.py", *hosts):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    script = ROOT / "scripts" / "accel.py"
+    code = (
+        f"import runpy, sys; sys.path.append({str(ROOT)!r}); runpy.run_path({str(script)!r}); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, *rest = done.stdout.splitlines()
+    assert "nothing is accelerated" in first
+    assert ("Neo" in first) == bool(hosts)
+    assert (rest, done.stderr) == (["False"], "")
+
+
+def test_each_host_is_known_by_what_can_be_imported() -> None:
+    for trees, name in (((), "A1111"), ((FORGE_TREE,), "Forge")):
+        with in_place(*trees):
+            assert type(importlib.import_module("lib_accel.host.webui").host).__name__ == name
+    assert TREE.exists()
