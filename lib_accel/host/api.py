@@ -42,8 +42,9 @@ def _guard(request: Request, given: HTTPBasicCredentials | None = _given) -> Non
         if known is not None and secrets.compare_digest(known.encode(), given.password.encode()):
             return
     if login:
-        cookies = request.cookies
-        token = cookies.get("access-token") or cookies.get("access-token-unsecure")
+        cookies, cookie_id = request.cookies, getattr(request.app, "cookie_id", None)  # gradio 4
+        end = f"-{cookie_id}" if cookie_id else ""
+        token = cookies.get(f"access-token{end}") or cookies.get(f"access-token-unsecure{end}")
         if token and token in getattr(request.app, "tokens", {}):
             return
     headers = {"WWW-Authenticate": "Basic"} if pairs else None

@@ -6,7 +6,8 @@ from the first layer to the last, so that nothing is copied for its layout alone
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,15 @@ from .embedding import Perceptron, timestep_embedding
 from .layers import JoiningLayer, LayerFn, Output, Upsample, build_layer
 from .parts.modules import Linear, empty_parameter, set_parameter
 from .specs import Block, Downsample, ResBlock
+
+
+class Control(NamedTuple):
+    """What a ControlNet adds: to input blocks, the middle block, skips; the first to the first."""
+
+    input: tuple[Tensor | None, ...] = ()
+    middle: tuple[Tensor | None, ...] = ()
+    output: tuple[Tensor | None, ...] = ()
+
 
 Parameters = Mapping[str, nn.Parameter]
 """Parameter objects by name in the LDM layout."""
@@ -150,30 +160,52 @@ class UNet(nn.Module):
         context: Tensor,
         y: Tensor | None = None,
         layers: Mapping[str, LayerFn] | None = None,
+        residuals: Sequence[Tensor | None] = (),
     ) -> Tensor:
         """Return the prediction, `[B, out_channels, H, W]`, in the dtype of `x`.
 
         `x: [B, in_channels, H, W]` (H and W in latents), `timesteps: [B]` of any dtype,
         `context: [B, L, context_dim]`, `y: [B, adm_channels]` where the architecture takes it.
         `layers`: what to compute every layer with, by name; by default the UNet's own `layers`.
+        `residuals`: see `arranged`.
         Raises ValueError where `y` is needed and missing.
         """
         layers = self.layers if layers is None else layers
-        return self.run(x, self.embed(timesteps, y), context, layers)
+        return self.run(x, self.embed(timesteps, y), context, layers, residuals)
 
-    def run(self, x: Tensor, emb: Tensor, context: Tensor, layers: Mapping[str, LayerFn]) -> Tensor:
+    def arranged(self, control: Control) -> tuple[Tensor | None, ...]:
+        """Return the tensors of a ControlNet in the order in which they are added.
+
+        That is to what each input block and the middle block return, and to what each output block
+        takes through its skip connection.
+        """
+        counts = len(self._input_names), 1, len(self._output_names)
+        given = zip((control.input, control.middle, control.output), counts, strict=True)
+        return tuple(t for each, n in given for t in (*each[:n], *[None] * (n - len(each))))
+
+    def run(
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Tensor,
+        layers: Mapping[str, LayerFn],
+        residuals: Sequence[Tensor | None] = (),
+    ) -> Tensor:
         """Compute all but the embedding, which is `emb: [B, emb_channels]`; see `forward`."""
+        more = iter(residuals)
         context = context.to(self.dtype)
         h = x.to(self.dtype, memory_format=self._layout(x.device))
         skips = []
         for names in self._input_names:
             for name in names:
                 h = layers[name](h, emb, context)
+            h = _plus(h, next(more, None))
             skips.append(h)
         for name in self._middle_names:
             h = layers[name](h, emb, context)
+        h = _plus(h, next(more, None))
         for names in self._output_names:
-            first, skip = layers[names[0]], skips.pop()
+            first, skip = layers[names[0]], _plus(skips.pop(), next(more, None))
             if isinstance(first, JoiningLayer):
                 h = first.join(_resized(h, skip), skip, emb, context)
             else:
@@ -206,6 +238,10 @@ def _build_block(block: Block) -> nn.ModuleList:
 
 def _layer_names(group: str, blocks: tuple[Block, ...]) -> list[list[str]]:
     return [[f"{group}.{i}.{j}" for j in range(len(block))] for i, block in enumerate(blocks)]
+
+
+def _plus(h: Tensor, residual: Tensor | None) -> Tensor:
+    return h if residual is None else (h + residual).to(h.dtype)
 
 
 def join(h: Tensor, skip: Tensor) -> Tensor:

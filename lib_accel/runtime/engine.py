@@ -7,7 +7,7 @@ UNet's own forward would have made.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from ..errors import BadWeights
 from ..model.architecture import Architecture
 from ..model.layers import LayerFn
 from ..model.precision import without_autocast
-from ..model.unet import UNet
+from ..model.unet import Control, UNet
 from .bound.binding import Binding, CompiledLayer
 from .bound.compiled_unet import CompiledUNet
 from .graphs.cache import GraphCache
@@ -174,20 +174,23 @@ class Engine:
         context: Tensor,
         y: Tensor | None = None,
         replaced: Mapping[str, LayerFn] | None = None,
+        control: Control | None = None,
     ) -> Tensor:
         """Compute one call of the UNet.
 
         `x: [B, in_channels, H, W]`, `timesteps: [B]`, `context: [B, L, context_dim]`,
         `y: [B, adm_channels]` -> `[B, out_channels, H, W]` in x's dtype. `replaced` are layers by
-        name that run instead of ours. Raises BadWeights where the weights cannot be used.
+        name that run instead of ours, `control` what a
+        ControlNet adds. Raises BadWeights where the weights cannot be used.
         """
         self._follow()
         self.memory.make_room_for_call(x)
         inputs = (x, timesteps, context, y)
         with torch.no_grad(), without_autocast(x.device):
             layers = {**self.clean.layers, **(replaced or {})}
-            clean = functools.partial(self.clean.forward, *inputs, layers)
-            out = self._guard(functools.partial(self._run, replaced, inputs), clean)
+            residuals = self.clean.arranged(control) if control else ()
+            clean = functools.partial(self.clean.forward, *inputs, layers, residuals)
+            out = self._guard(functools.partial(self._run, replaced, inputs, residuals), clean)
         if self.binding.compiled:
             self.counters.accelerated_calls += 1
         return out
@@ -210,17 +213,22 @@ class Engine:
             compiled = functools.partial(layer, x, s, s)
             return self._guard(compiled, functools.partial(layer.module, x, s, s)).to(h.dtype)
 
-    def _run(self, replaced: Mapping[str, LayerFn] | None, inputs: Inputs) -> Tensor:
+    def _run(
+        self,
+        replaced: Mapping[str, LayerFn] | None,
+        inputs: Inputs,
+        residuals: Sequence[Tensor | None],
+    ) -> Tensor:
         if replaced:  # unknown code: a graph may not be able to record it
             layers = {**self.clean.layers, **self.binding.compiled, **replaced}
-            return self.clean.forward(*inputs, layers)
+            return self.clean.forward(*inputs, layers, residuals)
         kept = self.compiled.keys_and_values(inputs[2])
         if self.graphs is None or inputs[0].device.type != "cuda":
-            return self.compiled(*inputs, kept)
+            return self.compiled(*inputs, kept, *residuals)
         if self.units and self._provider.backend == "aoti" and not self.target.machine.recordable:
             waits = f"torch {torch.__version__} waits inside compiled code"
             self.graphs.refuse(f"{waits}; that needs torch 2.7 or later")
-        return self.graphs(*inputs, kept)
+        return self.graphs(*inputs, kept, *residuals)
 
     def _guard(self, compiled: Callable[[], Tensor], clean: Callable[[], Tensor]) -> Tensor:
         """Return `compiled()`; if it fails and `clean()` works, stop using compiled code."""

@@ -168,6 +168,36 @@ def test_options_decide_which_layers_are_compiled(
     assert reason.startswith("extensions take part") == (options is not EMPTY)
 
 
+def control() -> dict[str, list[Tensor | None]]:
+    """Return what a ControlNet and a T2I adapter add to a call of the usual size."""
+    sizes = [16, 16, 8, 8]  # of what the input blocks of TINY return
+    given: list[Tensor | None] = [torch.randn(2, 64, size, size) for size in sizes]
+    middle: list[Tensor | None] = [torch.randn(2, 64, 8, 8)]
+    return {"input": [*given[:1:-1], given[1], None], "middle": middle, "output": given}
+
+
+def test_what_a_controlnet_adds_is_added_in_a_whole_call(forge: Forge) -> None:
+    added = control()
+    expected = forge.call(unet=forge.new_unet(), control=added)
+    assert not close(forge.call(), expected)
+    Counting.computed.clear()
+    with counted(forge, accelerated_calls=1, host_calls=0):
+        assert close(forge.call(control=added), expected)
+    assert Counting.computed["Embedding"] == 1
+    assert forge.status()["reason"] is None
+    forge.witness()  # the host's own code takes the tensors out of the lists
+    assert close(forge.call(control=added), expected)
+    assert forge.status()["difference"] is None
+
+
+def test_a_controlnet_beside_patches_is_added_by_the_host(forge: Forge) -> None:
+    patches = {"output_block_patch": [lambda h, skip: (h * 2, skip)]}
+    added = {"output": control()["output"]}
+    expected = forge.call(unet=forge.new_unet(), control=added, patches=patches)
+    assert close(forge.call(control=added, patches=patches), expected)
+    assert "(output_block_patch, control): compiled layer by layer" in forge.status()["reason"]
+
+
 @pytest.mark.parametrize("name", ["group_norm_wrapper", "wrappers", "something_new"])
 def test_options_that_are_unknown_are_left_to_the_host(forge: Forge, name: str) -> None:
     with counted(forge, accelerated_calls=0, host_calls=1):
@@ -199,6 +229,13 @@ def test_a_witnessed_step_gives_both_ways_the_same(forge: Forge) -> None:
     status = forge.status()
     assert (status["witnessed"], status["difference"]) == (1, None)
     assert status["worst_error"] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["access-token-x", "access-token-unsecure-x"])
+def test_the_login_of_gradio_4_is_known_by_the_name_of_its_cookie(forge: Forge, name: str) -> None:
+    forge.app.auth, forge.app.tokens, forge.app.cookie_id = object(), {"good": "me"}, "x"
+    for cookie, code in ((f"{name}=good", 200), (f"{name}=bad", 401), ("access-token=good", 401)):
+        assert forge.app.ask("GET", "/accel/v1/status", {"Cookie": cookie})[0] == code
 
 
 @pytest.mark.parametrize("hosts", [["backend/logging.py", "modules_forge/__init__.py"], []])

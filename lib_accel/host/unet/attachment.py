@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from ...config import Config
 from ...errors import UnsupportedArchitecture
 from ...model.layers import LayerFn
 from ...model.precision import without_autocast
+from ...model.unet import Control
 from ...runtime.accelerated import Accelerated, Call, accelerated, set_owner, why_failed
 from ...runtime.attributes import Weakly, put, take_away
 from ...runtime.bound.binding import CompiledLayer
@@ -132,7 +134,8 @@ class Attachment(Accelerated):
     def compute(self, call: Call) -> Tensor:
         """Compute a call that `why_not` has let pass."""
         replaced, around = self.inspector.look()
-        led = around or webui.host.read(call).led
+        reading = webui.host.read(call)
+        led = around or reading.led
         # the UNet's own forward contains the change; its layers run compiled code, but not where
         # others of them may learn
         if led or (replaced and (torch.is_grad_enabled() or webui.host.passes_options)):
@@ -145,7 +148,8 @@ class Attachment(Accelerated):
             hosts = {name: self._host_layers[name] for name in replaced}
             # to be compared, these keep what they have answered
             due = due and (not hosts or self.engine.memory.has_room_for_call(call.x))
-            return self._witnessed(call, hosts) if due else self._ours(call, hosts)
+            ours = functools.partial(self._ours, reading.control)
+            return self._witnessed(call, ours, hosts) if due else ours(call, hosts)
 
     def _led_by_host(self, call: Call, why: str | None) -> Tensor:
         """Let the UNet's own forward go through its layers, which run compiled code."""
@@ -155,19 +159,21 @@ class Attachment(Accelerated):
         finally:
             self._led = None
 
-    def _ours(self, call: Call, layers: Mapping[str, LayerFn]) -> Tensor:
+    def _ours(self, control: Control | None, call: Call, layers: Mapping[str, LayerFn]) -> Tensor:
         """Compute a call with compiled code, and `layers` by themselves."""
-        return self.engine.compute(call.x, call.timesteps, call.context, call.y, layers)
+        return self.engine.compute(call.x, call.timesteps, call.context, call.y, layers, control)
 
     def _is_due(self, h: Tensor, side: Tensor | None) -> bool:
         return self.witness.is_due(self.loras.kinds, h, side, self.engine.units)
 
-    def _witnessed(self, call: Call, hosts: Mapping[str, HostLayer]) -> Tensor:
+    def _witnessed(
+        self, call: Call, ours: Callable[..., Tensor], hosts: Mapping[str, HostLayer]
+    ) -> Tensor:
         """Compute a call by the UNet's own code too, and with compiled code if that agrees."""
         self.witness.check_merges(self.loras)
         before = self.engine.counters.accelerated_calls
-        out, ours = self.witness.step(call, super().original, self._ours, hosts)
-        if not ours:
+        out, is_ours = self.witness.step(call, super().original, ours, hosts)
+        if not is_ours:
             self.engine.counters.accelerated_calls = before
             self.counts.host_calls += 1
         return out

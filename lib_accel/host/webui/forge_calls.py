@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...runtime.accelerated import Call
+from ...model.unet import Control
+from ...runtime.accelerated import Call, is_plain
 from .protocol import Reading
 
 _INFORMING = frozenset(
@@ -52,10 +53,26 @@ def read(call: Call) -> Reading:
         names = ", ".join(unknown)
         refused = f"this call gives the UNet more than compiled code knows: {names}"
         return Reading(plain, refused=refused)
+    if not between and _is_control(control):
+        return Reading(plain, _control(control))
     if control is not None:
         between.append("control")
     names = ", ".join(between)
     return Reading(plain, led=f"extensions take part in the UNet ({names})" if names else None)
+
+
+def _is_control(control: Any) -> bool:
+    """Return whether this is nothing but lists of tensors, by the names of `Control`."""
+    return (
+        isinstance(control, dict)
+        and control.keys() <= {*Control._fields}
+        and all(t is None or is_plain(t) for each in control.values() for t in each)
+    )
+
+
+def _control(control: Mapping[str, list[Any]]) -> Control:
+    """Return what is added. The UNet takes it from the end of the lists, which are left as is."""
+    return Control(**{name: tuple(reversed(each)) for name, each in control.items()})
 
 
 def _taking_part(options: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:

@@ -9,17 +9,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from ...model.unet import Control
 from ...runtime.accelerated import Call
 
 
 class Reading(NamedTuple):
     """What a call of the UNet asks for.
 
-    `call` has the arguments that compiled code knows. `led`: why the UNet's own forward has to lead
-    from layer to layer. `refused`: why the UNet's own code computes all of it.
+    `call` has the arguments that compiled code knows, and `control` is what is added in it. `led`:
+    why the UNet's own forward has to lead from layer to layer. `refused`: why the UNet's own code
+    computes all of it.
     """
 
     call: Call
+    control: Control | None = None
     led: str | None = None
     refused: str | None = None
 

@@ -268,11 +268,14 @@ class CompiledUNet:
         context: Tensor,
         y: Tensor | None,
         kept: Tensor | None,
+        *residuals: Tensor | None,
     ) -> Tensor:
         """Compute a call as `UNet.forward` does; `kept` is what `keys_and_values` returns."""
         if self._whole:
             out: Tensor | str = "this size needs the WebUI's own way to resize"
-            if not self._unet.resizes_first or self._unet.fits(x):
+            if residuals:
+                out = "ControlNet adds to what layers return"
+            elif not self._unet.resizes_first or self._unet.fits(x):
                 out = self._whole(x, timesteps, context, y)
             if isinstance(out, Tensor):
                 self.left = None
@@ -284,4 +287,5 @@ class CompiledUNet:
             prepared |= self.prompts.split(kept, context)
         layers = self._layers
         given = {n: layers[n].given(*each) for n, each in prepared.items() if n in layers}
-        return self._unet.run(x, emb, context, {**self._unet.layers, **layers, **given})
+        layers = {**self._unet.layers, **layers, **given}
+        return self._unet.run(x, emb, context, layers, residuals)

@@ -56,6 +56,9 @@ class WebUI(Client):
     `extensions` are folders by the name they get there.
     """
 
+    started = ("Startup time:", "Model loaded in")
+    """What it has printed when it can be asked: Forge loads its model with the first image."""
+
     def __init__(
         self,
         webui: Path,
@@ -95,7 +98,7 @@ class WebUI(Client):
         end = time.monotonic() + timeout_s
         # A request before the server is up can keep it from coming up. One that needs the model
         # before it is loaded makes WebUI 1.6 load it twice at once, and the two collide.
-        while not all(words in self.console() for words in ("Startup time:", "Model loaded in")):
+        while not all(words in self.console() for words in self.started):
             if time.monotonic() > end or self.process.poll() is not None:
                 raise WebUIFailed(f"the WebUI did not start:\n{self.console()[-3000:]}")
             time.sleep(0.5)

@@ -1,0 +1,76 @@
+"""Every way of making pictures: the same off and on, and served by compiled code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lib_accel.tools.webui.client import Refused
+
+from ..webui.host import Comparison
+from ..webui.pictures import MIN_DB
+from .cases import CASES, Case
+from .conftest import rows
+from .server import DEFAULTS, Server
+
+
+def _served(server: Server, name: str, c: Comparison) -> None:
+    rows.append(f"{name:32} {c.line}")
+    assert c.decibels >= MIN_DB, rows[-1]
+    assert (c.calls > 0, c.host_calls, c.compiles, c.on.served) == (True, 0, 0, True), rows[-1]
+    assert not c.off.served
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_off_against_on(server: Server, forge: Path, case: Case) -> None:
+    payload = dict(case.payload)
+    if case.script:
+        beginning, args = case.script
+        title = server.script(beginning)
+        if title is None:
+            pytest.skip(f"{forge.name} has no {beginning}")
+        if beginning == "controlnet":
+            model = server.get("/controlnet/model_list")["model_list"][1]
+            args = [{**args[0], "model": model}]
+        payload["alwayson_scripts"] = {title: {"args": args}}
+    server.options(**DEFAULTS | case.settings)
+    try:
+        c = server.compare(case.route, **payload)
+    finally:
+        server.options(**DEFAULTS)
+    _served(server, f"{forge.name}: {case.name}", c)
+    if case.led:
+        assert case.led in c.reason
+        assert c.reason.endswith("compiled layer by layer")
+    else:
+        assert c.status["reason"] is None
+
+
+def test_switching_models_keeps_no_memory(server: Server, forge: Path) -> None:
+    sizes = []
+    for model in ("wide2", "wide1", "wide2", "wide1", "wide2", "wide1"):
+        server.options(sd_model_checkpoint=model)
+        picture = server.make()
+        assert picture.served
+        sizes.append(server.memory())
+    rows.append(f"{forge.name}: MB after each switch: {', '.join(f'{s:.0f}' for s in sizes)}")
+    assert sizes[-1] - sizes[1] < 300
+    assert server.status()["counters"]["compiles"] == 0 or len(sizes) == 6
+
+
+def test_half_precision_is_computed_as_the_host_does(
+    forge: Path, store: Path, tmp_path: Path
+) -> None:
+    server = Server(forge, tmp_path / "data", store, ["--unet-in-fp16"])
+    try:
+        server.load()
+        _served(server, f"{forge.name}: stored in half precision", server.compare())
+    finally:
+        server.stop()
+
+
+def test_a_picture_that_cannot_be_made_leaves_nothing_behind(server: Server) -> None:
+    with pytest.raises(Refused):
+        server.make(sampler_name="there is none")
+    assert server.make().served
