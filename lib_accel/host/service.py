@@ -147,6 +147,13 @@ class Service:
                     each.install()
                     each.take_up()
 
+    def before_sampling(self, sd_model: Any) -> None:
+        """Tell the WebUI how much video memory CUDA graphs hold, before it counts what is free."""
+        here = accelerated(webui.host.unet_of(sd_model))
+        held = here.engine.graphs.bytes if here and here.engine.graphs else 0
+        if held:
+            webui.host.keep_free(sd_model, held)
+
     def shutdown(self) -> None:
         """Undo everything: the extension is being unloaded."""
         with self._lock:

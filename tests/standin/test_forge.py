@@ -15,80 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_accel.compile.speeds import Speeds
-from lib_accel.compile.units import UnitFn
 from lib_accel.model.specs import ResBlock, SpatialTransformer
 
-from ..tiny import TINY, Inputs, donor, inputs
-from .backends import Uncompiled, serve
-from .host import FORGE_TREE, ROOT, TREE, Host, counted, in_place, load_file
+from ..tiny import TINY, inputs
+from .backends import serve
+from .forge_host import ControlNet, Counting, Forge
+from .host import FORGE_TREE, ROOT, TREE, counted, in_place
 
 TRANSFORMERS = sum(isinstance(spec, SpatialTransformer) for _, spec in TINY.layers())
 RESBLOCKS = sum(isinstance(spec, ResBlock) for _, spec in TINY.layers())
-
-
-class Counting(Uncompiled):
-    """Units that count how often each kind of layer was computed by one."""
-
-    computed: Counter[str]
-
-    def code(self, unit: Any) -> UnitFn:
-        compute = super().code(unit)
-
-        def counted(given: list[Tensor]) -> Tensor:
-            Counting.computed[type(unit).__name__] += 1
-            return compute(given)
-
-        return counted
-
-
-class Forge(Host):
-    """A running stand-in for Forge, without pages that are looked at."""
-
-    def __init__(self, *flags: str):
-        shared = self.module("modules.shared")
-        load_file("preload", ROOT / "preload.py").preload(shared.parser)
-        shared.parser.parse_args(flags, shared.cmd_opts)
-        self.opts = shared.opts
-        witness = self.module("lib_accel.host.unet.witness").Witness
-        self._is_due, witness.is_due = witness.is_due, lambda *_: False
-        self.module("modules.scripts").load_file(ROOT / "scripts" / "accel.py")
-        self.app = self.module("fastapi").FastAPI()
-        self.module("modules.script_callbacks").app_started_callback(None, self.app)
-        self.service._session.speeds = Speeds()
-
-    def close(self) -> None:
-        self.module("modules.script_callbacks").script_unloaded_callback()
-
-    @torch.inference_mode()
-    def load(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-        unet = self.new_unet(seed).to(dtype)
-        unet.computation_dtype = torch.float32  # type: ignore[assignment]
-        patcher = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet))
-        model = SimpleNamespace(forge_objects=SimpleNamespace(unet=patcher, vae=None))
-        self.module("modules.sd_models").model_data.sd_model = model
-        self.module("modules.script_callbacks").model_loaded_callback(model)
-        return unet
-
-    def new_unet(self, seed: int = 0) -> nn.Module:
-        unet = self.module("backend.nn.unet").IntegratedUNet2DConditionModel(TINY)
-        unet.load_state_dict(donor(TINY, seed).state_dict())
-        return unet.eval()
-
-    @property
-    def unet(self) -> Any:
-        return self.model.forge_objects.unet.model.diffusion_model
-
-    @torch.inference_mode()
-    def call(
-        self, given: Inputs | None = None, unet: nn.Module | None = None, **more: Any
-    ) -> Tensor:
-        """Call the UNet as Forge's sampler does. `more`: further arguments, or options of it."""
-        x, timesteps, context, _ = given or inputs()
-        control, options = more.pop("control", None), {"cond_or_uncond": [0, 1], **more}
-        control = {name: list(tensors) for name, tensors in control.items()} if control else None
-        named = {"context": context, "control": control, "transformer_options": options}
-        return (self.unet if unet is None else unet)(x, timesteps, **named)
 
 
 @pytest.fixture
@@ -196,6 +131,32 @@ def test_a_controlnet_beside_patches_is_added_by_the_host(forge: Forge) -> None:
     expected = forge.call(unet=forge.new_unet(), control=added, patches=patches)
     assert close(forge.call(control=added, patches=patches), expected)
     assert "(output_block_patch, control): compiled layer by layer" in forge.status()["reason"]
+
+
+@torch.inference_mode()
+def test_control_networks_of_the_linked_list_run_on_the_same_units(forge: Forge) -> None:
+    network = ControlNet(forge.new_unet(2))
+    given = torch.randn(2, 4, 16, 16), torch.randn(2, TINY.emb_channels), inputs()[2]
+    expected = network(*given)
+    listed = [SimpleNamespace(control_model=network), SimpleNamespace(t2i_model=None)]
+    forge.model.forge_objects.unet.list_controlnets = lambda: listed
+    forge.call(control=control())
+    assert forge.status()["control_models"] == 1
+    Counting.computed.clear()
+    assert close(network(*given), expected)
+    assert Counting.computed["SpatialTransformer"] == 2
+
+
+def test_the_memory_of_cuda_graphs_is_named_before_sampling(forge: Forge) -> None:
+    asked: list[int] = []
+    patcher = forge.model.forge_objects.unet
+    patcher.add_extra_preserved_memory_during_sampling = asked.append
+    forge.service.before_sampling(forge.model)
+    assert not asked
+    forge.service.current().engine.graphs = SimpleNamespace(bytes=5, clear=lambda **_: None)
+    forge.service.before_sampling(forge.model)
+    assert asked == [5]
+    assert forge.model.forge_objects.unet is not patcher, "the patcher serves other images too"
 
 
 @pytest.mark.parametrize("name", ["group_norm_wrapper", "wrappers", "something_new"])

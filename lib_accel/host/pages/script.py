@@ -41,6 +41,10 @@ class AccelScript(scripts.Script):
         service.clock.begin()
         p._accel_served = service.served()
 
+    def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """Let the service name the memory that it holds, before each pass of the sampler."""
+        service.before_sampling(p.sd_model)
+
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Write `Accel: <backend>` into the infotext where compiled code served this batch."""
         (calls_before, before), (calls, now) = p._accel_served, service.served()

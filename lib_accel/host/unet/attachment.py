@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -134,6 +134,7 @@ class Attachment(Accelerated):
     def compute(self, call: Call) -> Tensor:
         """Compute a call that `why_not` has let pass."""
         replaced, around = self.inspector.look()
+        self._accelerate(webui.host.control_networks())
         reading = webui.host.read(call)
         led = around or reading.led
         # the UNet's own forward contains the change; its layers run compiled code, but not where
@@ -275,7 +276,11 @@ class Attachment(Accelerated):
             return
         with contextlib.suppress(TypeError):  # it has no weak references: looked at in each pass
             self._driver = weakref.ref(driver)
-        for network in control_networks_behind(driver, but=self.unet):
+        self._accelerate(control_networks_behind(driver, but=self.unet))
+
+    def _accelerate(self, networks: Iterable[nn.Module]) -> None:
+        """Accelerate these control networks, and keep to those that are."""
+        for network in networks:
             if not set(self.unet.modules()).isdisjoint(network.modules()):
                 continue  # it holds our layers, which are accelerated
             there = accelerated(network)

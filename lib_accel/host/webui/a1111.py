@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,6 +80,13 @@ class A1111:
         module = sys.modules.get("networks")
         parts = ("loaded_networks", "network_apply_weights")
         return module if all(hasattr(module, name) for name in parts) else None
+
+    def control_networks(self) -> Sequence[nn.Module]:
+        """Return none: an extension has them, see `control_networks_behind`."""
+        return ()
+
+    def keep_free(self, sd_model: Any, size: int) -> None:
+        """Do nothing: the WebUI does not count memory."""
 
     def read(self, call: Call) -> Reading:
         """Return the call as it is: what is unknown in it is refused for any UNet."""

@@ -7,14 +7,17 @@ before the first call, and put new parameters in place, which is followed as any
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import operator
 import sys
 import types
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from modules import sd_models
 from torch import nn
 
 from ...runtime.accelerated import Call
@@ -105,6 +108,22 @@ class Forge:
     def lora_extension(self) -> Any:
         """Return None: LoRAs are merged before a call. reForge's module has stubs alone."""
         return None
+
+    def control_networks(self) -> Sequence[nn.Module]:
+        """Return those in the linked list of the patcher. T2I adapters are none."""
+        objects = getattr(sd_models.model_data.sd_model, "forge_objects", None)
+        listed = getattr(getattr(objects, "unet", None), "list_controlnets", list)()
+        models = (getattr(each, "control_model", None) for each in listed)
+        return [model for model in models if isinstance(model, nn.Module)]
+
+    def keep_free(self, sd_model: Any, size: int) -> None:
+        """Add it to what the patcher of this sampling asks to be left free, in a copy of it.
+
+        The patcher itself serves other images too.
+        """
+        unet = copy.copy(sd_model.forge_objects.unet)
+        unet.add_extra_preserved_memory_during_sampling(size)
+        sd_model.forge_objects.unet = unet
 
     def read(self, call: Call) -> Reading:
         """Return what the options of a call ask for."""

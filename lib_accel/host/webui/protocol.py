@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -84,6 +85,17 @@ class Host(Protocol):
 
     def lora_extension(self) -> Any:
         """Return the module of the Lora extension whose networks we merge, or None."""
+        ...
+
+    def control_networks(self) -> Sequence[nn.Module]:
+        """Return the control networks of the call that runs, where the host itself knows them."""
+        ...
+
+    def keep_free(self, sd_model: Any, size: int) -> None:
+        """Let so many bytes of video memory out of account in the sampling that begins.
+
+        CUDA graphs hold them in a pool of their own, which torch counts as reserved and unused.
+        """
         ...
 
     def read(self, call: Call) -> Reading:
