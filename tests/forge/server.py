@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ class Server(host.Server):
         process.WebUI.__init__(self, forge, data, python, checkpoint, flags, extensions)
         self.scripts = self.get("/sdapi/v1/scripts")["txt2img"]
         self.options(live_previews_enable=False, **DEFAULTS)
+
+    def sign_in(self, login: str) -> None:
+        """Sign in as a page does where there is a --gradio-auth; the cookie is kept."""
+        user, _, password = login.partition(":")
+        form = urllib.parse.urlencode({"username": user, "password": password}).encode()
+        self._opener.open(f"{self.url}/login", form, timeout=60).close()
 
     def make(self, route: str = "txt2img", **payload: Any) -> Pictures:
         """Make pictures. Raises Refused."""
