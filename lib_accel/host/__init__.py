@@ -12,16 +12,21 @@ def is_forge() -> bool:
 
 def unknown_host() -> str | None:
     """Return why nothing can be accelerated in this WebUI, or None; it imports nothing of it."""
-    if is_forge():
-        if find_spec("backend") and find_spec("backend.logging"):
-            return (
-                "Forge Neo calls its UNet in ways that were never tried, and nothing is "
-                "accelerated; AUTOMATIC1111's WebUI, Forge and reForge are supported"
-            )
+    supported = "AUTOMATIC1111's WebUI, Forge and reForge are supported"
+    if name := _untried_forge():
+        return (
+            f"{name} calls its UNet in ways that were never tried, and nothing is accelerated; "
+            f"{supported}"
+        )
+    if is_forge() or (find_spec("modules.sd_hijack_unet") and find_spec("ldm")):
         return None
-    if find_spec("modules.sd_hijack_unet") and find_spec("ldm"):
+    return f"this WebUI is none that is known, and nothing is accelerated; {supported}"
+
+
+def _untried_forge() -> str | None:
+    """Return the name of a child of Forge that was never started with this extension, or None."""
+    if not is_forge():
         return None
-    return (
-        "this WebUI is none that is known, and nothing is accelerated; "
-        "AUTOMATIC1111's WebUI, Forge and reForge are supported"
-    )
+    if find_spec("backend"):
+        return "Forge Neo" if find_spec("backend.logging") else None
+    return None if find_spec("modules.hypernetworks") else "Forge Classic"

@@ -199,11 +199,17 @@ def test_the_login_of_gradio_4_is_known_by_the_name_of_its_cookie(forge: Forge, 
         assert forge.app.ask("GET", "/accel/v1/status", {"Cookie": cookie})[0] == code
 
 
-@pytest.mark.parametrize("hosts", [["backend/logging.py", "modules_forge/__init__.py"], []])
-def test_an_unknown_host_gets_one_sentence(tmp_path: Path, hosts: list[str]) -> None:
-    for name in ("modules/script_callbacks.py", "modules/options.py", *hosts):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+NEO = ["backend/logging.py", "modules_forge/__init__.py"]
+CLASSIC = ["ldm_patched/__init__.py", "modules_forge/__init__.py"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "name"), [(NEO, "Forge Neo"), (CLASSIC, "Forge Classic"), ([], "this WebUI")]
+)
+def test_an_unknown_host_gets_one_sentence(tmp_path: Path, hosts: list[str], name: str) -> None:
+    for file in ("modules/script_callbacks.py", "modules/options.py", *hosts):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
     script = ROOT / "scripts" / "accel.py"
     code = (
         f"import runpy, sys; sys.path.append({str(ROOT)!r}); runpy.run_path({str(script)!r}); "
@@ -214,7 +220,7 @@ def test_an_unknown_host_gets_one_sentence(tmp_path: Path, hosts: list[str]) -> 
     )
     first, *rest = done.stdout.splitlines()
     assert "nothing is accelerated" in first
-    assert ("Neo" in first) == bool(hosts)
+    assert first.startswith(f"Acceleration: {name} ")
     assert (rest, done.stderr) == (["False"], "")
 
 

@@ -13,12 +13,12 @@ from modules import devices, sd_hijack, sd_unet, shared
 from torch import nn
 
 from ...runtime.accelerated import Call
-from .protocol import Reading
+from .protocol import Host, Reading
 
 _LORA = ("networks", "network", "network_lora", "lyco_helpers", "lora_patches")
 
 
-class A1111:
+class A1111(Host):
     """AUTOMATIC1111's WebUI, see `Host`. We merge its LoRAs, and it computes in the weights' dtype.
 
     Its UNets are those of the `ldm` and `sgm` packages.

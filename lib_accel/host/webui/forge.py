@@ -22,7 +22,7 @@ from torch import nn
 
 from ...runtime.accelerated import Call
 from .forge_calls import is_touched, read
-from .protocol import Reading
+from .protocol import Host, Reading
 
 _ATTENTION = {
     "attention_function": "backend.attention",
@@ -37,7 +37,7 @@ _EXACT = frozenset(
 """The functions of these modules that compute what ours computes; SageAttention rounds."""
 
 
-class Forge:
+class Forge(Host):
     """Forge, reForge and their like, see `Host`."""
 
     home = ("backend", "ldm_patched", "modules", "modules_forge", "diffusers", "torch", "lib_accel")

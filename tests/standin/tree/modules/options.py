@@ -22,7 +22,7 @@ class OptionInfo:
             component_args,
             onchange,
         )
-        self.section: tuple[str, str] | None = None
+        self.section: tuple[str | None, str] | None = None
         self.comment_after = ""
 
     def info(self, info: str) -> OptionInfo:
