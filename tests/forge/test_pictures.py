@@ -77,9 +77,3 @@ def test_the_login_and_half_precision(forge: Path, store: Path, tmp_path: Path) 
 def test_the_page_asks_for_the_status(server: Server) -> None:
     answer = server.post("/run/accel_status", {"data": []})["data"][0]
     assert "data-state='ready'" in answer
-
-
-def test_a_picture_that_cannot_be_made_leaves_nothing_behind(server: Server) -> None:
-    with pytest.raises(Refused):
-        server.make(sampler_name="there is none")
-    assert server.make().served
