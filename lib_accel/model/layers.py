@@ -74,13 +74,20 @@ class ResBlock(nn.Module):
         Instead of x there may be two tensors that were to be concatenated along the channels.
         """
         *parts, projected = inputs
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        x = parts[0] if len(parts) == 1 else self._joined(*parts)
         h = self.in_layers["2"](F.silu(self.in_layers["0"](x)))
         h = h + projected.unflatten(1, (-1, 1, 1))
         h = self.out_layers["3"](F.silu(self.out_layers["0"](h)))
         if self.fused and len(parts) > 1 and isinstance(self.skip_connection, Conv2d):
             return self.skip_connection.of_parts(parts) + h
         return self.skip_connection(x) + h
+
+    def _joined(self, h: Tensor, skip: Tensor) -> Tensor:
+        if not self.fused:
+            return torch.cat([h, skip], dim=1)
+        # The same numbers, for Inductor: it takes a reduction over a `cat` for one with gaps
+        # between what it reads, and its kernel took 320 us on an H200 where the bytes take 20.
+        return F.pad(h, (0, 0, 0, 0, 0, skip.shape[1])) + F.pad(skip, (0, 0, 0, 0, h.shape[1], 0))
 
 
 class Attention(nn.Module):
