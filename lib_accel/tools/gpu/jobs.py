@@ -34,9 +34,10 @@ class Job:
         return cls(**read)
 
 
-_WAYS = ("reference", "reference+sdpa", "eager", "eager+graphs", "aoti", "aoti+graphs")
+_PLAIN = ("stock", "stock+sdpa", "reference", "reference+sdpa")
+_WAYS = (*_PLAIN, "eager", "eager+graphs", "aoti", "aoti+graphs")
 _CONTROLLED = ("aoti", "aoti+blocks", "eager+control", "aoti+control")
-_PROFILED = ("reference+sdpa", "eager", "aoti")
+_PROFILED = ("stock+sdpa", "eager", "aoti")
 
 
 def _autotune(name: str, seconds: int, family: str, size: int) -> Job:
@@ -46,9 +47,9 @@ def _autotune(name: str, seconds: int, family: str, size: int) -> Job:
 
 JOBS = (
     Job("SD1.5, compiled code", "code", 30),
-    Job("SD1.5, every way", "ladder", 40, variants=_WAYS, profile=_PROFILED),
+    Job("SD1.5, every way", "ladder", 50, variants=_WAYS, profile=_PROFILED),
     Job("SDXL, compiled code", "code", 30, "sdxl"),
-    Job("SDXL, every way", "ladder", 65, "sdxl", 1024, variants=_WAYS, profile=_PROFILED),
+    Job("SDXL, every way", "ladder", 80, "sdxl", 1024, variants=_WAYS, profile=_PROFILED),
     Job("SD1.5, changes of LoRAs", "loras", 15),
     Job("SDXL, changes of LoRAs", "loras", 55, "sdxl", 1024),
     Job("SD1.5, first image", "first", 8, variants=("aoti",)),
