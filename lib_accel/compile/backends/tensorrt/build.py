@@ -15,7 +15,7 @@ from typing import Any
 from ....errors import CompileFailed
 from ....model.architecture import Architecture
 from ....model.specs import Spec, spec_from_dict, spec_to_dict
-from .libraries import load, make_logger
+from .libraries import load, logger_of
 from .network import Network, unet_network, unit_network
 from .writer import Writer
 
@@ -35,7 +35,7 @@ def build(network: Network, dtype: str, cards: str, channels_last: bool = False)
     Raises ImportError without TensorRT for RTX, CompileFailed with TensorRT's reason.
     """
     trt = load()
-    logger = make_logger(trt)
+    logger = logger_of(trt)
     # The memory of activations is torch's, so that a call can be recorded in a CUDA graph. Where
     # TensorRT has no fused attention for the width of the heads, it cannot promise that.
     for recordable in (True, False):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ....errors import ArtifactRejected, NoRoom
 from ...machine import free_memory
 from .build import sizes_of
-from .libraries import make_logger
+from .libraries import logger_of
 from .network import Network
 from .writer import OUTPUT
 
@@ -30,7 +30,7 @@ class Engine:
     """
 
     def __init__(self, trt: Any, serialized: bytes, cache: bytes = b""):
-        self._trt, self._logger = trt, make_logger(trt)
+        self._trt, self._logger = trt, logger_of(trt)
         self._runtime = trt.Runtime(self._logger)
         validity, why = self._runtime.get_engine_validity(serialized)
         if validity == trt.EngineValidity.INVALID:
