@@ -33,12 +33,30 @@ class Whole:
     def why_not(self, activations: list[Tensor]) -> str | None:
         return "too large" if activations[0].shape[-1] > 24 else None
 
+    def settled(self, activations: list[Tensor]) -> bool:
+        return activations[0].shape[-2] != 24
+
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         RAN["whole"] += 1
         assert all(t.is_contiguous() for t in tensors)
         count = 4 if self._takes_y else 3
         weights = dict(zip(self._names, tensors[count:], strict=True))
         return torch.func.functional_call(self._unet, weights, tuple(tensors[:count]))
+
+
+class Unit:
+    """A compiled unit that counts its calls and has a limit of its own."""
+
+    def __init__(self, compute: UnitFn):
+        self._compute = compute
+
+    def why_not(self, activations: list[Tensor]) -> str | None:
+        return "too many" if activations[0].shape[0] > 4 else None
+
+    def __call__(self, tensors: list[Tensor]) -> Tensor:
+        assert self.why_not(tensors) is None
+        RAN["unit"] += 1
+        return self._compute(tensors)
 
 
 class AtOnce(Uncompiled):
@@ -52,13 +70,7 @@ class AtOnce(Uncompiled):
         return {**super().make(target, store), target.architecture: Whole(target.architecture)}
 
     def code(self, unit: Any) -> UnitFn:
-        compute = super().code(unit)
-
-        def counted(inputs: list[Tensor]) -> Tensor:
-            RAN["unit"] += 1
-            return compute(inputs)
-
-        return counted
+        return Unit(super().code(unit))
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +105,23 @@ def test_a_size_that_it_does_not_know_is_computed_by_layers_with_a_reason(tmp_pa
     engine.compute(*tiny.inputs())
     assert RAN["whole"] == 1
     assert engine.status.reason is None
+
+
+def test_a_size_that_its_layers_do_not_know_either_is_computed_without_code(tmp_path: Path):
+    engine, given = prepared(tmp_path), tiny.inputs(batch=5, width=32)
+    out = engine.compute(*given)
+    assert RAN["whole"] == 0
+    assert engine.status.state == "ready"
+    assert engine.status.reason == "too large"
+    expected = tiny.exact(engine.network, tiny.TINY, given)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_call_is_settled_where_its_code_is(tmp_path: Path):
+    engine = prepared(tmp_path)
+    for height, settled in ((16, True), (24, False), (16, True)):
+        engine.compute(*tiny.inputs(height=height))
+        assert engine.settled is settled
 
 
 def test_a_reason_ends_with_the_code_that_it_was_about(tmp_path: Path):

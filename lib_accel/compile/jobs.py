@@ -36,6 +36,13 @@ class WholeFn(Protocol):
         """Return why it cannot compute a call of these sizes, or None."""
         ...
 
+    def settled(self, activations: list[Tensor]) -> bool:
+        """Return whether calls of these sizes are computed as they will be from now on.
+
+        Before that, none is timed or recorded.
+        """
+        ...
+
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         """Compute. Raises RuntimeError."""
         ...

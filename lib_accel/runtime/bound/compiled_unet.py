@@ -204,7 +204,7 @@ class CompiledWhole:
     """A UNet that is compiled as a whole, and its weights."""
 
     def __init__(self, fn: WholeFn, unet: UNet, dtype: torch.dtype):
-        self._fn, self._dtype = fn, dtype
+        self.fn, self._dtype = fn, dtype
         # a weight that stands in two places counts twice
         named = unet.named_parameters(remove_duplicate=False)
         self._weights = UnitWeights((weight for _, weight in named), dtype)
@@ -221,9 +221,9 @@ class CompiledWhole:
             given.append(y.to(self._dtype))
         if any(t.device != self._weights.device for t in given):
             return f"the inputs are not on {self._weights.device}"
-        if why := self._fn.why_not(given):
+        if why := self.fn.why_not(given):
             return why
-        return self._fn([*map(Tensor.contiguous, given), *self._weights()]).to(x.dtype)
+        return self.fn([*map(Tensor.contiguous, given), *self._weights()]).to(x.dtype)
 
 
 class CompiledUNet:
@@ -256,6 +256,11 @@ class CompiledUNet:
     def release(self) -> None:
         """Hold no weight of anybody."""
         self.bind({}, {}, torch.float32)
+
+    def settled(self, *inputs: Tensor | None) -> bool:
+        """Return whether a call is computed as the next ones of its sizes will be."""
+        given = [tensor for tensor in inputs if tensor is not None]
+        return self._whole is None or self.left is not None or self._whole.fn.settled(given)
 
     def keys_and_values(self, context: Tensor) -> Tensor | None:
         """Return those of the prompt, computed now or kept; None where they are not kept."""

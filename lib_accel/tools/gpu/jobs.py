@@ -14,7 +14,8 @@ class Job:
     """One thing to measure, in a process of its own: what fails or crashes in it costs it alone.
 
     `kind` names the function of measure.py that does it. `seconds` is a guess of what it takes on
-    an H100, with the start of its process and code that is compiled already. `size` in pixels.
+    an H100, with the start of its process and code that is compiled already (but engines of
+    TensorRT are built). `size` in pixels.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Job:
         return cls(**read)
 
 
+_TENSORRT = ("reference+sdpa", "tensorrt", "tensorrt+graphs")
 _WAYS = ("reference", "reference+sdpa", "eager", "eager+graphs", "aoti", "aoti+graphs")
 _PROFILED = ("reference+sdpa", "eager", "aoti")
 
@@ -63,6 +65,8 @@ JOBS = (
     ),
     Job("SD1.5, eight images", "ladder", 30, "sd1", 512, 16, ("reference+sdpa", "aoti+graphs")),
     Job("SD1.5, large", "ladder", 30, "sd1", 1024, 2, ("reference+sdpa", "aoti+graphs")),
+    Job("SD1.5, TensorRT for RTX", "ladder", 180, variants=_TENSORRT),
+    Job("SDXL, TensorRT for RTX", "ladder", 350, "sdxl", 1024, variants=_TENSORRT),
     Job("SD1.5, units under torch.compile", "ladder", 90, variants=("reference+sdpa", "jit")),
     _autotune("SDXL", 360, "sdxl", 1024),
 )
