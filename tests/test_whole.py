@@ -13,6 +13,7 @@ from torch import Tensor
 from lib_accel.compile.jobs import CompiledUnits
 from lib_accel.compile.target import Target
 from lib_accel.compile.units import UnitFn
+from lib_accel.model.specs import Embedding
 from lib_accel.model.unet import UNet
 
 from . import tiny
@@ -32,6 +33,16 @@ class Whole:
 
     def why_not(self, activations: list[Tensor]) -> str | None:
         return "too large" if activations[0].shape[-1] > 24 else None
+
+    kept_bytes = 7
+    images = 0
+
+    def give_up(self) -> bool:
+        RAN["given up"] += 1
+        return True
+
+    def begin_image(self) -> None:
+        self.images += 1
 
     def settled(self, activations: list[Tensor]) -> bool:
         return activations[0].shape[-2] != 24
@@ -70,7 +81,8 @@ class AtOnce(Uncompiled):
         return {**super().make(target, store), target.architecture: Whole(target.architecture)}
 
     def code(self, unit: Any) -> UnitFn:
-        return Unit(super().code(unit))
+        compute = super().code(unit)
+        return compute if isinstance(unit, Embedding) else Unit(compute)
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +136,23 @@ def test_a_call_is_settled_where_its_code_is(tmp_path: Path):
         assert engine.settled is settled
 
 
+def test_what_it_keeps_is_counted_and_given_up(tmp_path: Path):
+    engine = prepared(tmp_path)
+    assert engine.status.kept_bytes == 7
+    assert engine.memory.give_up()
+    assert RAN["given up"] == 1
+    engine.close()
+    assert RAN["given up"] == 2
+    assert engine.status.kept_bytes == 0
+
+
+def test_it_is_told_when_an_image_begins(tmp_path: Path):
+    engine = prepared(tmp_path)
+    engine.compiled.begin_image()
+    whole: Any = engine.units[tiny.TINY]
+    assert whole.images == 1
+
+
 def test_a_reason_ends_with_the_code_that_it_was_about(tmp_path: Path):
     engine = prepared(tmp_path)
     engine.compute(*tiny.inputs(width=32))
@@ -142,7 +171,8 @@ def test_a_weight_that_changes_in_place_or_moves_is_seen(tmp_path: Path):
     assert not torch.equal(before, changed)
     parameter.data = parameter.data / 2
     torch.testing.assert_close(engine.compute(*given), before)
-    assert RAN == {"whole": 3}
+    assert RAN["whole"] == 3
+    assert RAN["unit"] == 0
 
 
 def test_layers_that_somebody_else_computes_are_left_to_layers(tmp_path: Path):

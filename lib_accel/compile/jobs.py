@@ -43,6 +43,19 @@ class WholeFn(Protocol):
         """
         ...
 
+    @property
+    def kept_bytes(self) -> int:
+        """Video memory that it keeps only to be faster."""
+        ...
+
+    def give_up(self) -> bool:
+        """Let that memory go; return whether there was any. Any thread may call it."""
+        ...
+
+    def begin_image(self) -> None:
+        """Note that from here on weights may be others, also those written through `.data`."""
+        ...
+
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         """Compute. Raises RuntimeError."""
         ...

@@ -64,6 +64,7 @@ class Engine:
             size = self.config.graph_bytes
             self.graphs = GraphCache(self.compiled, size, session.streams)
         self.memory = KeptMemory(self.device, self.architecture, self.graphs)
+        self.memory.add(self.compiled.give_up)
         self.memory.add(self.compiled.prompts.forget)
         self.memory.add(self._provider.give_up_memory)
         self._bound: CompiledUnits = {}
@@ -290,5 +291,6 @@ class Engine:
             device=target.machine.device_name,
             progress=job.progress() if job and compiling else None,
             artifact=provider.artifact,
+            kept_bytes=self.compiled.kept_bytes,
             counters=self.counters,
         )

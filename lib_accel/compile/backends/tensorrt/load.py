@@ -10,7 +10,7 @@ import contextlib
 import functools
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ...accuracy import Verdict, check_unit
 from ...jobs import CompiledUnits
 from ...target import Target
 from .child import read_engine
+from .constants import ConstantsJob, TwoForms, timed
 from .engines import Wanted
 from .libraries import load
 from .run import KERNELS_S, Engine, EngineFn
@@ -64,7 +65,18 @@ def load_engines(
         if not verdict.passed:
             raise ArtifactRejected(f"the engine of {each.name} is inaccurate: {verdict}", key)
         units[each.of] = fn
+        if isinstance(each.of, Architecture):
+            units[each.of] = _two_forms(trt, fn, each, target)
     return units
+
+
+def _two_forms(trt: Any, fn: EngineFn, wanted: Wanted, target: Target) -> TwoForms:
+    def start(weights: Sequence[Tensor]) -> ConstantsJob:
+        job = ConstantsJob(trt, wanted, weights, target)
+        job.start()
+        return job
+
+    return TwoForms(fn, start, timed)
 
 
 def _function(engine: Engine, wanted: Wanted, on_size: Callable[[], object]) -> EngineFn:

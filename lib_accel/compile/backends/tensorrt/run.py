@@ -111,9 +111,7 @@ class Call:
         memory = torch.empty(self._bytes, dtype=torch.uint8, device=out.device)
         self._context.set_device_memory(memory.data_ptr(), memory.numel())
         stream = torch.cuda.current_stream(out.device).cuda_stream
-        if torch.cuda.is_current_stream_capturing() and not (
-            self._context.is_stream_capturable(stream)
-        ):
+        if _records(out.device) and not self._context.is_stream_capturable(stream):
             raise RuntimeError("TensorRT cannot be recorded at this size")
         if not self._context.execute_async_v3(stream):
             raise RuntimeError(f"TensorRT failed: {self._failure()}")
@@ -151,6 +149,11 @@ class Call:
                 if not self._context.set_tensor_address(name, address):
                     raise RuntimeError(f"TensorRT refuses {name}: {self._failure()}")
                 self._bound[name] = address
+
+
+def _records(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded; a torch without CUDA raises where it is asked."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class EngineFn:
