@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import pytest
 import torch
 
 from lib_accel.compile.backends.tensorrt import build as building
+from lib_accel.compile.backends.tensorrt import child
 from lib_accel.compile.backends.tensorrt.build import build, network_of, request
-from lib_accel.compile.backends.tensorrt.engines import AMPERE, BLACKWELL, TURING
+from lib_accel.compile.backends.tensorrt.engines import AMPERE, BLACKWELL, TURING, Wanted
 from lib_accel.compile.backends.tensorrt.libraries import logger_of
 from lib_accel.compile.backends.tensorrt.network import Network, unet_network, unit_network
 from lib_accel.compile.backends.tensorrt.run import Engine
@@ -18,6 +20,7 @@ from lib_accel.compile.units import describe, units_of
 from lib_accel.errors import ArtifactRejected, CompileFailed
 from lib_accel.model import specs
 from lib_accel.model.architecture import Architecture
+from lib_accel.store import ArtifactStore
 
 from ..tiny import TINY, WITH_Y
 
@@ -139,3 +142,35 @@ def test_what_tensorrt_complains_of_is_told_each_time():
     for _ in range(2):
         with pytest.raises(ArtifactRejected, match="the engine does not fit: Error reading CUDA"):
             Engine(trt, engine)
+
+
+def test_weights_are_built_in_by_a_child_that_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(child, "temporary_folder", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    wanted = Wanted(LAYERS[0], "float16", "ampere+", "tiny", trt.__version__)
+    count = sum(map(trt.volume, wanted.network.weights.values()))
+    watched: list[int] = []
+    engine = child.build_with(
+        wanted,
+        lambda stream: stream.write(torch.randn(count).half().numpy().tobytes()),
+        lambda: watched.append(1),
+    )
+    plain = build(wanted.network, "float16", "ampere+", channels_last=True)
+    packed = [len(zlib.compress(each)) for each in (engine, plain)]
+    assert packed[0] - packed[1] > count
+    assert watched
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_engine_is_kept_packed_with_its_manifest_and_read_again(tmp_path):
+    store = ArtifactStore(tmp_path)
+    wanted = Wanted(LAYERS[0], "float16", "ampere+", "tiny", trt.__version__)
+    child.build_into(store, wanted)
+    (entry,) = store.list()
+    assert entry.artifact is not None
+    assert entry.artifact.manifest["made_with"] == {"tensorrt_rtx": trt.__version__}
+    engine = child.read_engine(store, entry.key)
+    assert len(engine) > 2 * entry.bytes
+    (entry.path / child.ENGINE_FILE).write_bytes(b"damaged")
+    with pytest.raises(ArtifactRejected, match="damaged"):
+        child.read_engine(store, entry.key)
