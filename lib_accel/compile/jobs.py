@@ -36,6 +36,26 @@ class WholeFn(Protocol):
         """Return why it cannot compute a call of these sizes, or None."""
         ...
 
+    def settled(self, activations: list[Tensor]) -> bool:
+        """Return whether calls of these sizes are computed as they will be from now on.
+
+        Before that, none is timed or recorded.
+        """
+        ...
+
+    @property
+    def kept_bytes(self) -> int:
+        """Video memory that it keeps only to be faster."""
+        ...
+
+    def give_up(self) -> bool:
+        """Let that memory go; return whether there was any. Any thread may call it."""
+        ...
+
+    def begin_image(self) -> None:
+        """Note that from here on weights may be others, also those written through `.data`."""
+        ...
+
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         """Compute. Raises RuntimeError."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -14,10 +14,12 @@ from ..store.store import ArtifactStore
 from .backends.aoti.backend import Aoti
 from .backends.eager import Eager
 from .backends.jit import Jit
+from .backends.tensorrt import engines
 from .backends.tensorrt.backend import TensorRT
 from .jobs import CompiledUnits, Job
+from .machine import Machine
 from .speeds import Speeds
-from .target import Target
+from .target import Target, of_torch
 
 
 class Backend(Protocol):
@@ -53,6 +55,14 @@ class Backend(Protocol):
 
 BACKENDS: tuple[type[Backend], ...] = (TensorRT, Aoti, Jit, Eager)
 """Every backend, best first until more was measured. A new one is listed here and nowhere else."""
+
+
+def of_machine(machine: Machine) -> dict[str, dict[str, Any]]:
+    """Return what recipes of stored code for this machine share, by what made the code.
+
+    See `store/summary.py: MAKERS`.
+    """
+    return {"torch": of_torch(machine), engines.MODULE: engines.of_machine(machine)}
 
 
 CANCELLED = "compiling was cancelled; Build now starts it again"

@@ -76,11 +76,11 @@ class Target:
     @property
     def _shared(self) -> dict[str, Any]:
         """What the recipes of all units have in common."""
-        return {**of_machine(self.machine), "dtype": str(self.dtype).removeprefix("torch.")}
+        return {**of_torch(self.machine), "dtype": str(self.dtype).removeprefix("torch.")}
 
 
-def of_machine(machine: Machine) -> dict[str, Any]:
-    """Return what the recipes of all code for `machine` have in common."""
+def of_torch(machine: Machine) -> dict[str, Any]:
+    """Return what the recipes of all units that torch compiles for `machine` share."""
     return {"source": source_digest(), "machine": machine.identity()}
 
 

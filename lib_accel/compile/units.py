@@ -35,7 +35,8 @@ blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. On 
 a skip connection takes two images instead of h (`image_widths`). The weights are in the order of
 `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The inputs of the
 embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing is checked:
-other tensors are read out of bounds.
+other tensors are read out of bounds. A unit that cannot compute every size has a method `why_not`,
+which takes the activations and returns the reason, or None.
 """
 
 Size = tuple[int, int, int, int]

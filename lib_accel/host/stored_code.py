@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
+from ..compile.backends.tensorrt.backend import TensorRT, wanted
 from ..compile.doctor import Finding, examine
 from ..compile.machine import probe
-from ..compile.session import BACKENDS, Eager
-from ..compile.target import Target, of_machine
+from ..compile.session import BACKENDS, Eager, of_machine
+from ..compile.target import Target
 from ..compile.units import units_of
 from ..errors import AccelError
 from ..model import presets
 from ..runtime.provider import store_of
+from ..runtime.status import Status
 from ..store import ArtifactStore, Group, groups, named
 from . import webui
 
@@ -45,6 +47,13 @@ def here() -> dict[str, Any]:
     return of_machine(probe(webui.device()))
 
 
+def keys_in_use(status: Status, target: Target) -> set[str]:
+    """Return the keys of the stored code that serves `target`."""
+    if status.artifact is None:
+        return set()
+    return {*(wanted(target) if status.backend == TensorRT.name else target.keys.values())}
+
+
 def delete(key: str, loaded: Iterable[Target]) -> bool:
     """Remove an artifact, a group of them, or the code of a loaded model, by its key.
 
@@ -53,7 +62,8 @@ def delete(key: str, loaded: Iterable[Target]) -> bool:
     store = _store()
     keys = {key} if store.contains(key) else set()
     keys |= {e.key for g in named(store.list(), key) if g.key == key for e in g.entries}
-    keys |= {k for t in loaded if t.key == key for k in t.keys.values() if store.contains(k)}
+    of_loaded = ({*t.keys.values(), *wanted(t)} for t in loaded if t.key == key)
+    keys |= {k for each in of_loaded for k in each if store.contains(k)}
     for each in keys:
         store.discard(each, "deleted by the user")
     return bool(keys)

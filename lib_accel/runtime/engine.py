@@ -64,9 +64,11 @@ class Engine:
             size = self.config.graph_bytes
             self.graphs = GraphCache(self.compiled, size, session.streams)
         self.memory = KeptMemory(self.device, self.architecture, self.graphs)
+        self.memory.add(self.compiled.give_up)
         self.memory.add(self.compiled.prompts.forget)
         self.memory.add(self._provider.give_up_memory)
         self._bound: CompiledUnits = {}
+        self._code_settled = True
         self._bind()
 
     # -- getting compiled code
@@ -211,7 +213,8 @@ class Engine:
             layers = {**self.clean.layers, **self.binding.compiled, **replaced}
             return self.clean.forward(*inputs, layers)
         kept = self.compiled.keys_and_values(inputs[2])
-        if self.graphs is None or inputs[0].device.type != "cuda":
+        self._code_settled = self.compiled.settled(*inputs)
+        if self.graphs is None or inputs[0].device.type != "cuda" or not self._code_settled:
             return self.compiled(*inputs, kept)
         if self.units and self._provider.backend == "aoti" and not self.target.machine.recordable:
             waits = f"torch {torch.__version__} waits inside compiled code"
@@ -241,6 +244,11 @@ class Engine:
         return out
 
     # -- status
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last call ran as the next ones of its size will."""
+        return self._code_settled and (self.graphs is None or self.graphs.settled)
 
     @property
     def is_stored(self) -> bool:
@@ -283,5 +291,6 @@ class Engine:
             device=target.machine.device_name,
             progress=job.progress() if job and compiling else None,
             artifact=provider.artifact,
+            kept_bytes=self.compiled.kept_bytes,
             counters=self.counters,
         )

@@ -28,6 +28,7 @@ class Status:
     device: str
     progress: Progress | None = None  # of the compiler, also while other code serves
     artifact: dict[str, object] | None = None  # {"key": hex digest, "bytes": size in the store}
+    kept_bytes: int = 0  # video memory of a second copy of the weights, kept to be faster
     counters: Counters = field(default_factory=Counters)
 
     def to_dict(self) -> dict[str, object]:

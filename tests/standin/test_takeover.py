@@ -20,6 +20,7 @@ FIELDS = {
     "device",
     "progress",
     "artifact",
+    "kept_bytes",
     "counters",
     "images_wait",
     "control_models",

@@ -25,9 +25,11 @@ def artifacts() -> str:
         return f"{title}<p>{none}</p>"
     head = "".join(f"<th scope='col'>{fixed(name)}</th>" for name in _COLUMNS) + "<td></td>"
     here, current = stored_code.here(), service.current()
-    loaded, used = "", ()  # of the code that serves
-    if current is not None and current.engine.status.artifact is not None:
-        loaded, used = current.engine.architecture.name, current.engine.target.keys.values()
+    loaded, used = "", set[str]()  # of the code that serves
+    if current is not None:
+        engine = current.engine
+        loaded = engine.architecture.name
+        used = stored_code.keys_in_use(engine.status, engine.target)
     rows = "".join(_row(group, group.state(here, used), loaded) for group in groups)
     return f"{title}<table class='accel-table accel-wide'><tr>{head}</tr>{rows}</table>"
 

@@ -47,6 +47,7 @@ def _details(found: Findings) -> str:
         "Seconds taken by comparing": f"{s['witness_seconds']:.1f}" if compared else "",
         "Measured speed-up of a step": f"{s['speedup']:.2f}" if s["speedup"] else "",
         "Times of a step": "; ".join(map(_times, s["speeds"])),
+        "Second copy of the weights, GB": f"{s['kept_bytes'] / 1e9:.1f}" if s["kept_bytes"] else "",
         "Compiler": s["progress"]["stage"] if s["progress"] else "",
         "Difference": s["difference"],
         "Reason": s["reason"],

@@ -128,7 +128,7 @@ class Attachment(Accelerated):
 
     def begin_image(self, around: object) -> None:
         """Follow a new image. `around`: see `webui.switched_on`."""
-        self.engine.compiled.prompts.forget()
+        self.engine.compiled.begin_image()
         self.witness.begin_image(around)
         for control in filter(None, map(accelerated, self._controls)):
             control.witness.begin_image(around)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...compile.machine import probe
-from ...compile.target import of_machine
+from ...compile.session import of_machine
 from ...errors import AccelError
 from ...store import ArtifactStore, Entry, Group, groups, named
 from ...store.files import os_errors
@@ -33,7 +33,7 @@ def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
         "dtype": recipe.get("dtype"),
         "device": machine.get("device_type"),
         "capability": machine.get("capability"),
-        "torch": machine.get("torch"),
+        **{name: machine.get(name) for name in ("torch", "tensorrt_rtx", "cards", "card")},
         "origin": entry.artifact.manifest["origin"] if entry.artifact else None,
         "made_with": entry.artifact.manifest.get("made_with") if entry.artifact else None,
         "problem": entry.problem,

@@ -14,8 +14,8 @@ class Job:
     """One thing to measure, in a process of its own: what fails or crashes in it costs it alone.
 
     `kind` names the function of measure.py that does it. `seconds` is what it takes on an H200
-    about, with the start of its process and code that is compiled already; from "tests" on it is a
-    guess. `size` in pixels.
+    about, with the start of its process and code that is compiled already (but engines of TensorRT
+    are built); from "tests" on it is a guess. `size` in pixels.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Job:
 
 _PLAIN = ("stock", "stock+sdpa", "reference", "reference+sdpa")
 _WAYS = (*_PLAIN, "eager", "eager+graphs", "aoti", "aoti+graphs")
+_TENSORRT = ("reference+sdpa", "tensorrt", "tensorrt+graphs")
 _CONTROLLED = ("aoti", "aoti+blocks", "eager+control", "aoti+control")
 _PROFILED = ("stock+sdpa", "eager", "aoti")
 
@@ -60,8 +61,10 @@ JOBS = (
     Job("SD1.5, with a ControlNet", "ladder", 35, variants=_CONTROLLED),
     Job("SD1.5, eight images", "ladder", 30, "sd1", 512, 16, ("reference+sdpa", "aoti+graphs")),
     Job("SD1.5, large", "ladder", 30, "sd1", 1024, 2, ("reference+sdpa", "aoti+graphs")),
+    Job("SD1.5, TensorRT for RTX", "ladder", 180, variants=_TENSORRT),
     _autotune("SD1.5", 200, "sd1", 512),
     Job("SD1.5, units under torch.compile", "ladder", 90, variants=("reference+sdpa", "jit")),
+    Job("SDXL, TensorRT for RTX", "ladder", 350, "sdxl", 1024, variants=_TENSORRT),
     _autotune("SDXL", 360, "sdxl", 1024),
 )
 

@@ -65,7 +65,8 @@ def ladder(job: Job, setting: Setting, tell: Teller) -> None:
         setting.architecture(job),
         setting.device,
         setting.dtype,
-        replace(setting.config, compile="jit" in job.variants),  # that compiles or does nothing
+        # these compile or do nothing
+        replace(setting.config, compile=not {"jit", "tensorrt"}.isdisjoint(job.variants)),
         [name for name in job.variants if name not in setting.without],
         setting.size(job),
         min(job.batch, 4) if setting.dry_run else job.batch,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...compile.backends.aoti.compiler import compile_unit
+from ...compile.backends.tensorrt.network import unet_network
 from ...compile.jobs import CompiledUnits
 from ...compile.session import Choice, Session
 from ...compile.target import Target
@@ -33,6 +34,7 @@ from ...model.specs import Spec
 from ...model.unet import UNet
 from ...runtime.engine import Engine
 from ..bench.stock import stock_unet
+from . import floor
 from .generated import GeneratedCode
 from .launches import Counter
 
@@ -67,10 +69,24 @@ def _stock(plan: Plan, counter: Counter) -> UNetCall:
     return stock_unet(plan.architecture, dict(plan.network().named_parameters()))
 
 
+def _tensorrt(plan: Plan, counter: Counter) -> UNetCall:
+    """Return what reports the floor of a call: see floor.py."""
+    network = unet_network(plan.architecture)
+
+    def call(x: Tensor, *others: Tensor | None) -> Tensor:
+        given = [tuple(t.shape) for t in (x, *others) if t is not None]
+        activations = dict(zip(network.activations, given, strict=True))
+        counter.launches += floor.launches(network, activations, x.element_size())
+        return x
+
+    return call
+
+
 BACKENDS: dict[str, Callable[[Plan, Counter], UNetCall]] = {
     "aoti": _aoti,
     "eager": _eager,
     "stock": _stock,
+    "tensorrt": _tensorrt,
 }
 
 

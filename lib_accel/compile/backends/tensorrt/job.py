@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from ....errors import ArtifactRejected
 from ....store import ArtifactStore
 from ...jobs import CompiledUnits, Job, Parts
 from ...target import Target
@@ -27,7 +28,7 @@ class EngineJob(Job):
 
     def work(self) -> CompiledUnits:
         """Build what is missing. Raises what `build_into` and `load_engines` do."""
-        missing = {key: each for key, each in self._wanted.items() if not self._store.contains(key)}
+        missing = {key: each for key, each in self._wanted.items() if not self._is_stored(key)}
         self.parts = parts = Parts({key: each.seconds for key, each in missing.items()})
         for key, wanted in missing.items():
             began = time.monotonic()
@@ -41,3 +42,12 @@ class EngineJob(Job):
             parts.finish(key, time.monotonic() - began)
             self.compiled += 1
         return load_engines(self.target, self._store, self._wanted, self.report)
+
+    def _is_stored(self, key: str) -> bool:
+        try:
+            return self._store.get(key) is not None
+        except ArtifactRejected as error:
+            if self._store.readonly:
+                raise
+            self.report(f"building again: {error}")
+            return False  # `put` replaces it

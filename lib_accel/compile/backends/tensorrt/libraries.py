@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -40,25 +41,28 @@ def load() -> ModuleType:
     return importlib.import_module(MODULE)
 
 
-def make_logger(trt: ModuleType) -> Any:
-    """Return a logger of TensorRT that speaks through ours, and keeps its errors in `errors`."""
+@functools.cache
+def logger_of(trt: ModuleType) -> Any:
+    """Return the logger of TensorRT, which speaks through ours and keeps its newest error.
+
+    There is one, because TensorRT goes on with the first that it was given, in the whole process.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             super().__init__()
-            self.errors: list[str] = []
+            self.error = ""
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (self.ERROR, self.INTERNAL_ERROR):
-                self.errors.append(message)
-                _log.error("TensorRT: %s", message)
+                self.error = " ".join(message.split())
+                _log.error("TensorRT: %s", self.error)
             elif severity == self.WARNING:
                 _log.debug("TensorRT: %s", message)
 
         def last_error(self) -> str:
-            """Return the newest error, in one line, and forget all."""
-            text = self.errors[-1] if self.errors else "it gives no reason"
-            self.errors.clear()
-            return " ".join(text.split())
+            """Return the newest error, in one line, and forget it."""
+            error, self.error = self.error, ""
+            return error or "it gives no reason"
 
     return Logger()
