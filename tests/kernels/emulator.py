@@ -17,7 +17,7 @@ from torch import Tensor
 from lib_accel.compile.backends.kernels import nvrtc
 from lib_accel.compile.backends.kernels.operations import Kernels
 
-GLOBAL = re.compile(r"^(?:extern \"C\" __global__|[A-Z_]+) .*?(\w+)\(const (\w+) a\)", re.M)
+GLOBAL = re.compile(r"^(?:extern \"C\" __global__|[A-Z_]+(?:\(\d+\))?) .*?(\w+)\(const (\w+) a\)", re.M)
 """How a kernel is written: its name, and the struct that it takes."""
 
 DTYPES = tuple(nvrtc.ELEMENTS)
@@ -29,7 +29,7 @@ class Misbehaved(AssertionError):
 
 def kernels_of(text: str) -> dict[str, str]:
     """Return the kernels in the sources: the struct that each takes, by its name."""
-    return {name: struct for name, struct in GLOBAL.findall(text)}
+    return dict(GLOBAL.findall(text))
 
 
 def build(folder: Path, compiler: str) -> None:

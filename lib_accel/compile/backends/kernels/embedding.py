@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +19,7 @@ MOST = 48
 
 THREADS = 256
 _LAYER = struct.Struct("@8P2i0P")
-_LAYERS = struct.Struct("@P2i")
+_LAYERS = struct.Struct("@P2if0P")
 """The structs Layer and, before its layers, Layers of cuda/embedding.cu."""
 
 
@@ -102,7 +103,8 @@ class Embedding:
             )
             for t in layers
         ]
-        head = _LAYERS.pack(*pointers(self._timesteps), self._rows, silu)
+        step = -math.log(10000) / max(1, inputs[0] // 2)
+        head = _LAYERS.pack(*pointers(self._timesteps), self._rows, silu, step)
         arguments = head + b"".join(packed).ljust(MOST * _LAYER.size, b"\0")
         most = max(layer.weight.shape[0] for layer in layers)
         grid = ceil_div(most, THREADS // 32), len(layers), 1

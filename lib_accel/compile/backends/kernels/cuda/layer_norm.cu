@@ -55,6 +55,16 @@ __device__ __forceinline__ void write_norm(
   store_pack<V>(a.y + at, pack);
 }
 
+// Adds pairs, then pairs of pairs, so that few numbers are added to a large sum.
+template <int V>
+__device__ __forceinline__ float sum_of(const float* values) {
+  return sum_of<V / 2>(values) + sum_of<V / 2>(values + V / 2);
+}
+template <>
+__device__ __forceinline__ float sum_of<1>(const float* values) {
+  return values[0];
+}
+
 // EACH: how many elements a thread can hold.
 template <int V, int EACH>
 __device__ __forceinline__ void layer_norm(const LayerNorm& a) {
@@ -68,16 +78,18 @@ __device__ __forceinline__ void layer_norm(const LayerNorm& a) {
     int channel = (s * a.lanes + lane) * V;
     if (works && channel < a.channels) {
       read_sum<V>(a, token * a.channels + channel, channel, sum[s]);
-#pragma unroll
-      for (int i = 0; i < V; i++) total += sum[s][i];
+      total += sum_of<V>(sum[s]);
     }
   }
   float mean = sum_over(total, a.lanes) / a.channels;
 #pragma unroll
   for (int s = 0; s < STEPS; s++)
-    if (works && (s * a.lanes + lane) * V < a.channels)
+    if (works && (s * a.lanes + lane) * V < a.channels) {
+      float squares[V];
 #pragma unroll
-      for (int i = 0; i < V; i++) m2 += (sum[s][i] - mean) * (sum[s][i] - mean);
+      for (int i = 0; i < V; i++) squares[i] = (sum[s][i] - mean) * (sum[s][i] - mean);
+      m2 += sum_of<V>(squares);
+    }
   float scale = rsqrtf(sum_over(m2, a.lanes) / a.channels + a.eps);
 #pragma unroll
   for (int s = 0; s < STEPS; s++) {
@@ -116,7 +128,9 @@ __device__ __forceinline__ void layer_norm_of_any_width(LayerNorm a) {
   }
 }
 
-#define LAYER_NORM extern "C" __global__ void __launch_bounds__(LAYER_NORM_THREADS)
-LAYER_NORM layer_norm_wide_40(const LayerNorm a) { layer_norm<WIDE, 40>(a); }
-LAYER_NORM layer_norm_wide_64(const LayerNorm a) { layer_norm<WIDE, 64>(a); }
-LAYER_NORM layer_norm_any(const LayerNorm a) { layer_norm_of_any_width(a); }
+// The number of blocks that a multiprocessor shall have room for limits their registers.
+#define LAYER_NORM(BLOCKS) \
+  extern "C" __global__ void __launch_bounds__(LAYER_NORM_THREADS, BLOCKS)
+LAYER_NORM(6) layer_norm_wide_40(const LayerNorm a) { layer_norm<WIDE, 40>(a); }
+LAYER_NORM(3) layer_norm_wide_64(const LayerNorm a) { layer_norm<WIDE, 64>(a); }
+LAYER_NORM(6) layer_norm_any(const LayerNorm a) { layer_norm_of_any_width(a); }
