@@ -131,6 +131,6 @@ __device__ __forceinline__ void layer_norm_of_any_width(LayerNorm a) {
 // The number of blocks that a multiprocessor shall have room for limits their registers.
 #define LAYER_NORM(BLOCKS) \
   extern "C" __global__ void __launch_bounds__(LAYER_NORM_THREADS, BLOCKS)
-LAYER_NORM(6) layer_norm_wide_40(const LayerNorm a) { layer_norm<WIDE, 40>(a); }
+LAYER_NORM(5) layer_norm_wide_40(const LayerNorm a) { layer_norm<WIDE, 40>(a); }
 LAYER_NORM(3) layer_norm_wide_64(const LayerNorm a) { layer_norm<WIDE, 64>(a); }
 LAYER_NORM(6) layer_norm_any(const LayerNorm a) { layer_norm_of_any_width(a); }
