@@ -29,7 +29,7 @@ class Misbehaved(AssertionError):
 
 def kernels_of(text: str) -> dict[str, str]:
     """Return the kernels in the sources: the struct that each takes, by its name."""
-    return {name: struct for name, struct in GLOBAL.findall(text)}
+    return dict(GLOBAL.findall(text))
 
 
 def build(folder: Path, compiler: str) -> None:

@@ -41,8 +41,8 @@ def _without_gradients(
 def _embedding(unit: specs.Embedding, kernels: Kernels, inputs: list[Tensor]) -> Tensor:
     timesteps, *given = inputs
     y = None if unit.adm_channels is None else given.pop(0)
-    frequencies, *weights = given
-    return kernels.embedding(timesteps, y, frequencies, weights)
+    _, *weights = given  # the kernel computes the frequencies of the sinusoids
+    return kernels.embedding(timesteps, y, weights)
 
 
 def _residual_block(unit: specs.ResBlock, kernels: Kernels, inputs: list[Tensor]) -> Tensor:
@@ -51,7 +51,7 @@ def _residual_block(unit: specs.ResBlock, kernels: Kernels, inputs: list[Tensor]
     *images, projected = inputs[:-count]
     scale1, shift1, conv1, bias1, scale2, shift2, conv2, bias2, *skip = inputs[-count:]
     h = _convolved(_active(kernels, images, scale1, shift1), conv1)
-    offsets = {"offset": projected, "channel_offset": bias1}
+    offsets = {"offset": projected, "shared": bias1}
     h = _convolved(_active(kernels, [h], scale2, shift2, **offsets), conv2)
     if not has_product:
         x = images[0] if len(images) == 1 else torch.cat(images, 1)
@@ -60,7 +60,7 @@ def _residual_block(unit: specs.ResBlock, kernels: Kernels, inputs: list[Tensor]
     widths = [image.shape[1] for image in images]
     for image, columns in zip(images, weight.flatten(1).split(widths, 1), strict=True):
         _add_product(_tokens(h), _tokens(image), columns)
-    return kernels.add(h, (bias2, bias))
+    return kernels.add(h, bias2, shared=bias)
 
 
 class _Block(NamedTuple):
