@@ -33,8 +33,13 @@ class Job:
         return cls(**read)
 
 
-_WAYS = ("reference", "reference+sdpa", "eager", "eager+graphs", "aoti", "aoti+graphs")
-_PROFILED = ("reference+sdpa", "eager", "aoti")
+_OURS = ("eager", "kernels", "aoti")
+_WAYS = (
+    "reference",
+    "reference+sdpa",
+    *(f"{way}{graphs}" for way in _OURS for graphs in ("", "+graphs")),
+)
+_PROFILED = ("reference+sdpa", *_OURS)
 
 
 def _autotune(name: str, seconds: int, family: str, size: int) -> Job:
@@ -44,9 +49,11 @@ def _autotune(name: str, seconds: int, family: str, size: int) -> Job:
 
 JOBS = (
     Job("SD1.5, compiled code", "code", 40),
-    Job("SD1.5, every way", "ladder", 45, variants=_WAYS, profile=_PROFILED),
+    Job("SD1.5, fused kernels", "kernels", 15),
+    Job("SD1.5, every way", "ladder", 55, variants=_WAYS, profile=_PROFILED),
     Job("SDXL, compiled code", "code", 60, "sdxl"),
-    Job("SDXL, every way", "ladder", 80, "sdxl", 1024, variants=_WAYS, profile=_PROFILED),
+    Job("SDXL, fused kernels", "kernels", 20, "sdxl"),
+    Job("SDXL, every way", "ladder", 100, "sdxl", 1024, variants=_WAYS, profile=_PROFILED),
     Job("SD1.5, changes of LoRAs", "loras", 25),
     Job("SDXL, changes of LoRAs", "loras", 60, "sdxl", 1024),
     Job("SD1.5, first image", "first", 15, variants=("aoti",)),

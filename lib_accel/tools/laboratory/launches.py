@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ...compile.backends.kernels.operations import Kernels
+
 CLASSES = (
     "group norm statistics",
     "group norm apply",
@@ -85,6 +87,21 @@ class Counter(TorchDispatchMode):
         written = [t for to, t in tensors.items() if re.match("(in_)?out_", to)]
         kind = kind_of_generated(name, read, written)
         self.launches.append(Launch(name, kind, _bytes(read) + _bytes(written)))
+
+    def operation(self, name: str, read: list[Tensor], written: list[Tensor]) -> None:
+        """Count what an operation of the backend `kernels` has launched.
+
+        All of its launches together read and write each tensor once, but for a group norm, whose
+        first launch reads the images and whose second one reads them again.
+        """
+        kernels = self._logged()
+        for number, kernel in enumerate(kernels):
+            kind, total = _FUSED[name], 0
+            if name == "group_norm" and number == 0:
+                kind, total = "group norm statistics", _bytes(t for t in read if t.ndim == 4)
+            elif number == len(kernels) - 1:
+                total = _bytes([*read, *written])
+            self.launches.append(Launch(f"{name}: {kernel}", kind, total))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -158,6 +175,26 @@ class Counter(TorchDispatchMode):
         return [line for line in lines if LAUNCH.match(line)]
 
 
+class CountedKernels:
+    """The operations of the backend `kernels`, each of which a counter is told of."""
+
+    def __init__(self, kernels: Kernels, counter: Counter) -> None:
+        self._kernels, self._counter = kernels, counter
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._kernels, name)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            result = operation(*given, **named)
+            read = [t for t in tree_leaves((given, named)) if isinstance(t, Tensor)]
+            addresses = {t.data_ptr() for t in read}
+            written = [t for t in tree_leaves(result) if t.data_ptr() not in addresses]
+            self._counter.operation(name, read, written)
+            return result
+
+        return counted
+
+
 LAUNCH = re.compile(r"kernel |torch |product |convolution |copy .*kind=3|set ")
 """The lines of the driver's log that are launches: all but copies from and to the host."""
 
@@ -182,7 +219,7 @@ def _is_channels_last(t: Tensor) -> bool:
 def _flops(name: str, read: list[Tensor]) -> int:
     if name in ("mm", "bmm"):
         return 2 * read[0].numel() * read[1].shape[-1]
-    if name in ("addmm", "baddbmm"):
+    if name in ("addmm", "addmm_", "baddbmm"):
         return 2 * read[1].numel() * read[2].shape[-1]
     if name.startswith("_scaled_dot_product"):
         return 4 * read[0].numel() * read[1].shape[-2]
@@ -203,7 +240,17 @@ _OPERATORS = {
     "contiguous": "layout copies",
     "cat": "cat",
     "upsample_nearest2d": "upsample",
-    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), "matrix product"),
+    **dict.fromkeys(("mm", "bmm", "addmm", "addmm_", "baddbmm"), "matrix product"),
+}
+
+
+_FUSED = {
+    "group_norm": "group norm apply",
+    "layer_norm": "layer norm",
+    "geglu": "GEGLU",
+    "add": "residual/bias",
+    "upsample": "upsample",
+    "embedding": "embedding",
 }
 
 

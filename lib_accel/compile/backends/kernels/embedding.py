@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,44 +48,38 @@ class Embedding:
         self._timesteps = timesteps.float().contiguous()
         self._rows = len(timesteps)
 
-    def compute(
-        self, y: Tensor | None, weights: list[Tensor], added: Sequence[Tensor] | None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def compute(self, y: Tensor | None, weights: list[Tensor]) -> Tensor:
         """Compute `Kernels.embedding`."""
         own, projections = (weights[:4], weights[4:]) if y is None else (weights[:8], weights[8:])
         if len(own) < (4 if y is None else 8) or len(projections) % 2:
             raise BadWeights(f"got {len(weights)} weights; expected those of embedding_weights")
-        biases = projections[1::2]
-        if added is not None and len(added) != len(biases):
-            raise BadWeights(f"got {len(added)} biases to add; expected {len(biases)}")
-        emb, active = self._emb(y, own)
-        outs = self._new(*(len(bias) for bias in biases))
-        extra = [None] * len(outs) if added is None else added
-        parts = zip(projections[::2], biases, outs, extra, strict=True)
-        layers = [Layer(active, w, b, out, added=more) for w, b, out, more in parts]
+        biases = [own[3], *projections[1::2]]
+        flat, (emb, *outs) = self._new(*map(len, biases))
+        active = self._emb(y, own, emb)
+        parts = zip(projections[::2], projections[1::2], outs, strict=True)
+        layers = [Layer(active, *part) for part in parts]
         for first in range(0, len(layers), MOST):
             self._launch(layers[first : first + MOST])
-        return emb, outs
+        return flat
 
-    def _emb(self, y: Tensor | None, own: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return emb and SiLU of it."""
-        width = len(own[3])
+    def _emb(self, y: Tensor | None, own: list[Tensor], emb: Tensor) -> Tensor:
+        """Compute `emb`; return SiLU of it."""
         if own[0].shape[-1] % 2:
             raise BadWeights(f"{own[0].shape[-1]} sinusoids; expected as many cosines as sines")
-        hidden, hidden2, emb, active = self._new(len(own[1]), len(own[-3]), width, width)
+        _, (hidden, hidden2, active) = self._new(len(own[1]), len(own[-3]), len(own[3]))
         first, second = [Layer(None, *own[:2], hidden)], Layer(hidden, *own[2:4], emb)
         if y is not None:
             first.append(Layer(y, *own[4:6], hidden2))
             second = second._replace(x2=hidden2, weight2=own[6], added=own[7])
         self._launch(first, silu=True)
         self._launch([second._replace(active=active)])
-        return emb, active
+        return active
 
-    def _new(self, *widths: int) -> list[Tensor]:
-        """Return an empty `[B, width]` for each, all of one allocation."""
+    def _new(self, *widths: int) -> tuple[Tensor, list[Tensor]]:
+        """Return an empty tensor, and it in parts that are `[B, width]` each."""
         sizes = [self._rows * width for width in widths]
         space = torch.empty(sum(sizes), dtype=self._operands.dtype, device=self._operands.device)
-        return [t.view(self._rows, -1) if len(t) else t for t in space.split(sizes)]
+        return space, [t.view(self._rows, -1) if len(t) else t for t in space.split(sizes)]
 
     def _launch(self, layers: list[Layer], silu: bool = False) -> None:
         layers = [self._checked(layer) for layer in layers]

@@ -20,10 +20,10 @@ from . import geometry
 from .embedding import Embedding
 from .launching import Operands
 
-_GROUP_NORM = struct.Struct("@7P2q6ifi0P")
-_LAYER_NORM = struct.Struct("@7Pq2if0P")
+_GROUP_NORM = struct.Struct("@8P2q6ifi0P")
+_LAYER_NORM = struct.Struct("@8Pq2if0P")
 _GEGLU = struct.Struct("@3Pq2i0P")
-_ADD = struct.Struct("@4Pq7i0P")
+_ADD = struct.Struct("@5Pq7i0P")
 """The structs of cuda/*.cu, by their names there."""
 
 
@@ -45,13 +45,15 @@ class Kernels(Operands):
         silu: bool = False,
         skip: Tensor | None = None,
         offset: Tensor | None = None,
+        shared: Tensor | None = None,
     ) -> Tensor:
         """Normalise groups of channels (Wu and He 2018), then SiLU with `silu`, in two launches.
 
         `x: [B, C, H, W]`, `weight, bias: [C]` -> `[B, C, H, W]`, channels-last. With
         `skip: [B, C2, H, W]` it is the norm of `cat([x, skip], 1)`, which is not written down, and
-        weight, bias and result have C + C2 channels. `offset: [B, C]` or `[C]` is added to every
-        pixel of x first: the bias of the convolution before it, the projected time embedding.
+        weight, bias and result have C + C2 channels. `offset: [B, C]` or `[C]` and `shared: [C]`
+        are added to every pixel of x first: the projected time embedding, and the bias of the
+        convolution before it.
         """
         x = self.image(x, "x")
         batch, channels, height, width = x.shape
@@ -65,6 +67,7 @@ class Kernels(Operands):
         weight = self.tensor(weight, "weight", (total,))
         bias = self.tensor(bias, "bias", (total,))
         offset, stride = self.offset(offset, batch, channels)
+        shared, _ = self.offset(shared, 1, channels)
         y = self.new_image(batch, total, height, width)
         if not y.numel():
             return y
@@ -79,7 +82,7 @@ class Kernels(Operands):
         entries = batch * groups * cut.parts * slabs.count
         statistics = x.new_empty(2 * entries, dtype=torch.float32)
         arguments = _GROUP_NORM.pack(
-            *self.pointers(x, skip, offset, weight, bias, statistics, y),
+            *self.pointers(x, skip, offset, shared, weight, bias, statistics, y),
             *(height * width, slabs.rows),
             *(channels, more, stride, *cut),
             *(eps, silu),
@@ -98,12 +101,15 @@ class Kernels(Operands):
         *,
         residual: Tensor | None = None,
         offset: Tensor | None = None,
+        following: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Add, and normalise the sum over the channels (Ba et al. 2016), in one launch.
 
         `x, residual: [B, N, C]`, `offset: [C]` (the bias of the product before it),
         `weight, bias: [C]`. Returns the sum `x + residual + offset` and its norm, `[B, N, C]` each;
-        the norm is of the sum before it was rounded. With neither to add, the sum is x itself.
+        the norm is of the sum before it was rounded. With nothing to add, the sum is x itself.
+        `following: [C]` is added to the sum that is returned alone: the bias of a product that is
+        added to it in place.
         """
         x = self.tensor(x, "x")
         channels = x.shape[-1]
@@ -113,8 +119,10 @@ class Kernels(Operands):
             residual = self.tensor(residual, "residual", x.shape)
         if offset is not None:
             offset = self.tensor(offset, "offset", (channels,))
-        y = torch.empty_like(x)
-        total = x if residual is None and offset is None else torch.empty_like(x)
+        if following is not None:
+            following = self.tensor(following, "following", (channels,))
+        y, adds = torch.empty_like(x), any(t is not None for t in (residual, offset, following))
+        total = torch.empty_like(x) if adds else x
         if not x.numel():
             return total, y
         written = None if total is x else total
@@ -122,7 +130,7 @@ class Kernels(Operands):
         count = x.numel() // channels
         kernel, blocks, lanes = geometry.tokens(count, channels, aligned)
         arguments = _LAYER_NORM.pack(
-            *self.pointers(x, residual, offset, weight, bias, written, y),
+            *self.pointers(x, residual, offset, following, weight, bias, written, y),
             *(count, channels, lanes, eps),
         )
         self.launch(kernel, 0, (blocks, 1, 1), geometry.LAYER_NORM_THREADS, arguments)
@@ -150,22 +158,28 @@ class Kernels(Operands):
         return y
 
     def add(
-        self, x: Tensor, offset: Tensor | None = None, residual: Tensor | None = None
+        self,
+        x: Tensor,
+        offset: Tensor | None = None,
+        residual: Tensor | None = None,
+        shared: Tensor | None = None,
     ) -> Tensor:
-        """Return `x + offset + residual` in one launch.
+        """Return `x + offset + residual + shared` in one launch.
 
-        `x: [B, C, H, W]` or `[B, N, C]`, `residual` of the same shape, `offset: [C]` or `[B, C]`.
+        `x: [B, C, H, W]` or `[B, N, C]`, `residual` of the same shape, `offset: [C]` or `[B, C]`,
+        `shared: [C]`.
         """
         if x.ndim == 4:
             size = x.shape[2], x.shape[3]
-            return self._sum("add", x, offset, residual, size)
+            return self._sum("add", x, offset, residual, size, shared)
         # tokens are the pixels of an image that is one pixel wide
         x, residual = (
             None if t is None else self.tensor(t, "x or residual").transpose(1, 2)[..., None]
             for t in (x, residual)
         )
         assert x is not None
-        return self._sum("add", x, offset, residual, (x.shape[2], 1))[..., 0].transpose(1, 2)
+        out = self._sum("add", x, offset, residual, (x.shape[2], 1), shared)
+        return out[..., 0].transpose(1, 2)
 
     def upsample(
         self,
@@ -183,21 +197,14 @@ class Kernels(Operands):
         """
         return self._sum("upsample", x, offset, residual, (height, width))
 
-    def embedding(
-        self,
-        timesteps: Tensor,
-        y: Tensor | None,
-        weights: Sequence[Tensor],
-        added: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+    def embedding(self, timesteps: Tensor, y: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
         """Compute the time embedding and all its projections, in 3 launches.
 
         `timesteps: [B]` of any dtype, `y: [B, adm_channels]` or None, `weights` in the order of
         `UNet.embedding_weights`. Returns `emb: [B, emb_channels]` and, for each residual block, its
-        projection `[B, C']`, plus `added[i]: [C']` (the bias of the block's first convolution),
-        which makes it the `offset` of `group_norm`. The sinusoids are computed in float32.
+        projection `[B, C']`, flat and one after the other. The sinusoids are computed in float32.
         """
-        return Embedding(self, timesteps).compute(y, list(weights), added)
+        return Embedding(self, timesteps).compute(y, list(weights))
 
     def _sum(
         self,
@@ -206,12 +213,14 @@ class Kernels(Operands):
         offset: Tensor | None,
         residual: Tensor | None,
         size: tuple[int, int],
+        shared: Tensor | None = None,
     ) -> Tensor:
         x = self.image(x, "x")
         batch, channels, *from_size = x.shape
         if residual is not None:
             residual = self.image(residual, "residual", x.shape)
         offset, stride = self.offset(offset, batch, channels)
+        shared, _ = self.offset(shared, 1, channels)
         y = self.new_image(batch, channels, *size)
         if not y.numel():
             return y
@@ -223,7 +232,7 @@ class Kernels(Operands):
         wide = self.width((channels,), x, residual, y)
         cut = geometry.rows(pixels, channels, wide)
         arguments = _ADD.pack(
-            *self.pointers(x, residual, offset, y),
+            *self.pointers(x, residual, offset, shared, y),
             *(pixels, channels, stride, cut.lanes, *from_size, *size),
         )
         self.launch(kernel, wide, (*cut.grid, batch), cut.threads, arguments)

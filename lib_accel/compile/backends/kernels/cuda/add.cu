@@ -8,6 +8,7 @@ struct Add {
   const Element* x;         // [images, height * width, channels]
   const Element* residual;  // like x, or null
   const Element* offset;    // [images or 1, channels], or null
+  const Element* shared;    // [channels], added to the offset, or null
   Element* y;               // [images, pixels, channels]
   int64 pixels;             // of an image of y
   int channels;
@@ -38,6 +39,11 @@ __device__ __forceinline__ void add(const Add& a) {
     Pack<V> pack = load_unaligned<V>(a.offset + (int64)blockIdx.z * a.offset_stride + channel);
 #pragma unroll
     for (int i = 0; i < V; i++) offset[i] = widen(pack.each[i]);
+  }
+  if (a.shared) {
+    Pack<V> pack = load_unaligned<V>(a.shared + channel);
+#pragma unroll
+    for (int i = 0; i < V; i++) offset[i] += widen(pack.each[i]);
   }
   int64 read = RESIZED ? (int64)a.height * a.width : a.pixels;
   Pack<V> packs[4], others[4];

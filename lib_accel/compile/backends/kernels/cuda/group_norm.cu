@@ -26,6 +26,7 @@ struct GroupNorm {
   const Element* x;       // [images, pixels, channels]
   const Element* skip;    // [images, pixels, skip_channels]: more channels, after those of x
   const Element* offset;  // [images or 1, channels] for x alone, or null
+  const Element* shared;  // [channels], added to the offset, or null
   const Element* weight;  // [channels + skip_channels]
   const Element* bias;    // [channels + skip_channels]
   float2* statistics;     // [images, groups, parts, slabs]: mean, M2
@@ -70,12 +71,19 @@ struct Place {
 // Fills `offset` with what is added to each of the thread's channels.
 template <int V>
 __device__ __forceinline__ void read_offset(const GroupNorm& a, const Place<V>& at, float* offset) {
-  bool any = a.offset && at.in_x;
   Pack<V> pack;
-  if (any)
+#pragma unroll
+  for (int i = 0; i < V; i++) offset[i] = 0.f;
+  if (a.offset && at.in_x) {
     pack = load_unaligned<V>(a.offset + (int64)blockIdx.z * a.offset_stride + at.channel);
 #pragma unroll
-  for (int i = 0; i < V; i++) offset[i] = any ? widen(pack.each[i]) : 0.f;
+    for (int i = 0; i < V; i++) offset[i] = widen(pack.each[i]);
+  }
+  if (a.shared && at.in_x) {
+    pack = load_unaligned<V>(a.shared + at.channel);
+#pragma unroll
+    for (int i = 0; i < V; i++) offset[i] += widen(pack.each[i]);
+  }
 }
 
 template <int V>
