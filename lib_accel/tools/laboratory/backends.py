@@ -24,6 +24,7 @@ from torch import Tensor
 from ...compile.backends.aoti.compiler import compile_unit
 from ...compile.backends.kernels.driver import load_kernels
 from ...compile.backends.kernels.nvrtc import architecture, compile_kernels
+from ...compile.backends.kernels.operations import Kernels
 from ...compile.backends.kernels.units import unit_fn
 from ...compile.jobs import CompiledUnits
 from ...compile.session import Choice, Session
@@ -37,7 +38,7 @@ from ...model.unet import UNet
 from ...runtime.engine import Engine
 from ..bench.stock import stock_unet
 from .generated import GeneratedCode
-from .launches import CountedKernels, Counter
+from .launches import Counter, tensors_in
 
 CARD = torch.device("cuda:0")
 
@@ -136,6 +137,26 @@ class Fused(OneBackend):
             load_kernels(code, target.device, target.dtype), self._counter
         )
         return {unit: unit_fn(unit, kernels) for unit in target.units}
+
+
+class CountedKernels:
+    """The operations of the backend `kernels`, each of which a counter is told of."""
+
+    def __init__(self, kernels: Kernels, counter: Counter) -> None:
+        self._kernels, self._counter = kernels, counter
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._kernels, name)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            result = operation(*given, **named)
+            read = tensors_in((given, named))
+            addresses = {t.data_ptr() for t in read}
+            written = [t for t in tensors_in(result) if t.data_ptr() not in addresses]
+            self._counter.operation(name, read, written)
+            return result
+
+        return counted
 
 
 class Replaying(OneBackend):

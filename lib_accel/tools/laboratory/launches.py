@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-from ...compile.backends.kernels.operations import Kernels
+from torch.utils._pytree import tree_flatten
 
 CLASSES = (
     "group norm statistics",
@@ -117,8 +115,7 @@ class Counter(TorchDispatchMode):
         if not kernels:
             return result
         name = func.overloadpacket.__name__
-        read = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
-        written = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        read, written = tensors_in(args), tensors_in(result)
         if name == "equal":
             result = True  # a step with the same prompt as the one before
         total = _bytes(read) + _bytes(written)
@@ -175,28 +172,13 @@ class Counter(TorchDispatchMode):
         return [line for line in lines if LAUNCH.match(line)]
 
 
-class CountedKernels:
-    """The operations of the backend `kernels`, each of which a counter is told of."""
-
-    def __init__(self, kernels: Kernels, counter: Counter) -> None:
-        self._kernels, self._counter = kernels, counter
-
-    def __getattr__(self, name: str) -> Any:
-        operation = getattr(self._kernels, name)
-
-        def counted(*given: Any, **named: Any) -> Any:
-            result = operation(*given, **named)
-            read = [t for t in tree_leaves((given, named)) if isinstance(t, Tensor)]
-            addresses = {t.data_ptr() for t in read}
-            written = [t for t in tree_leaves(result) if t.data_ptr() not in addresses]
-            self._counter.operation(name, read, written)
-            return result
-
-        return counted
-
-
 LAUNCH = re.compile(r"kernel |torch |product |convolution |copy .*kind=3|set ")
 """The lines of the driver's log that are launches: all but copies from and to the host."""
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in arguments or results."""
+    return [t for t in tree_flatten(tree)[0] if isinstance(t, Tensor)]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
