@@ -79,7 +79,8 @@ class Embedding:
         """Return an empty tensor, and it in parts that are `[B, width]` each."""
         sizes = [self._rows * width for width in widths]
         space = torch.empty(sum(sizes), dtype=self._operands.dtype, device=self._operands.device)
-        return space, [t.view(self._rows, -1) if len(t) else t for t in space.split(sizes)]
+        parts = zip(space.split(sizes), widths, strict=True)
+        return space, [t.view(self._rows, width) for t, width in parts]
 
     def _launch(self, layers: list[Layer], silu: bool = False) -> None:
         layers = [self._checked(layer) for layer in layers]
