@@ -15,6 +15,7 @@ from .backends.aoti.backend import Aoti
 from .backends.eager import Eager
 from .backends.jit import Jit
 from .backends.tensorrt import engines
+from .backends.kernels.backend import FusedKernels
 from .backends.tensorrt.backend import TensorRT
 from .jobs import CompiledUnits, Job
 from .machine import Machine
@@ -53,7 +54,7 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: tuple[type[Backend], ...] = (TensorRT, Aoti, Jit, Eager)
+BACKENDS: tuple[type[Backend], ...] = (TensorRT, Aoti, Jit, FusedKernels, Eager)
 """Every backend, best first until more was measured. A new one is listed here and nowhere else."""
 
 

@@ -98,6 +98,7 @@ _BACKENDS = {
     "tensorrt": "tensorrt: NVIDIA's TensorRT for RTX, which you install",
     "aoti": "aoti: compiled once, and kept on disk",
     "jit": "jit: compiled anew after each start",
+    "kernels": "kernels: fused kernels, for NVIDIA cards without a compiler",
     "eager": "eager: not compiled",
 }
 

@@ -40,7 +40,7 @@ from .weights import WeightCopy, copies_that_fit
 TURNS = 3
 """How often each group has its turn where the copies of the weights do not fit together."""
 
-MERGED = ("stock", "reference", "eager", "jit", "aoti", "tensorrt")
+MERGED = ("stock", "reference", "eager", "kernels", "jit", "aoti", "tensorrt")
 """Groups whose code reads the weights in each call, so that LoRAs can be merged beneath it."""
 
 

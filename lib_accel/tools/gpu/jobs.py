@@ -35,10 +35,11 @@ class Job:
 
 
 _PLAIN = ("stock", "stock+sdpa", "reference", "reference+sdpa")
-_WAYS = (*_PLAIN, "eager", "eager+graphs", "aoti", "aoti+graphs")
+_OURS = ("eager", "kernels", "aoti")
+_WAYS = (*_PLAIN, *(f"{way}{graphs}" for way in _OURS for graphs in ("", "+graphs")))
 _TENSORRT = ("reference+sdpa", "tensorrt", "tensorrt+graphs")
 _CONTROLLED = ("aoti", "aoti+blocks", "eager+control", "aoti+control")
-_PROFILED = ("stock+sdpa", "eager", "aoti")
+_PROFILED = ("stock+sdpa", *_OURS)
 
 
 def _autotune(name: str, seconds: int, family: str, size: int) -> Job:
@@ -48,9 +49,11 @@ def _autotune(name: str, seconds: int, family: str, size: int) -> Job:
 
 JOBS = (
     Job("SD1.5, compiled code", "code", 30),
-    Job("SD1.5, every way", "ladder", 50, variants=_WAYS, profile=_PROFILED),
+    Job("SD1.5, fused kernels", "kernels", 15),
+    Job("SD1.5, every way", "ladder", 60, variants=_WAYS, profile=_PROFILED),
     Job("SDXL, compiled code", "code", 30, "sdxl"),
-    Job("SDXL, every way", "ladder", 80, "sdxl", 1024, variants=_WAYS, profile=_PROFILED),
+    Job("SDXL, fused kernels", "kernels", 20, "sdxl"),
+    Job("SDXL, every way", "ladder", 100, "sdxl", 1024, variants=_WAYS, profile=_PROFILED),
     Job("SD1.5, changes of LoRAs", "loras", 15),
     Job("SDXL, changes of LoRAs", "loras", 55, "sdxl", 1024),
     Job("SD1.5, first image", "first", 8, variants=("aoti",)),

@@ -34,7 +34,7 @@ from ..bench.measure import Inputs, Row, synchronize, timed
 from ..bench.stock import stock_unet
 from ..laboratory.stand_ins import without_cudnn
 from . import gpu_tests
-from .code import get_code
+from .code import get_code, get_kernels
 from .jobs import Job
 from .launches import beside_the_model
 from .setting import Setting
@@ -145,6 +145,7 @@ def _seconds(
 
 KINDS: dict[str, Callable[[Job, Setting, Teller], None]] = {
     "code": get_code,
+    "kernels": get_kernels,
     "ladder": ladder,
     "loras": loras,
     "first": first_image,

@@ -18,7 +18,7 @@ from ...terminal import write
 
 Commands = Any  # argparse's sub-parser collection has no public type
 
-BACKENDS = (AUTO, "tensorrt", "aoti", "jit", "eager")
+BACKENDS = (AUTO, "tensorrt", "aoti", "jit", "kernels", "eager")
 DTYPES = ("float32", "float16", "bfloat16")
 
 _FIRST_COLUMN = re.compile(r" +\S+(?: \S+)*  +")
@@ -109,8 +109,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --backend, and the arguments of the store and of the device."""
     text = (
         "what computes: tensorrt is NVIDIA's TensorRT for RTX where it is installed, aoti compiles "
-        "once and keeps the result, jit is torch.compile, eager compiles nothing, auto takes the "
-        "best that works here (default: auto)"
+        "once and keeps the result, jit is torch.compile, kernels is fused kernels that need no "
+        "compiler to be installed, eager compiles nothing, auto takes the best that works here "
+        "(default: auto)"
     )
     parser.add_argument("--backend", choices=BACKENDS, metavar="NAME", default=AUTO, help=text)
     add_store_arguments(parser)
