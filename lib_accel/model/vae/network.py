@@ -44,21 +44,16 @@ class Half:
     def from_shapes(cls, shapes: Mapping[str, Sequence[int]]) -> Half:
         """Describe the half whose parameters have these names and shapes. Raises as above."""
         kind = DECODER if any(name.startswith("up.") for name in shapes) else ENCODER
+        other = f"the {kind} of this VAE is another one than Stable Diffusion's"
         try:
             half = cls(kind, tuple(_read(kind, shapes)))
-            expected = half.shapes()
         except (KeyError, IndexError, ValueError) as error:
-            raise UnsupportedArchitecture(
-                f"this is not the {kind} of a VAE of Stable Diffusion: {error.args[0]} is missing"
-            ) from None
+            raise UnsupportedArchitecture(f"{other}: {error.args[0]} is missing") from None
+        expected = half.shapes()
         for name in sorted(expected.keys() | shapes.keys()):
             ours, theirs = expected.get(name), shapes.get(name)
             if ours is None or theirs is None or tuple(theirs) != ours:
-                raise UnsupportedArchitecture(
-                    f"the {kind} of this VAE is another one than Stable Diffusion's: {name} is "
-                    f"{list(theirs) if theirs else 'missing'}, expected "
-                    f"{list(ours) if ours else 'no such parameter'}"
-                )
+                raise UnsupportedArchitecture(f"{other}: {_difference(name, theirs, ours)}")
         return half
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -104,9 +99,7 @@ class Network:
         for name in self._shapes.keys() | parameters.keys():
             ours, theirs = self._shapes.get(name), parameters.get(name)
             if ours is None or theirs is None or theirs.shape != ours:
-                got = "nothing" if theirs is None else f"the shape {list(theirs.shape)}"
-                expected = "no such parameter" if ours is None else f"the shape {list(ours)}"
-                raise BadWeights(f"{name}: got {got}, expected {expected}")
+                raise BadWeights(_difference(name, None if theirs is None else theirs.shape, ours))
         self._set(parameters)
         return self
 
@@ -133,6 +126,11 @@ class Network:
         for name, _ in self.half.layers:
             h = layers[name](h, h, h)  # it takes neither an embedding nor a context
         return h.to(x.dtype)
+
+
+def _difference(name: str, theirs: Sequence[int] | None, ours: Sequence[int] | None) -> str:
+    got, expected = (None if shape is None else list(shape) for shape in (theirs, ours))
+    return f"{name}: got the shape {got}, expected the shape {expected}"
 
 
 def _read(kind: str, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Spec]]:
