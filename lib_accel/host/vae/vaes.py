@@ -35,8 +35,10 @@ class Vaes:
         """
         for half in list(self._seen):
             here = _attachment(half)
-            if here is not None and here.engine.config != config:
-                here.remove(keep_compiling=config is not None)
+            before = here.engine.config if here else None
+            if here is not None and before != config:
+                codes = [(c.backend, c.store) if c else None for c in (before, config)]
+                here.remove(keep_compiling=codes[0] == codes[1])
         if config is None:
             return
         for half in halves_of(sd_model).values():

@@ -61,6 +61,24 @@ class Half:
         named = Network(self).named_parameters()
         return {name: tuple(p.shape) for name, p in named}
 
+    @classmethod
+    def preset(cls, kind: str, channels: int = 128) -> Half:
+        """Return the half of the VAE of SD1, SD2 and SDXL, or a narrower one, for benches."""
+        levels, z = [channels * mult for mult in (1, 2, 4, 4)], 4
+        group, count = ("up", 3) if kind == DECODER else ("down", 2)
+        blocks = {
+            f"{group}.{level}.block.{i}.conv1.weight": (width,)
+            for level, width in enumerate(levels)
+            for i in range(count)
+        }
+        first, last = (levels[3], levels[0]) if kind == DECODER else (levels[0], levels[3])
+        shapes: dict[str, tuple[int, ...]] = {
+            "conv_in.weight": (first, z if kind == DECODER else 3, 3, 3),
+            "conv_out.weight": (3 if kind == DECODER else 2 * z, last, 3, 3),
+            **blocks,
+        }
+        return cls(kind, tuple(_read(kind, shapes)))
+
     @property
     def name(self) -> str:
         """What to call it to users."""
@@ -77,14 +95,18 @@ class Network:
         self.half = half
         self.compute_dtype: torch.dtype | None = None
         self.extra_biases: set[str] = set()
-        modules = {name: build_layer(spec) for name, spec in half.layers}
-        self.layers: Mapping[str, LayerFn] = modules
+        self._modules = {name: build_layer(spec) for name, spec in half.layers}
+        self.layers: Mapping[str, LayerFn] = self._modules
         self._homes = {
             f"{name}.{own}".lstrip("."): (module.get_submodule(own.rpartition(".")[0]), own)
-            for name, module in modules.items()
+            for name, module in self._modules.items()
             for own, _ in module.named_parameters()
         }
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
+
+    def modules(self) -> list[nn.Module]:
+        """Return the layers, in their order."""
+        return list(self._modules.values())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters by their names in the checkpoint."""
