@@ -49,8 +49,8 @@ examples:
   PROGRAM bench --family sd1:64 --size 256 --rounds 3
   PROGRAM bench --device cuda:sm_86 --model --family sd1 --size 512"""
 
-_MORE_OF_VAE = """The rows are stock (the WebUI's own way), stock+sdpa, eager, jit and aoti, on random
-weights of the same values, timed in turn.
+_MORE_OF_VAE = """The rows are stock (the WebUI's own way), stock+sdpa, eager, jit and aoti, on
+random weights of the same values, timed in turn.
 
 examples:
   PROGRAM bench vae
