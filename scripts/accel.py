@@ -5,8 +5,7 @@ from importlib.util import find_spec
 from modules import script_callbacks
 
 if find_spec("modules.options"):  # from WebUI 1.6.0 on
-    from lib_accel.host import api
-    from lib_accel.host.pages import settings, tab, xyz
+    from lib_accel.host.pages import api, settings, tab, xyz
     from lib_accel.host.pages.script import AccelScript as Script  # noqa: F401  found by its class
     from lib_accel.host.service import service
     from lib_accel.host.taiyi.hooks import taiyi

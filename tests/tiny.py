@@ -22,7 +22,7 @@ from lib_accel.model.random_weights import random_weights
 from lib_accel.model.specs import Spec
 from lib_accel.model.unet import UNet
 from lib_accel.runtime import engine as runtime_engine
-from lib_accel.runtime.engine import Status
+from lib_accel.runtime.status import Status
 
 MIB = 1024**2
 CONTEXT = 16  # channels of the prompt

@@ -14,8 +14,8 @@ from ..store.store import ArtifactStore
 from .backends.aoti.backend import Aoti
 from .backends.eager import Eager
 from .backends.jit import Jit
-from .backends.tensorrt import engines
 from .backends.kernels.backend import FusedKernels
+from .backends.tensorrt import engines
 from .backends.tensorrt.backend import TensorRT
 from .jobs import CompiledUnits, Job
 from .machine import Machine

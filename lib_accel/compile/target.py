@@ -20,10 +20,10 @@ from .units import units_of
 
 @dataclass(frozen=True)
 class Target:
-    """The distinct units of a UNet, their dtype, and the device and machine they must run on.
+    """The distinct units of a network, their dtype, and the device and machine they must run on.
 
     `name` is the model family, to show to users; nothing depends on it. `architecture` is that of
-    the whole UNet, for backends that can compute it at once; None for a control network.
+    the whole UNet, for backends that can compute it at once; None for what is no UNet.
     """
 
     units: tuple[specs.Spec, ...]

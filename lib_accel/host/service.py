@@ -18,6 +18,7 @@ from .clock import Clock
 from .models import Models
 from .unet.attachment import Attachment, AttachmentCounters
 from .unet.comparison import Tally, summed
+from .vae.vaes import Vaes
 from .waiting import images_wait, wait
 
 
@@ -31,6 +32,7 @@ class Service:
         self._lock = threading.RLock()
         self._session = Session(webui.attention)
         self._models = Models()
+        self._vaes = Vaes(self._session)
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
         self._options: dict[str, Any] = {}  # as they were last, and meant something
@@ -50,6 +52,10 @@ class Service:
             self._models.add(unet)
             if webui.enabled():
                 self._attach(unet)
+            self._follow_vae(sd_model)
+
+    def _follow_vae(self, sd_model: Any) -> None:
+        self._vaes.follow(sd_model, webui.config() if webui.vae_enabled() else None)
 
     def options_changed(self) -> list[str]:
         """Apply the options to every model in memory, before the next image at the latest.
@@ -71,6 +77,7 @@ class Service:
                 return
             self._options_changed = False
             self._apply(webui.config() if webui.enabled() else None)
+            self._follow_vae(webui.current_model())
 
     def _apply(self, wanted: Config | None) -> None:
         """Accelerate every model as `wanted`, or none."""
@@ -120,6 +127,10 @@ class Service:
             with self._lock:
                 if not here.take_up():
                     return
+        jobs = self._vaes.jobs(webui.current_model())
+        if jobs and not (here and here.engine.awaited) and all(map(wait, jobs)):
+            with self._lock:
+                self._follow_vae(webui.current_model())
 
     def _prepare(self, p: Any) -> None:
         """Follow the options and the loaded model.
@@ -131,6 +142,7 @@ class Service:
                 self._refresh()
             elif webui.enabled():
                 self._restore(webui.config())
+            self._follow_vae(webui.current_model())
             unet = webui.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 return
@@ -154,6 +166,7 @@ class Service:
             for unet in self._models.unets:
                 self._models.detach(unet)
             self._models.leave_vaes()
+            self._vaes.follow(None, None)
 
     def _attach(self, unet: nn.Module, config: Config | None = None) -> None:
         here = accelerated(unet)
@@ -245,6 +258,7 @@ class Service:
             "enabled": webui.enabled(),
             **self._state(here).to_dict(),
             "images_wait": images_wait(),
+            "vae": self._vaes.status(webui.current_model()),
             "counters": self._sums(),
             "control_models": here.control_models if here else 0,
             "speeds": here.witness.trial.known if here else [],
@@ -265,13 +279,14 @@ class Service:
         return replace(off, state="fallback", reason=reason)
 
     def _take_up_if_idle(self, here: Attachment) -> None:
-        job = here.engine.job  # read once: an image may clear it
-        if job is None or not job.done or not self._lock.acquire(blocking=False):
+        jobs = [here.engine.job, *self._vaes.jobs(webui.current_model())]
+        if not any(job and job.done for job in jobs) or not self._lock.acquire(blocking=False):
             return
         try:
             with webui.idle() as idle:  # never in the middle of an image
                 if idle:
                     here.take_up()
+                    self._follow_vae(webui.current_model())
         finally:
             self._lock.release()
 

@@ -1,7 +1,7 @@
 """What the WebUI is set to, what it has loaded, and what it is doing right now.
 
 host/ as a whole is the only door to the WebUI. Within it, this file reads the WebUI's state; pages/
-and api.py add our settings, pages and routes.
+adds our settings, pages and routes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from ..config import MIB, Config, default_store, default_store_key
 from ..errors import printable_lines
 from .options import OPTIONS, Number
 from .unet.functions import runs_original
+
+UPCAST = (
+    "the WebUI computes attention in float32 "
+    "(Settings, Stable Diffusion: upcast cross attention layer)"
+)
 
 
 def option(name: str) -> Any:
@@ -78,6 +83,11 @@ def flag(name: str) -> Any:
 def enabled() -> bool:
     """Return whether acceleration is switched on, by the settings and the command line."""
     return option("accel_enable") and not flag("accel_disable")
+
+
+def vae_enabled() -> bool:
+    """Return whether acceleration of the VAE is switched on too."""
+    return enabled() and option("accel_vae")
 
 
 def has_own_options(p: Any) -> bool:
@@ -243,18 +253,16 @@ def blocked_by(unet: nn.Module) -> str | None:
     if opts.lora_functional and wanted_loras():
         return "LoRAs are applied at run time (Settings, Compatibility: old Lora method)"
     if opts.upcast_attn and next(unet.parameters()).dtype in (torch.float16, torch.bfloat16):
-        return (
-            "the WebUI computes attention in float32 "
-            "(Settings, Stable Diffusion: upcast cross attention layer)"
-        )
+        return UPCAST
     if torch.is_grad_enabled() and any(p.requires_grad for p in unet.parameters()):
         return "the UNet is being trained"
-    if _exporting():  # a trace would record the output of compiled code as a constant
+    if exporting():  # a trace would record the output of compiled code as a constant
         return "the UNet is being exported"
     return None
 
 
-def _exporting() -> bool:
+def exporting() -> bool:
+    """Return whether what is computed now is recorded, as a trace or by torch.compile."""
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return True
     compiling = getattr(torch.compiler, "is_compiling", None)  # torch 2.1 has none

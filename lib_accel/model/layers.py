@@ -1,4 +1,4 @@
-"""The layers of the clean UNet, which own no weights.
+"""The layers of the clean UNet, which own no weights. Those of the VAE are in `vae/layers.py`.
 
 Each is built without storage, and its parameters have the checkpoint's names. None derives from a
 layer class of torch: the WebUI patches the forwards of those classes (`nn.Linear`, `nn.Conv2d`,
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import specs
 from .parts import cpu_operators
 from .parts.modules import Conv2d, GroupNorm, LayerNorm, Linear
+from .vae.layers import VaeAttention, VaeBlock, VaeDownsample, VaeOutput
 
 LayerFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A layer as a function of `h: [B, C, H, W]`, `emb: [B, emb_channels]` and
@@ -210,7 +211,7 @@ class Upsample(nn.Module):
         self.conv = Conv2d(spec.in_channels, spec.out_channels)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv.of_doubled(x)
 
 
 class Output(nn.ModuleDict):
@@ -240,4 +241,8 @@ _BUILDERS: dict[type, Callable[..., nn.Module]] = {
     specs.ResBlock: ResBlock,
     specs.SpatialTransformer: SpatialTransformer,
     specs.Output: Output,
+    specs.VaeBlock: VaeBlock,
+    specs.VaeAttention: VaeAttention,
+    specs.VaeDownsample: VaeDownsample,
+    specs.VaeOutput: VaeOutput,
 }

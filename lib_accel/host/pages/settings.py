@@ -53,6 +53,9 @@ def _options() -> dict[str, shared.OptionInfo]:
             "the model that is loaded now follows with its next image; "
             "images are the same, only sooner"
         ),
+        "accel_vae": _option("accel_vae", "Accelerate the VAE too").info(
+            "it turns the result into a picture, and a picture into what img2img begins with"
+        ),
         "accel_backend": _choice("accel_backend", "Backend", _BACKENDS).info(
             "auto leaves the sizes to the WebUI at which it was measured to be faster; "
             "a backend that is chosen here serves at every size"

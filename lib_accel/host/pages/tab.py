@@ -13,8 +13,8 @@ from ...compile.doctor import Finding
 from ...errors import AccelError
 from ...runtime.trial import Trial
 from .. import stored_code, webui
-from ..api import refusal
 from ..service import service
+from .api import refusal
 from .artifacts import artifacts
 from .markup import fixed, heading, message, plain, problem, varying, what_failed
 from .plot import plot

@@ -24,6 +24,7 @@ from ...runtime.status import Counters
 from ...runtime.trial import Trial
 from .. import webui
 from .accelerated_control import AcceleratedControl
+from .blueprint import of_unet
 from .comparison import Tally
 from .control_networks import control_networks_behind
 from .inspection import Inspector, own_forward, summary
@@ -67,7 +68,7 @@ class Attachment(Accelerated):
     def __init__(self, unet: nn.Module, config: Config, session: Session):
         super().__init__(unet, config, session, webui.device())
         specs = dict(self.engine.architecture.layers())
-        self.inspector = Inspector(unet, specs, self.engine.architecture)
+        self.inspector = Inspector(unet, specs, of_unet(self.engine.architecture))
         self._host_layers = {name: HostLayer(unet.get_submodule(name)) for name in specs}
         compiled = [name for name, spec in specs.items() if spec in self.engine.target.units]
         self._layers = LayerForwards(unet, compiled, self.engine, self._begin_pass, self._explain)

@@ -31,9 +31,18 @@ from ...errors import AccelError
 from ...model.architecture import Architecture
 from ...model.precision import relative_error
 from ...model.random_weights import random_weights
-from .kernels import kernels
 from .loras import calls_with_loras, changes_of_loras, drawn_loras, places
-from .measure import Call, Inputs, Row, flops, interleave, matmul_rate, precise_call, timed
+from .measure import (
+    Call,
+    Inputs,
+    Row,
+    flops,
+    interleave,
+    kernels,
+    matmul_rate,
+    precise_call,
+    timed,
+)
 from .variants import DEFAULT, VARIANTS, Built, Setup, build
 from .weights import WeightCopy, copies_that_fit
 

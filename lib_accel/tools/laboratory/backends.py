@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from ...compile.backends.aoti.compiler import compile_unit
-from ...compile.backends.tensorrt.network import unet_network
 from ...compile.backends.kernels.driver import load_kernels
 from ...compile.backends.kernels.nvrtc import architecture, compile_kernels
 from ...compile.backends.kernels.operations import Kernels
 from ...compile.backends.kernels.units import unit_fn
+from ...compile.backends.tensorrt.network import unet_network
 from ...compile.jobs import CompiledUnits
 from ...compile.session import Choice, Session
 from ...compile.target import Target

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
-from ..errors import AccelError
-from . import webui
-from .service import service
+from ...errors import AccelError
+from .. import webui
+from ..service import service
 
 _given = Depends(HTTPBasic(auto_error=False))
 
