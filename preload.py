@@ -33,6 +33,20 @@ def preload(parser: argparse.ArgumentParser) -> None:
         "else a key of your own, made at first use in your profile",
     )
     parser.add_argument(
+        "--accel-trusted-keys",
+        metavar="FILE",
+        default=None,
+        help="file of public keys whose owners may sign code for this machine; by default the file "
+        "that ACCEL_TRUSTED_KEYS_FILE names; who can write it can have code run here",
+    )
+    parser.add_argument(
+        "--accel-signing-key",
+        metavar="FILE",
+        default=None,
+        help="file with a private key that signs what is compiled, for others who trust it; by "
+        "default the file that ACCEL_SIGNING_KEY_FILE names",
+    )
+    parser.add_argument(
         "--accel-no-compile",
         action="store_true",
         help="compile nothing in this run; UNets that are compiled already are still used",

@@ -30,10 +30,21 @@ def default_store() -> Path:
     return Path(os.environ.get("ACCEL_STORE") or _own_folder(0))
 
 
-def default_store_key() -> Path | None:
-    """Return the file of the store key that `ACCEL_STORE_KEY_FILE` names, None for the own key."""
-    named = os.environ.get("ACCEL_STORE_KEY_FILE")
-    return Path(named) if named else None
+KEY_FILES = {
+    "store_key": "ACCEL_STORE_KEY_FILE",
+    "trusted_keys": "ACCEL_TRUSTED_KEYS_FILE",
+    "signing_key": "ACCEL_SIGNING_KEY_FILE",
+}
+"""Fields of the configuration that name a file of keys, and the variable that names it, too."""
+
+
+def key_file(name: str, given: str | None = None) -> Path | None:
+    """Return the file that a flag has `given` for a field of KEY_FILES, else its variable, or None.
+
+    Never a setting: whoever can change settings could have other code run.
+    """
+    named = given or os.environ.get(KEY_FILES[name])
+    return Path(os.path.expanduser(named)) if named else None  # noqa: PTH111  (never raises)
 
 
 def own_key_file() -> Path:
@@ -71,7 +82,10 @@ class Config:
     store: Path = field(default_factory=default_store)  # folder of compiled code
     store_bytes: int = 2048 * MIB  # largest size of that folder
     store_readonly: bool = False
-    store_key: Path | None = field(default_factory=default_store_key)  # None: the user's own key
+    # files: the store key (None: the user's own), public keys that are trusted, a private key
+    store_key: Path | None = field(default_factory=lambda: key_file("store_key"))
+    trusted_keys: Path | None = field(default_factory=lambda: key_file("trusted_keys"))
+    signing_key: Path | None = field(default_factory=lambda: key_file("signing_key"))
     compile: bool = True  # False: only stored code serves, nothing is compiled
     blocking: bool = False  # wait for the compiler instead of computing without it meanwhile
     graphs: bool = True  # CUDA graphs, where the device has them

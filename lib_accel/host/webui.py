@@ -20,7 +20,7 @@ from modules import devices, sd_unet, shared
 from torch import nn
 
 from ..compile.backends.jit import TRACING
-from ..config import MIB, Config, default_store, default_store_key
+from ..config import MIB, Config, default_store, key_file
 from ..errors import printable_lines
 from .options import OPTIONS, Number
 from .unet.functions import runs_original
@@ -91,17 +91,19 @@ def config() -> Config:
     The folder of compiled code is no option: whoever can set options could name a folder of planted
     native code.
     """
-    folder, key = flag("accel_store"), flag("accel_store_key")
+    folder = flag("accel_store")
     return Config(
         backend=_backend(),
         store=Path(folder) if folder else default_store(),
         store_bytes=option("accel_store_mib") * MIB,
         store_readonly=bool(flag("accel_store_readonly")),
-        store_key=Path(key) if key else default_store_key(),
         compile=not flag("accel_no_compile"),
         graphs=option("accel_graphs_mib") > 0,
         graph_bytes=option("accel_graphs_mib") * MIB,
         lora_base=option("accel_lora_base"),
+        store_key=key_file("store_key", flag("accel_store_key")),
+        trusted_keys=key_file("trusted_keys", flag("accel_trusted_keys")),
+        signing_key=key_file("signing_key", flag("accel_signing_key")),
     )
 
 

@@ -19,14 +19,17 @@ from ..errors import (
     NoRoom,
     StoreError,
 )
-from ..store.store import ArtifactStore
+from ..store import ArtifactStore, PublicKeys
 
 NO_BACKEND = "none"
 
 
 def store_of(config: Config) -> ArtifactStore:
     """Open the store that the configuration describes."""
-    return ArtifactStore(config.store, config.store_bytes, config.store_readonly, config.store_key)
+    public = PublicKeys(config.trusted_keys, config.signing_key)
+    return ArtifactStore(
+        config.store, config.store_bytes, config.store_readonly, config.store_key, public
+    )
 
 
 class Provider:

@@ -11,11 +11,12 @@ import torch
 from tqdm import tqdm
 
 from ...compile.jobs import Job
-from ...config import MIB, Config
+from ...config import AUTO, MIB, Config
 from ...errors import AccelError
 from ...model import presets
 from ...model.architecture import Architecture
-from ...store.store import ArtifactStore
+from ...runtime.provider import store_of
+from ...store import ArtifactStore
 from ..checkpoints.formats import FORMATS
 from ..checkpoints.reading import open_checkpoint
 from ..terminal import say
@@ -73,12 +74,14 @@ def make_config(args: argparse.Namespace, backend: str) -> Config:
         store=args.store,
         store_bytes=args.store_mib * MIB,
         store_key=args.store_key,
+        trusted_keys=args.trusted_keys,
+        signing_key=args.signing_key,
     )
 
 
 def make_store(args: argparse.Namespace) -> ArtifactStore:
     """Open the store that the arguments describe."""
-    return ArtifactStore(args.store, args.store_mib * MIB, key_file=args.store_key)
+    return store_of(make_config(args, AUTO))
 
 
 def family(text: str) -> Architecture:

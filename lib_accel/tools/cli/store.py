@@ -14,6 +14,7 @@ from ...compile.machine import probe
 from ...compile.target import of_machine
 from ...errors import AccelError
 from ...store import ArtifactStore, Entry, Group, groups, named
+from ...store.exchange.public_keys import write_pair
 from ...store.files import os_errors
 from ...store.signing import generate_key, read_key, write_key
 from ...store.summary import misfit, name_of
@@ -24,6 +25,7 @@ from .common import default_device, make_store
 def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
     recipe = entry.artifact.recipe if entry.artifact else {}
     machine = recipe.get("machine", {})
+    manifest = entry.artifact.manifest if entry.artifact else {}
     return {
         "name": name_of(entry),
         "key": entry.key,
@@ -34,8 +36,10 @@ def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
         "device": machine.get("device_type"),
         "capability": machine.get("capability"),
         "torch": machine.get("torch"),
-        "origin": entry.artifact.manifest["origin"] if entry.artifact else None,
-        "made_with": entry.artifact.manifest.get("made_with") if entry.artifact else None,
+        "origin": manifest.get("origin"),
+        "made_with": manifest.get("made_with"),
+        "published": manifest.get("published"),
+        "checksum": entry.artifact.checksum if entry.artifact else None,
         "problem": entry.problem,
         "misfit": misfit(entry, here) or None,
     }
@@ -156,6 +160,14 @@ def _make_key(file: Path) -> None:
 
 
 def _key(args: argparse.Namespace) -> int:
+    if args.pair:
+        line = write_pair(args.file)
+        say(
+            f"made a private key, {args.file}: keep it secret. The line of {args.file}.pub belongs "
+            "into the file of trusted keys of your servers."
+        )
+        show({"file": str(args.file), "public": line}, args, line)
+        return 0
     _make_key(args.file)
     show({"file": str(args.file)}, args, str(args.file))
     return 0
@@ -172,9 +184,10 @@ def _export(args: argparse.Namespace) -> int:
             _make_key(args.key)
         signing_key = read_key(args.key)
     store.export(keys, args.to, signing_key)
-    signed = "signed" if signing_key else "UNSIGNED: importing it needs --allow-unsigned"
+    is_signed = bool(signing_key or args.signing_key)
+    signed = "signed" if is_signed else "UNSIGNED: importing it needs --allow-unsigned"
     show(
-        {"file": str(args.to), "keys": keys, "signed": bool(signing_key)},
+        {"file": str(args.to), "keys": keys, "signed": is_signed},
         args,
         f"{len(keys)} units written to {args.to} ({signed})",
     )
@@ -184,10 +197,11 @@ def _export(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     with os_errors(f"import {args.file}"):
         args.file.stat()
-    if not args.key and not args.allow_unsigned:
+    if not (args.key or args.allow_unsigned or args.trusted_keys):
         raise AccelError(
             f"An export brings native code: give --key FILE, the key that {args.file} was signed "
-            "with, or --allow-unsigned if you are sure of its origin"
+            "with, --trusted-keys FILE with its maker's public key, or --allow-unsigned if you are "
+            "sure of its origin"
         )
     store = make_store(args)
     signing_key = read_key(args.key) if args.key else None
