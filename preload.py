@@ -14,15 +14,24 @@ def preload(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--accel-store",
-        metavar="DIR",
+        metavar="DIR|URL",
         default=None,
         help="folder for compiled UNets; by default the one that ACCEL_STORE names, else one in "
-        "the user's cache folder; other users must not be able to write to it",
+        "the user's cache folder; other users must not be able to write to it; or the URL of a "
+        "store that machines share (s3://, https://, file://), with that folder as its cache",
+    )
+    parser.add_argument(
+        "--accel-fetch-seconds",
+        metavar="N",
+        type=float,
+        default=None,
+        help="how long compiling, and with --accel-blocking the first image, waits for the shared "
+        "store (default: 30)",
     )
     parser.add_argument(
         "--accel-store-readonly",
         action="store_true",
-        help="only read from that folder, for servers that share one; aoti then compiles nothing",
+        help="only read from that folder or shared store; nothing is compiled then",
     )
     parser.add_argument(
         "--accel-store-key",

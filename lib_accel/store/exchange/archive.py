@@ -86,20 +86,23 @@ def pack(destination: Path, members: Members, signing_key: bytes | None) -> None
     with os_errors(f"write the export {destination}"):
         try:
             with create(draft, 0o644) as stream:
-                with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                    for name, (content, digest) in sorted(members.items()):
-                        if _add(archive, name, content) != digest:
-                            raise damaged(
-                                destination / name, "it was changed while it was exported"
-                            )
-                    if signing_key is not None:
-                        digests = {name: digest for name, (_, digest) in members.items()}
-                        archive.writestr(zipfile.ZipInfo(SEAL), make_seal(signing_key, digests))
+                write(stream, members, signing_key)
                 flush(stream)
             draft.replace(destination)
         finally:
             with contextlib.suppress(FileNotFoundError):  # gone when it was put in place
                 draft.unlink()
+
+
+def write(stream: BinaryIO, members: Members, signing_key: bytes | None) -> None:
+    """Write an archive into a stream. Raises as `pack` does."""
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, (content, digest) in sorted(members.items()):
+            if _add(archive, name, content) != digest:
+                raise damaged(Path(name), "it was changed while it was exported")
+        if signing_key is not None:
+            digests = {name: digest for name, (_, digest) in members.items()}
+            archive.writestr(zipfile.ZipInfo(SEAL), make_seal(signing_key, digests))
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: Path | bytes) -> str:
@@ -125,36 +128,48 @@ def unpack(
     """
     source = Path(source)
     vouching.require_any(source)
-    with os_errors(f"import {source}"), open_file(source) as stream:
-        if (size := os.fstat(stream.fileno()).st_size) > max_bytes + MAX_MEMBERS * 1024:
-            raise _rejected(source, f"it has {size} bytes, and the store holds {max_bytes}")
-        _check_end(source, stream, size)
-        try:
-            with zipfile.ZipFile(stream) as archive:
-                infos = _checked_members(source, archive, max_bytes)
-                if sum(info.file_size for info in infos) > size:  # Python 3.10.6 would read them
-                    raise _rejected(source, "its members lie in one another")
-                digests = {
-                    info.filename: _extract(archive, info, into)
-                    for info in infos
-                    if info.filename != SEAL
-                }
-                seal = archive.read(SEAL) if SEAL in archive.namelist() else None
-        except _ZIP_ERRORS as error:
-            raise _rejected(source, f"it is not a whole zip ({error})") from error
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: the archive points outside itself
-                raise
-            raise _rejected(source, "it is not a whole zip (an offset outside the file)") from error
-    checked = vouching.check_seal(source, digests, seal)
     name = "".join(c if c.isprintable() else "?" for c in source.name)
+    with os_errors(f"import {source}"), open_file(source) as stream:
+        return unpack_stream(stream, source, f"imported from {name}", into, vouching, max_bytes)
+
+
+def unpack_stream(
+    stream: BinaryIO,
+    source: Path | str,
+    origin: str,
+    into: Path,
+    vouching: Vouching,
+    max_bytes: int,
+) -> dict[str, dict[str, Any]]:
+    """Unpack an open archive, as `unpack` does. `source` names it to users, `origin` for good."""
+    if (size := stream.seek(0, os.SEEK_END)) > max_bytes + MAX_MEMBERS * 1024:
+        raise _rejected(source, f"it has {size} bytes, and the store holds {max_bytes}")
+    _check_end(source, stream, size)
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            infos = _checked_members(source, archive, max_bytes)
+            if sum(info.file_size for info in infos) > size:  # Python 3.10.6 would read them
+                raise _rejected(source, "its members lie in one another")
+            digests = {
+                info.filename: _extract(archive, info, into)
+                for info in infos
+                if info.filename != SEAL
+            }
+            seal = archive.read(SEAL) if SEAL in archive.namelist() else None
+    except _ZIP_ERRORS as error:
+        raise _rejected(source, f"it is not a whole zip ({error})") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: the archive points outside itself
+            raise
+        raise _rejected(source, "it is not a whole zip (an offset outside the file)") from error
+    checked = vouching.check_seal(source, digests, seal)
     manifests = {}
     for key in sorted({member.split("/")[0] for member in digests}):
         manifest = read_artifact(into / key, key).manifest
         if _digest(manifest) != digests.get(f"{key}/{MANIFEST}"):  # another than the signed one
             raise damaged(into / key, "it was changed while it was imported")
         how = vouching.require(source, manifest, checked)
-        manifests[key] = {**manifest, "origin": f"imported from {name}, {how}"}
+        manifests[key] = {**manifest, "origin": f"{origin}, {how}"}
     return manifests
 
 
@@ -163,14 +178,14 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(encode(manifest)).hexdigest()
 
 
-def _rejected(source: Path, why: str) -> ArtifactRejected:
+def _rejected(source: Path | str, why: str) -> ArtifactRejected:
     return ArtifactRejected(
         f"{source} was not imported: {why}. Expected an export of this extension, unchanged. "
         "Export it again and copy it again."
     )
 
 
-def _check_end(source: Path, stream: BinaryIO, size: int) -> None:
+def _check_end(source: Path | str, stream: BinaryIO, size: int) -> None:
     """Check how many members the archive has, from the records at its end.
 
     `zipfile` reads all of them at once, so nobody else counts them before they take the memory.
@@ -197,7 +212,7 @@ def _check_end(source: Path, stream: BinaryIO, size: int) -> None:
 
 
 def _checked_members(
-    source: Path, archive: zipfile.ZipFile, max_bytes: int
+    source: Path | str, archive: zipfile.ZipFile, max_bytes: int
 ) -> list[zipfile.ZipInfo]:
     """Check every member's name and size before one byte is written."""
     infos = archive.infolist()

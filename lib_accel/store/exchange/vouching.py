@@ -21,7 +21,7 @@ from typing import Any
 
 from ...errors import ArtifactRejected
 from .. import signing
-from ..manifest import checksum
+from ..manifest import checksum, is_signed
 from .public_keys import PublicKeys
 
 SEAL = "seal.json"
@@ -39,14 +39,16 @@ def make_seal(signing_key: bytes, digests: Mapping[str, str]) -> str:
 class Vouching:
     """What may vouch for an archive: the key that sealed it, or the public keys that are trusted.
 
-    `allow_unsigned`: the user does. What is revoked is never taken.
+    `allow_unsigned`: the user does. `store_key` may have signed an artifact of a remote store. What
+    is revoked is never taken.
     """
 
     signing_key: bytes | None
     allow_unsigned: bool
     public: PublicKeys
+    store_key: bytes | None = None
 
-    def require_any(self, source: Path) -> None:
+    def require_any(self, source: Path | str) -> None:
         """Raise ArtifactRejected where nothing can vouch for any archive."""
         if self.signing_key is None and not (self.allow_unsigned or self.public.trusted):
             raise ArtifactRejected(
@@ -54,10 +56,12 @@ class Vouching:
                 "Give the key, or allow unsigned imports."
             )
 
-    def check_seal(self, source: Path, digests: Mapping[str, str], seal: bytes | None) -> bool:
+    def check_seal(
+        self, source: Path | str, digests: Mapping[str, str], seal: bytes | None
+    ) -> bool:
         """Return whether the seal was checked; raise ArtifactRejected when it does not fit."""
         if seal is None:
-            if self.allow_unsigned or self.public.trusted:
+            if self.allow_unsigned or self.public.trusted or self.store_key:
                 return False
             raise ArtifactRejected(
                 f"{source} was not imported: it is not signed. "
@@ -73,7 +77,7 @@ class Vouching:
             )
         return True
 
-    def require(self, source: Path, manifest: Mapping[str, Any], sealed: bool) -> str:
+    def require(self, source: Path | str, manifest: Mapping[str, Any], sealed: bool) -> str:
         """Return who vouches for one artifact, `sealed` by the key or not.
 
         Raises ArtifactRejected where nobody does, or where it is revoked.
@@ -82,6 +86,8 @@ class Vouching:
             raise ArtifactRejected(f"{source} was not imported: {why}. Import another.")
         if sealed:
             return "signature checked"
+        if is_signed(manifest, self.store_key):
+            return "signed with the store key"
         name, why = self.public.signer_of(manifest)
         if name is not None:
             return f"signed by {name}"

@@ -15,11 +15,12 @@ from ...compile.target import of_machine
 from ...errors import AccelError
 from ...store import ArtifactStore, Entry, Group, groups, named
 from ...store.exchange.public_keys import write_pair
+from ...store.exchange.shared import SharedStore
 from ...store.files import os_errors
 from ...store.signing import generate_key, read_key, write_key
 from ...store.summary import misfit, name_of
 from ..terminal import agreed, say, show
-from .common import default_device, make_store
+from .common import default_device, make_store, publish, shared_store
 
 
 def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
@@ -176,6 +177,8 @@ def _key(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     store = make_store(args)
     keys = _to_export(store, args.keys)
+    if isinstance(args.to, str):
+        return _publish(shared_store(args, args.to), keys, args)
     if args.to.exists() and not args.force:
         raise AccelError(f"{args.to} exists. Choose another name, or replace it with --force")
     signing_key = None
@@ -191,6 +194,17 @@ def _export(args: argparse.Namespace) -> int:
         args,
         f"{len(keys)} units written to {args.to} ({signed})",
     )
+    return 0
+
+
+def _publish(store: SharedStore, keys: list[str], args: argparse.Namespace) -> int:
+    if args.key:
+        raise AccelError(
+            "--key seals a file; for a shared store, name --signing-key or --store-key"
+        )
+    new = publish(store, keys)
+    text = f"{new} of {len(keys)} units written to {store.remote.shown}, the others were there"
+    show({"store": store.remote.shown, "keys": keys, "written": new}, args, text)
     return 0
 
 

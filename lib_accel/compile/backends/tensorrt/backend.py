@@ -81,6 +81,16 @@ class TensorRT:
         version = libraries.version()
         return None if version is None else bytes_of(map(store.entry, _wanted(target, version)))
 
+    def keys(self, target: Target) -> list[str]:
+        """Return the keys of the engines, where TensorRT for RTX can serve at all."""
+        version = libraries.version()
+        cards = (
+            cards_of(target.machine.capability) if target.machine.device_type == "cuda" else None
+        )
+        if version is None or cards is None or target.architecture is None:
+            return []
+        return [*_wanted(target, version)]
+
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""
         return stop(self._jobs.values())

@@ -62,7 +62,8 @@ def _add_exchange(actions: Commands) -> None:
     summary = "write artifacts to one file, to seed other machines"
     export = command(actions, "export", summary, _EXPORT)
     export.add_argument("keys", nargs="+", metavar="KEY", help=f"{_KEYS}, or `all`")
-    export.add_argument("--to", type=Path, metavar="FILE", required=True, help="the file to write")
+    text = "the file to write, or the URL of a store that machines share"
+    export.add_argument("--to", type=_file_or_url, metavar="FILE|URL", required=True, help=text)
     text = "replace the file if there is one"
     export.add_argument("--force", action="store_true", help=text)
     text = "sign with this key file; without one the file is unsigned"
@@ -74,3 +75,7 @@ def _add_exchange(actions: Commands) -> None:
     importer.add_argument("--key", type=Path, metavar="FILE", help=text)
     text = "accept it without a signature; be sure of its origin"
     importer.add_argument("--allow-unsigned", action="store_true", help=text)
+
+
+def _file_or_url(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
