@@ -1,4 +1,4 @@
-"""The file that the WebUI loads as a script. It registers callbacks and does nothing else."""
+"""The file that the WebUI loads as a script. It registers callbacks, and begins to fetch code."""
 
 from importlib.util import find_spec
 
@@ -11,6 +11,7 @@ if find_spec("modules.options"):  # from WebUI 1.6.0 on
     from lib_accel.host.taiyi.hooks import taiyi
 
     settings.register(service.options_changed)
+    service.fetch_ahead()
     taiyi.register()
     script_callbacks.on_model_loaded(service.model_loaded)
     script_callbacks.on_before_ui(xyz.add_axis)

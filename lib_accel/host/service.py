@@ -40,6 +40,10 @@ class Service:
         self._around: object = None  # what the WebUI has switched on for the last image
         self._standing: Config | None = None  # before a job's own settings replaced it
 
+    def fetch_ahead(self) -> None:
+        """Begin to fetch what the first model will need. The WebUI has yet to load it."""
+        stored_code.fetch_ahead(self._session)
+
     def model_loaded(self, sd_model: Any) -> None:
         """Accelerate a model that the WebUI has loaded.
 

@@ -12,7 +12,6 @@ import re
 import reprlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from modules import devices, sd_unet, shared
 from torch import nn
 
 from ..compile.backends.jit import TRACING
-from ..config import MIB, Config, default_store, default_store_key
+from ..config import FETCH_S, MIB, Config, key_file, places
 from ..errors import printable_lines
 from .options import OPTIONS, Number
 from .unet.functions import runs_original
@@ -98,20 +97,25 @@ def has_own_options(p: Any) -> bool:
 def config() -> Config:
     """Return the options as a Config. Command-line flags override them.
 
-    The folder of compiled code is no option: whoever can set options could name a folder of planted
-    native code.
+    Where compiled code comes from is no option: whoever can set options could name a place of
+    planted native code.
     """
-    folder, key = flag("accel_store"), flag("accel_store_key")
+    folder, url = places(flag("accel_store"))
+    readonly, seconds = bool(flag("accel_store_readonly")), flag("accel_fetch_seconds")
     return Config(
         backend=_backend(),
-        store=Path(folder) if folder else default_store(),
+        store=folder,
+        remote=url,
+        fetch_s=FETCH_S if seconds is None else max(seconds, 0.0),
         store_bytes=option("accel_store_mib") * MIB,
-        store_readonly=bool(flag("accel_store_readonly")),
-        store_key=Path(key) if key else default_store_key(),
-        compile=not flag("accel_no_compile"),
+        store_readonly=readonly,
+        compile=not (flag("accel_no_compile") or (url and readonly)),
         graphs=option("accel_graphs_mib") > 0,
         graph_bytes=option("accel_graphs_mib") * MIB,
         lora_base=option("accel_lora_base"),
+        store_key=key_file("store_key", flag("accel_store_key")),
+        trusted_keys=key_file("trusted_keys", flag("accel_trusted_keys")),
+        signing_key=key_file("signing_key", flag("accel_signing_key")),
     )
 
 

@@ -176,6 +176,10 @@ class Jit:
         """Return None: nothing is stored."""
         return None
 
+    def keys(self, target: Target) -> tuple[()]:
+        """Return none: nothing is kept in the store."""
+        return ()
+
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""
         return stop(self._jobs)

@@ -14,16 +14,19 @@ from ...compile.machine import probe
 from ...compile.session import of_machine
 from ...errors import AccelError
 from ...store import ArtifactStore, Entry, Group, groups, named
+from ...store.exchange.public_keys import write_pair
+from ...store.exchange.shared import SharedStore
 from ...store.files import os_errors
 from ...store.signing import generate_key, read_key, write_key
 from ...store.summary import misfit, name_of
 from ..terminal import agreed, say, show
-from .common import default_device, make_store
+from .common import default_device, make_store, publish, shared_store
 
 
 def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
     recipe = entry.artifact.recipe if entry.artifact else {}
     machine = recipe.get("machine", {})
+    manifest = entry.artifact.manifest if entry.artifact else {}
     return {
         "name": name_of(entry),
         "key": entry.key,
@@ -34,8 +37,10 @@ def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
         "device": machine.get("device_type"),
         "capability": machine.get("capability"),
         **{name: machine.get(name) for name in ("torch", "tensorrt_rtx", "cards", "card")},
-        "origin": entry.artifact.manifest["origin"] if entry.artifact else None,
-        "made_with": entry.artifact.manifest.get("made_with") if entry.artifact else None,
+        "origin": manifest.get("origin"),
+        "made_with": manifest.get("made_with"),
+        "published": manifest.get("published"),
+        "checksum": entry.artifact.checksum if entry.artifact else None,
         "problem": entry.problem,
         "misfit": misfit(entry, here) or None,
     }
@@ -156,6 +161,14 @@ def _make_key(file: Path) -> None:
 
 
 def _key(args: argparse.Namespace) -> int:
+    if args.pair:
+        line = write_pair(args.file)
+        say(
+            f"made a private key, {args.file}: keep it secret. The line of {args.file}.pub belongs "
+            "into the file of trusted keys of your servers."
+        )
+        show({"file": str(args.file), "public": line}, args, line)
+        return 0
     _make_key(args.file)
     show({"file": str(args.file)}, args, str(args.file))
     return 0
@@ -164,6 +177,8 @@ def _key(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     store = make_store(args)
     keys = _to_export(store, args.keys)
+    if isinstance(args.to, str):
+        return _publish(shared_store(args, args.to), keys, args)
     if args.to.exists() and not args.force:
         raise AccelError(f"{args.to} exists. Choose another name, or replace it with --force")
     signing_key = None
@@ -172,22 +187,35 @@ def _export(args: argparse.Namespace) -> int:
             _make_key(args.key)
         signing_key = read_key(args.key)
     store.export(keys, args.to, signing_key)
-    signed = "signed" if signing_key else "UNSIGNED: importing it needs --allow-unsigned"
+    is_signed = bool(signing_key or args.signing_key)
+    signed = "signed" if is_signed else "UNSIGNED: importing it needs --allow-unsigned"
     show(
-        {"file": str(args.to), "keys": keys, "signed": bool(signing_key)},
+        {"file": str(args.to), "keys": keys, "signed": is_signed},
         args,
         f"{len(keys)} units written to {args.to} ({signed})",
     )
     return 0
 
 
+def _publish(store: SharedStore, keys: list[str], args: argparse.Namespace) -> int:
+    if args.key:
+        raise AccelError(
+            "--key seals a file; for a shared store, name --signing-key or --store-key"
+        )
+    new = publish(store, keys)
+    text = f"{new} of {len(keys)} units written to {store.remote.shown}, the others were there"
+    show({"store": store.remote.shown, "keys": keys, "written": new}, args, text)
+    return 0
+
+
 def _import(args: argparse.Namespace) -> int:
     with os_errors(f"import {args.file}"):
         args.file.stat()
-    if not args.key and not args.allow_unsigned:
+    if not (args.key or args.allow_unsigned or args.trusted_keys):
         raise AccelError(
             f"An export brings native code: give --key FILE, the key that {args.file} was signed "
-            "with, or --allow-unsigned if you are sure of its origin"
+            "with, --trusted-keys FILE with its maker's public key, or --allow-unsigned if you are "
+            "sure of its origin"
         )
     store = make_store(args)
     signing_key = read_key(args.key) if args.key else None

@@ -94,6 +94,11 @@ class Aoti:
         """Return what the units of `target` take in `store`; None where one of them is missing."""
         return bytes_of(map(store.entry, target.keys.values()))
 
+    def keys(self, target: Target) -> list[str]:
+        """Return the keys of the units."""
+        served = target.machine.device_type in ("cpu", "cuda") and target.machine.packaging
+        return [*target.keys.values()] if served else []
+
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""
         return stop(self._jobs.values())

@@ -98,6 +98,10 @@ class FusedKernels:
         """Return what the units of `target` take in `store`; None where one of them is missing."""
         return bytes_of(map(store.entry, recipes_of(target)))
 
+    def keys(self, target: Target) -> list[str]:
+        """Return the keys of the units, where the kernels can serve at all."""
+        return [] if _cannot_run(target) else [*recipes_of(target)]
+
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""
         return stop(self._jobs.values())

@@ -77,6 +77,10 @@ class TensorRT:
         keys = wanted(target)
         return bytes_of(map(store.entry, keys)) if keys else None
 
+    def keys(self, target: Target) -> list[str]:
+        """Return the keys of the engines, where TensorRT for RTX can serve at all."""
+        return [*wanted(target)]
+
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""
         return stop(self._jobs.values())

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ....config import AUTO, default_store, default_store_key
+from ....config import AUTO, key_file, places
 from ....errors import printable
 from ...setup_environment import is_own_environment
 from ...terminal import write
@@ -119,18 +119,35 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --store, --store-key and --store-mib."""
-    text = "folder of the artifacts"
-    parser.add_argument("--store", type=Path, metavar="DIR", default=default_store(), help=text)
+    """Add --store and its size, and the keys that sign and check what is in it."""
+    folder, url = places()
     text = (
-        "file with the key that signs and checks the artifacts, for a store that several users or "
-        "machines share; by default ACCEL_STORE_KEY_FILE, else your own key"
+        "folder of the artifacts (default: %(default)s), or the URL of a store that machines share "
+        "(s3://, https://, file://), with that folder as its cache"
     )
-    parser.add_argument(
-        "--store-key", type=Path, metavar="FILE", default=default_store_key(), help=text
-    )
+    parser.add_argument("--store", action=_Store, metavar="DIR|URL", default=folder, help=text)
+    parser.set_defaults(remote=url)
+    texts = {
+        "store_key": "file with the key that signs and checks the artifacts, for a store that "
+        "several users or machines share; by default ACCEL_STORE_KEY_FILE, else your own key",
+        "trusted_keys": "file of public keys whose owners may sign code for this machine (default: "
+        "ACCEL_TRUSTED_KEYS_FILE)",
+        "signing_key": "file with a private key that signs what is compiled or exported, for those "
+        "who trust it (default: ACCEL_SIGNING_KEY_FILE)",
+    }
+    for name, text in texts.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=Path, metavar="FILE", default=key_file(name), help=text)
     text = "largest size of the store in MiB; the artifact that was used longest ago goes first"
     parser.add_argument("--store-mib", type=positive, metavar="N", default=2048, help=text)
+
+
+class _Store(argparse.Action):
+    """Sets `store` to the folder and `remote` to the URL that go with what was given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Set both."""
+        namespace.store, namespace.remote = places(str(values))
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
