@@ -134,7 +134,9 @@ def _choose(target: Target, folder: Path, backend: str = "auto") -> tuple[str | 
     return chosen.backend.name if chosen.backend else None, chosen.reason
 
 
-def test_the_backend_that_was_measured_to_be_fastest_is_tried_first(target: Target, tmp_path: Path):
+def test_the_backend_that_was_measured_to_be_fastest_is_tried_first(
+    packaging: None, target: Target, tmp_path: Path
+):
     assert _choose(target, tmp_path) == ("aoti", None)
     measure(target, 1.0, 0.98, 1.0)
     assert _choose(target, tmp_path) == ("aoti", None)
