@@ -170,7 +170,7 @@ class TwoForms:
         """Start to build these weights in, where there is memory for them."""
         size, state = sum(w.nbytes for w in weights), self._state
         if size > MOST_BYTES:
-            self._refuse(f"they take {size / 1e9:.1f} GB")
+            self._stay(f"they take {size / 1e9:.1f} GB")
             return
         self.give_up()
         self._state = state
@@ -189,7 +189,7 @@ class TwoForms:
             else:
                 self.give_up()
         except (AccelError, RuntimeError) as error:
-            self._refuse(str(error))
+            self._stay(str(error))
 
     def _compare(self, tensors: list[Tensor], built: EngineFn) -> Tensor:
         """Compute by the form that was timed less often; decide when both were often enough.
@@ -220,14 +220,15 @@ class TwoForms:
             theirs, ours = map(statistics.median, self._times)
             self._decided = True
             if ours > FASTER * theirs:
-                self._refuse(f"{1000 * ours:.2f} ms a call instead of {1000 * theirs:.2f}")
+                self._stay(f"{1000 * ours:.2f} ms a call instead of {1000 * theirs:.2f}")
 
     def _checked_output(self, expected: Tensor, out: Tensor) -> Tensor:
         if not (difference := relative_error(out, expected)) <= DIFFERENCE:  # also for NaN
-            self._refuse(f"its result differs by {difference:.1e}")
+            self._stay(f"its result differs by {difference:.1e}")
         return expected
 
-    def _refuse(self, why: str) -> None:
+    def _stay(self, why: str) -> None:
+        """Go on with weights as inputs for good."""
         _log.info("TensorRT goes on with weights as inputs, not built in: %s", why)
         self.give_up()
         self._refused = True
