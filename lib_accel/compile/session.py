@@ -68,10 +68,7 @@ BACKENDS: tuple[type[Backend], ...] = (TensorRT, Aoti, Jit, FusedKernels, Eager)
 
 
 def of_machine(machine: Machine) -> dict[str, dict[str, Any]]:
-    """Return what recipes of stored code for this machine share, by what made the code.
-
-    See `store/summary.py: MAKERS`.
-    """
+    """Return what recipes of stored code for this machine share, by what made the code."""
     return {"torch": of_torch(machine), engines.MODULE: engines.of_machine(machine)}
 
 

@@ -14,9 +14,6 @@ UNNAMED = "unknown model"
 
 IN_USE = "in use"
 
-MAKERS = {"torch": "torch", "tensorrt_rtx": "TensorRT"}
-"""What makes code: its name in recipes, which have its version, and the one for people."""
-
 
 @dataclass(frozen=True)
 class Group:
@@ -57,11 +54,12 @@ class Group:
         machine, dtype = artifact.recipe["machine"], artifact.recipe["dtype"]
         kind, capability = machine.get("device_type"), machine.get("capability")
         device = capability if kind == "cpu" else f"{kind} {capability}"
-        device = machine.get("card") or machine.get("cards") or device
-        made_with = next((name for name in MAKERS if name in machine), "torch")
-        version = f"{MAKERS[made_with]} {machine.get(made_with)}"
         count = f"{len(self.entries)} units" if len(self.entries) != 1 else "1 unit"
-        return f"{count}, {dtype}, {version}, {device}"
+        if "tensorrt_rtx" in machine:
+            cards = machine.get("card") or machine.get("cards")
+            return f"{count}, {dtype}, TensorRT {machine['tensorrt_rtx']}, {cards}"
+        torch = machine.get("torch")
+        return f"{count}, {dtype}, torch {torch}, {device}"
 
     @property
     def origins(self) -> str:
@@ -72,8 +70,8 @@ class Group:
     def state(self, here: Mapping[str, Mapping[str, Any]], used: Collection[str] = ()) -> str:
         """Return IN_USE, "not usable", what of this machine it was not made for, or "".
 
-        `here` is what the recipes of this machine share, by what made the code (of MAKERS); see
-        `compile/session.py: of_machine`. `used` are the keys of code in use.
+        `here` is what the recipes of this machine share, by what made the code: "torch" or
+        "tensorrt_rtx"; see `compile/session.py: of_machine`. `used` are the keys of code in use.
         """
         if any(entry.key in used for entry in self.entries):
             return IN_USE
@@ -94,8 +92,10 @@ def misfit(entry: Entry, here: Mapping[str, Mapping[str, Any]]) -> str:
     if ours is None:
         return "not for this version of the extension"
     differ = {name for name, value in ours["machine"].items() if _differs(theirs, name, value)}
-    if wrong := [MAKERS[name] for name in MAKERS if name in differ]:
-        return f"not for this {wrong[0]}"
+    if "torch" in differ:
+        return "not for this torch"
+    if "tensorrt_rtx" in differ:
+        return "not for this TensorRT"
     if differ & {"device_type", "capability", "cards", "card"}:
         return "not for this device"
     if differ:

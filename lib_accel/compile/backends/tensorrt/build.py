@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from ....errors import CompileFailed
 from ....model.architecture import Architecture
 from ....model.specs import Spec, spec_from_dict, spec_to_dict
-from .libraries import load, logger_of
+from .libraries import load, logger_of, no_message_boxes
 from .network import Network, unet_network, unit_network
 from .writer import Writer
 
@@ -138,4 +139,7 @@ def _addresses(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if hasattr(os, "nice"):  # making images comes first
+        os.nice(10)
+    with no_message_boxes():
+        sys.exit(main(sys.argv[1:]))

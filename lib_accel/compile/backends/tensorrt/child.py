@@ -28,7 +28,11 @@ ENGINE_FILE = "engine.zlib"
 LARGEST = 1 << 30
 """The most bytes that an engine may unpack to."""
 
-_QUIET = subprocess.CREATE_NO_WINDOW if sys.platform == "win32" else 0
+_QUIET = (  # and making images comes first
+    subprocess.CREATE_NO_WINDOW | subprocess.BELOW_NORMAL_PRIORITY_CLASS
+    if sys.platform == "win32"
+    else 0
+)
 
 
 def build_into(

@@ -3,7 +3,8 @@
 TensorRT may find faster kernels for weights that it knows. So after some images with the same
 weights, an engine with them is built in the background, where there is memory for a second copy.
 It serves while the weights are those, and only if it was measured to be faster; otherwise, as while
-a LoRA is merged, the form with weights as inputs does. Refitting is no way: TensorRT for RTX 1.7
+a LoRA is merged, the form with weights as inputs does. Where a CUDA graph of that serves, launches
+bound the calls, and nothing is built in. Refitting is no way: TensorRT for RTX 1.7
 cannot build a whole UNet that can be refitted without a GPU.
 
 Never run on a card.
@@ -77,7 +78,7 @@ class ConstantsJob(Job):
         for weight in self._weights:
             values = weight.detach().cpu().contiguous()
             sums.append(sums_of([values]))
-            stream.write(values.flatten().view(torch.uint8).numpy())
+            stream.write(values.flatten().view(torch.uint8).numpy().tobytes())
         self.sums = torch.cat(sums)
 
 
@@ -168,9 +169,12 @@ class TwoForms:
     def _begin(self, weights: Sequence[Tensor]) -> None:
         """Start to build these weights in, where there is memory for them."""
         size, state = sum(w.nbytes for w in weights), self._state
+        if size > MOST_BYTES:
+            self._stay(f"they take {size / 1e9:.1f} GB")
+            return
         self.give_up()
         self._state = state
-        if size <= MOST_BYTES and has_room(weights[0].device, 1.1 * size):
+        if has_room(weights[0].device, 1.1 * size):
             self._sums, self._same, self._checked = sums_of(weights), True, True
             self._job = self._start(weights)
 
@@ -185,7 +189,7 @@ class TwoForms:
             else:
                 self.give_up()
         except (AccelError, RuntimeError) as error:
-            self._refuse(str(error))
+            self._stay(str(error))
 
     def _compare(self, tensors: list[Tensor], built: EngineFn) -> Tensor:
         """Compute by the form that was timed less often; decide when both were often enough.
@@ -216,14 +220,15 @@ class TwoForms:
             theirs, ours = map(statistics.median, self._times)
             self._decided = True
             if ours > FASTER * theirs:
-                self._refuse(f"{1000 * ours:.2f} ms a call instead of {1000 * theirs:.2f}")
+                self._stay(f"{1000 * ours:.2f} ms a call instead of {1000 * theirs:.2f}")
 
     def _checked_output(self, expected: Tensor, out: Tensor) -> Tensor:
         if not (difference := relative_error(out, expected)) <= DIFFERENCE:  # also for NaN
-            self._refuse(f"its result differs by {difference:.1e}")
+            self._stay(f"its result differs by {difference:.1e}")
         return expected
 
-    def _refuse(self, why: str) -> None:
+    def _stay(self, why: str) -> None:
+        """Go on with weights as inputs for good."""
         _log.info("TensorRT goes on with weights as inputs, not built in: %s", why)
         self.give_up()
         self._refused = True

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import logging
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 MODULE = "tensorrt_rtx"
+NO_BOXES = 0x1 | 0x2 | 0x8000
+"""SEM_FAILCRITICALERRORS, SEM_NOGPFAULTERRORBOX and SEM_NOOPENFILEERRORBOX of Windows."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +44,25 @@ def why_not() -> str:
 
 def load() -> ModuleType:
     """Import TensorRT for RTX. Raises ImportError where it, or a library of it, is missing."""
-    return importlib.import_module(MODULE)
+    with no_message_boxes():
+        return importlib.import_module(MODULE)
+
+
+@contextlib.contextmanager
+def no_message_boxes() -> Iterator[None]:
+    """Have Windows raise, in this thread, where it would show a box and wait for a click.
+
+    That is where a library lacks another one, and where a process crashes.
+    """
+    if sys.platform != "win32":
+        yield
+        return
+    before, kernel = ctypes.c_uint(), ctypes.windll.kernel32
+    kernel.SetThreadErrorMode(NO_BOXES, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        kernel.SetThreadErrorMode(before, None)
 
 
 @functools.cache
