@@ -127,7 +127,7 @@ LAUNCHES = {
         "layer_norm": 3,
         "product": 10,
         "geglu": 1,
-        "add": 1,
+        "add": 2,
     },
     Output(64, 4): {"group_norm": 2, "convolution": 1},
 }
