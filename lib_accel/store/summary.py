@@ -46,7 +46,7 @@ class Group:
         """One line: `17 units, float16, torch 2.13.0, cuda 9.0`, or what is wrong.
 
         Of TensorRT it is `17 units, float16, TensorRT 1.7.1, ampere+`, or the name of the card that
-        its kernels are for.
+        its kernels are for. Of another backend than `aoti` its name comes last.
         """
         artifact = self.entries[0].artifact
         if artifact is None:
@@ -58,8 +58,8 @@ class Group:
         if "tensorrt_rtx" in machine:
             cards = machine.get("card") or machine.get("cards")
             return f"{count}, {dtype}, TensorRT {machine['tensorrt_rtx']}, {cards}"
-        torch = machine.get("torch")
-        return f"{count}, {dtype}, torch {torch}, {device}"
+        parts = [f"{count}, {dtype}, torch {machine.get('torch')}, {device}"]
+        return ", ".join([*parts, *filter(None, [artifact.recipe.get("backend")])])
 
     @property
     def origins(self) -> str:
