@@ -124,6 +124,13 @@ class ArtifactStore:
         self._evict({key, *keep})
         return artifact
 
+    def begin(self, key: str) -> bool:
+        """Return whether this process is to make the artifact now. It does not wait."""
+        return True
+
+    def give_back(self) -> None:
+        """Let others make what was begun here and not put."""
+
     def list(self) -> builtins.list[Entry]:
         """Return every artifact, least recently used first.
 
