@@ -116,7 +116,8 @@ class Engine:
         except BadWeights:
             return False  # the model is unloaded or half moved; the next call says so
         self._provider.collect()
-        self.counters.compiles = self._provider.compiles
+        for name in ("compiles", "compile_seconds", "compile_failures"):
+            setattr(self.counters, name, getattr(self._provider, name))
         self._bind_new_units()
         return True
 
