@@ -106,6 +106,18 @@ def test_a_store_that_fails_lets_everybody_go_on(tmp_path, clock, caplog):
     assert len(caplog.records) == 1
 
 
+def test_leases_without_end_or_of_any_size_stop_nobody(remote, clock, tmp_path, caplog):
+    """As somebody who may write to the store could plant."""
+    there = tmp_path / "there"
+    for number in range(300):
+        (there / f"{KEY}.lease.{number}").write_bytes(b"given back")
+    assert Leases(remote).take(KEY)
+    assert "has 200 leases" in caplog.text
+    (there / f"{key_of('b')}.lease.0").write_bytes(bytes(10**6))
+    assert Leases(remote).take(key_of("b"))
+    assert "has more than 4096 bytes" in caplog.text
+
+
 def test_nobody_waits_for_ever(remote, clock):
     ours, theirs = Leases(remote), Leases(remote)
     assert ours.take(KEY)

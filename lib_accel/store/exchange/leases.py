@@ -29,6 +29,9 @@ PATIENCE_S = 1800.0
 DOWN_S = 60.0
 """A remote store that failed is left alone for so long."""
 
+MOST = 200
+"""So many machines do not die over one unit."""
+
 _GIVEN_BACK = b"given back"
 _log = logging.getLogger(__name__)
 
@@ -79,18 +82,20 @@ class Leases:
 
     def _make(self, key: str) -> _Held | None:
         """Make the next lease of `key`; return None where another machine holds the last one."""
-        number = 0
-        while True:
+        for number in range(MOST):
             name = f"{key}.lease.{number}"
             held = _Held(name, number)
-            found = self._remote.read(name)
+            found = self._remote.read(name, most=4096)
             if found is None:
                 if self._remote.write(name, self._text(held)):
                     return held
-                found = self._remote.read(name) or b""  # somebody was faster
+                found = self._remote.read(name, most=4096) or b""  # somebody was faster
             if found != _GIVEN_BACK and not self._is_dead(name, found):
                 return None
-            number += 1
+        raise StoreError(
+            f"The store {self._remote.shown} has {MOST} leases of artifact {key[:12]}. Expected "
+            "some. Remove them there."
+        )
 
     def _is_dead(self, name: str, found: bytes) -> bool:
         now = time.monotonic()

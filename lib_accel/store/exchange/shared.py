@@ -8,6 +8,7 @@ were none.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import logging
@@ -25,6 +26,9 @@ from .leases import Leases
 from .public_keys import PublicKeys
 from .remote import Remote
 from .vouching import Vouching
+
+AT_EXIT_S = 10.0
+"""How long the end of the process waits for what is being published."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ class SharedStore(ArtifactStore):
         self.publishes = publish and signs and self.remote.writable
         self._sent = threading.Condition()
         self._waiting: list[str] = []  # to be published; under `_sent`
-        self._failed = False
+        self._failed = self._settles = False
 
     def put(
         self,
@@ -106,7 +110,8 @@ class SharedStore(ArtifactStore):
         data = self.remote.read(f"{key}.zip")
         if data is None:
             return False
-        self._take(lambda work: self._unpack(key, data, work))
+        # without a profile its maker's signature lets it serve again, or it is fetched again
+        self._take(lambda work: self._unpack(key, data, work), lasting=False)
         return True
 
     def publish(self, key: str) -> bool:
@@ -142,6 +147,9 @@ class SharedStore(ArtifactStore):
             self._waiting.append(key)
             if len(self._waiting) == 1:
                 threading.Thread(target=self._send, name="accel-publish", daemon=True).start()
+            if not self._settles:
+                self._settles = True
+                atexit.register(self.settle, AT_EXIT_S)
 
     def _send(self) -> None:
         while True:
