@@ -67,6 +67,9 @@ EXIT_WAIT_S = 30.0
 TRUSTED_S = 30.0
 """The estimates count as much as the real times of units that took this long."""
 
+LOOK_AGAIN_S = 2.0
+"""Between two looks at what another machine compiles."""
+
 LATE = 0.1
 """A unit that takes longer than expected needs this share of its time so far once more."""
 
@@ -185,6 +188,11 @@ class Job(ABC):
         self._stage = stage
         if self.cancelled:
             raise CompileFailed("cancelled")
+
+    def wait_for_another_machine(self) -> None:
+        """Wait a little for what another machine compiles. Raises CompileFailed after `cancel`."""
+        self.report("another machine is compiling this")
+        self._cancelled.wait(LOOK_AGAIN_S)
 
     def progress(self) -> Progress:
         """Return how far the job is. It can be asked from any thread."""

@@ -17,7 +17,7 @@ from ..store.exchange.shared import SharedStore
 from ..store.store import ArtifactStore
 from .backends.aoti.backend import Aoti
 from .backends.eager import Eager
-from .backends.fetching import FetchJob, missing
+from .backends.fetching import Fetched, FetchJob, missing
 from .backends.jit import Jit
 from .backends.kernels.backend import FusedKernels
 from .backends.tensorrt import engines
@@ -101,6 +101,7 @@ class Session:
         self._backends: dict[str, Backend] = {kind.name: kind() for kind in BACKENDS}
         self._failures: dict[tuple[Config, str], dict[str, str]] = {}
         self._fetches: dict[tuple[Path, str], FetchJob] = {}
+        self._all_fetches: list[FetchJob] = []
         self._fetching = threading.Lock()  # the host begins before there is a UNet
         self._left: dict[tuple[str, str], tuple[CompiledUnits, str]] = {}
         # on which CUDA graphs are recorded: libraries keep a workspace for each, for good
@@ -179,8 +180,20 @@ class Session:
                 return None
             job = FetchJob(target, store, wanted, config.fetch_s)
             self._fetches[store.root, target.key] = job
+            self._all_fetches.append(job)
             job.start()
             return job
+
+    def fetched(self) -> Fetched:
+        """Return what all jobs together have fetched so far."""
+        with self._fetching:
+            jobs = list(self._all_fetches)
+        return Fetched(
+            sum(job.fetched for job in jobs),
+            sum(job.absent for job in jobs),
+            sum(job.problem is not None for job in jobs),
+            sum(job.progress().elapsed_s for job in jobs),
+        )
 
     def leave(self, target: Target, units: CompiledUnits, made_by: str) -> None:
         """Keep the units that serve `target`, by the name of their backend, for whoever is next.

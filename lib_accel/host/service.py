@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +36,7 @@ class Service:
         self._vaes = Vaes(self._session)
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
+        self.images: Counter[tuple[str, str]] = Counter()  # by backend and, without one, reason
         self._options: dict[str, Any] = {}  # as they were last, and meant something
         self._options_changed = False  # and not yet applied
         self._around: object = None  # what the WebUI has switched on for the last image
@@ -245,6 +247,21 @@ class Service:
         """Return how many UNet calls compiled code has computed, and the current backend."""
         here = self.current()
         return self._sums()["accelerated_calls"], here.engine.status.backend if here else ""
+
+    def note_images(self, count: int, backend: str) -> None:
+        """Note that images were made, by a backend or with "" by the WebUI's own code."""
+        why = self._state(self.current()).reason or "none"
+        self.images[backend, "" if backend else why] += count
+
+    def measured(self) -> dict[str, float]:
+        """Return what only the metrics show."""
+        graphs = [each.engine.graphs for each in self._models.attachments]
+        return {
+            **vars(self._session.fetched()),
+            "compile_seconds": sum(c.engine.compile_seconds for c in self._counts),
+            "compile_failures": sum(c.engine.compile_failures for c in self._counts),
+            "graph_bytes": sum(each.bytes for each in graphs if each is not None),
+        }
 
     def current(self) -> Attachment | None:
         """Return what accelerates the loaded model, or None."""

@@ -62,6 +62,7 @@ class Provider:
         self.units: CompiledUnits = {}
         self._made_by = ""  # the backend of `units`
         self.compiles = 0  # units compiled for this provider
+        self.compile_seconds, self.compile_failures = 0.0, 0
         self.job: Job | None = None
         self._fetching: FetchJob | None = None  # the last one, ended or not
         self._fetch_again_at = math.inf
@@ -161,10 +162,13 @@ class Provider:
         if job.cancelled:  # by the user, or by another model that shared it
             self.prepare(job.target)
             return
-        self.compiles += job.take_count()
+        compiled = job.take_count()
+        self.compiles += compiled
+        self.compile_seconds += job.progress().elapsed_s if compiled else 0.0
         try:
             self._serve(job.result(), made_by)
         except (CompileFailed, ArtifactRejected, StoreError) as error:
+            self.compile_failures += 1
             passing = isinstance(error, (NoRoom, StoreError))
             (self._failed if passing else self._lasting)[made_by] = str(error)
             self.prepare(job.target)

@@ -14,6 +14,8 @@ class Counters:
     compiles: int = 0  # units compiled
     binds: int = 0  # times that weights were bound, the first time included
     accelerated_calls: int = 0  # UNet calls that compiled code has computed
+    compile_seconds: float = 0.0  # that jobs took which compiled something
+    compile_failures: int = 0  # jobs that failed
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,13 @@ class ArtifactStore:
         self._evict({key, *keep})
         return artifact
 
+    def begin(self, key: str) -> bool:
+        """Return whether this process is to make the artifact now. It does not wait."""
+        return True
+
+    def give_back(self) -> None:
+        """Let others make what was begun here and not put."""
+
     def list(self) -> builtins.list[Entry]:
         """Return every artifact, least recently used first.
 
@@ -210,11 +217,11 @@ class ArtifactStore:
         return self._take(lambda work: archive.unpack(source, work, vouching, self.max_bytes))
 
     def _take(
-        self, unpack: Callable[[Path], Mapping[str, dict[str, Any]]]
+        self, unpack: Callable[[Path], Mapping[str, dict[str, Any]]], lasting: bool = True
     ) -> builtins.list[Artifact]:
         """Put what `unpack` puts into the folder it is given; it returns manifests by key."""
         self._prepare("import")
-        store_key = signing.make_store_key(self._key_file, lasting=True)
+        store_key = signing.make_store_key(self._key_file, lasting)
         with os_errors(f"import into {self.root}"), workspace(self.root) as work:
             manifests = unpack(work)
             for key, manifest in manifests.items():

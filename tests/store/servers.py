@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,6 @@ from lib_accel.store import signing
 from lib_accel.store.exchange.shared import SharedStore
 
 Fault = Callable[[BaseHTTPRequestHandler, bytes], None]
-BUCKET = "accel-bucket"
 
 
 def shared(folder: Path, url: str, key: Path | None, **more: object) -> SharedStore:
@@ -162,7 +162,8 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name, value in settings.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     try:
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
-        yield f"s3://{BUCKET}/accel"
+        bucket = f"accel-{secrets.token_hex(4)}"  # moto remembers those of other tests
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+        yield f"s3://{bucket}/accel"
     finally:
         server.stop()

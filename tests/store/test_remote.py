@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -14,8 +16,8 @@ from lib_accel.store import ArtifactStore, PublicKeys, signing
 from lib_accel.store.exchange import remote as remotes
 from lib_accel.store.exchange.public_keys import write_pair
 from lib_accel.store.exchange.remote import Remote
-from tests.store.kit import hidden, key_of, recipe
-from tests.store.servers import BUCKET, FAULTS, fleet_key, s3_server, shared, web_server
+from tests.store.kit import REPO, hidden, key_of, recipe
+from tests.store.servers import FAULTS, fleet_key, s3_server, shared, web_server
 
 KEY = key_of("a")
 
@@ -79,14 +81,14 @@ def test_an_s3_server_keeps_it_and_many_writers_leave_a_whole_one(s3, units, tmp
     assert server.fetch(KEY)
     assert server.get(KEY).checksum in {store.get(KEY).checksum for store in stores}
     assert not server.fetch(key_of("b"))
-    elsewhere = shared(tmp_path / "0", s3.replace(BUCKET, "no-such-bucket"), fleet_key(tmp_path))
+    elsewhere = shared(tmp_path / "0", "s3://no-such-bucket/accel", fleet_key(tmp_path))
     with pytest.raises(StoreError, match=r"Could not write the store s3://no-such-bucket"):
         elsewhere.publish(KEY)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_server_with_faults_changes_nothing(published, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(remotes, "MOST_BYTES", 1 << 21)
+    monkeypatch.setattr(Remote.read, "__defaults__", (1 << 21,))
     monkeypatch.setattr(remotes, "READ_S", 0.2)
     with web_server(published, fault) as url:
         server = shared(tmp_path / "server", url, fleet_key(tmp_path))
@@ -208,6 +210,39 @@ def test_a_store_that_cannot_be_written_costs_one_line(folder, units, tmp_path, 
 def test_a_url_that_leads_nowhere_is_named(tmp_path, url, words):
     with pytest.raises(AccelError, match=words):
         Remote(url).read("x")
+
+
+def test_what_is_being_published_is_not_lost_at_the_end_of_the_process(folder, units, tmp_path):
+    code = (
+        "import pathlib, sys; from tests.store.servers import shared; "
+        "from tests.store.kit import recipe; folder = pathlib.Path(sys.argv[1]); "
+        "store = shared(folder / 'x', (folder / 'there').as_uri(), folder / 'fleet.key'); "
+        "store.put(recipe('a'), {'x.so': pathlib.Path(sys.argv[2])})"
+    )
+    fleet_key(tmp_path)
+    command = [sys.executable, "-c", code, str(tmp_path), str(units["mid.pt2"])]
+    subprocess.run(command, cwd=REPO, check=True, timeout=60)
+    assert [path.name for path in folder.iterdir()] == [f"{KEY}.zip"]
+
+
+def test_a_machine_without_a_profile_keeps_what_a_trusted_key_signed(
+    folder, units, tmp_path, monkeypatch
+):
+    """As a container with a read-only root; the folder is a volume. The next start finds it."""
+    pytest.importorskip("cryptography")
+    (tmp_path / "keys.txt").write_text(f"{write_pair(tmp_path / 'builder.key')}\n")
+    signer, trusted = PublicKeys(signer=tmp_path / "builder.key"), PublicKeys(tmp_path / "keys.txt")
+    builder = shared(tmp_path / "builder", folder.as_uri(), None, public=signer)
+    builder.put(recipe("a"), units)
+    assert builder.settle(10)
+    (tmp_path / "no-folder").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-folder"))
+    signing._of_this_process.cache_clear()
+    server = shared(tmp_path / "server", folder.as_uri(), None, public=trusted)
+    assert server.fetch(KEY)
+    signing._of_this_process.cache_clear()  # another process has another
+    assert shared(tmp_path / "server", "file:///x", None, public=trusted).get(KEY)
+    signing._of_this_process.cache_clear()
 
 
 def test_without_hard_links_a_folder_works_as_well(published, units, tmp_path, monkeypatch):

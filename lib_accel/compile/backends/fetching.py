@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ...errors import AccelError, ArtifactRejected
 from ...store.exchange.shared import SharedStore
@@ -17,17 +18,28 @@ THREADS = 8
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """What several jobs have done."""
+
+    hits: int
+    misses: int
+    failures: int
+    seconds: float
+
+
 class FetchJob(Job):
     """Fetches the artifacts in `keys`; has no result but what `store` holds afterwards.
 
     It ends after `limit_s` seconds at the latest. `problem` then says why some could not be had,
-    other than that they are not there; `fetched` counts those that came.
+    other than that they are not there; `fetched` counts those that came, `absent` those that do not
+    exist.
     """
 
     def __init__(self, target: Target, store: SharedStore, keys: Iterable[str], limit_s: float):
         super().__init__(f"accel-fetch-{target.key[:8]}", target)
         self.problem: str | None = None
-        self.fetched = 0
+        self.fetched = self.absent = 0
         self._store, self._keys, self._limit_s = store, [*keys], limit_s
 
     def work(self) -> CompiledUnits:
@@ -58,6 +70,7 @@ class FetchJob(Job):
                     self.problem = str(answer)
                 else:
                     self.fetched += answer
+                    self.absent += not answer
         finally:
             _empty(waiting)
         if self.problem:

@@ -46,6 +46,7 @@ class AccelScript(scripts.Script):
         (calls_before, before), (calls, now) = p._accel_served, service.served()
         backend = (now or before) if calls > calls_before else ""  # a job may change the model
         service.clock.finish(backend, p)
+        service.note_images(len(kwargs.get("images", [0])), backend)
         if backend:
             p.extra_generation_params["Accel"] = backend
         else:

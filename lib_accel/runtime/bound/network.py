@@ -99,7 +99,8 @@ class BoundNetwork(ABC):
         except BadWeights:
             return False  # the model is unloaded or half moved; the next call says so
         self._provider.collect()
-        self.counters.compiles = self._provider.compiles
+        for name in ("compiles", "compile_seconds", "compile_failures"):
+            setattr(self.counters, name, getattr(self._provider, name))
         self._bind_new_units()
         return True
 

@@ -35,8 +35,8 @@ CONNECT_S, READ_S = 5, 15
 class Place(Protocol):
     """Where named objects lie."""
 
-    def read(self, name: str) -> bytes | None:
-        """Return what lies there, None where nothing does; longer than MOST_BYTES means more."""
+    def read(self, name: str, most: int) -> bytes | None:
+        """Return what lies there, None where nothing does; what is longer than `most` is cut."""
         ...
 
     def write(self, name: str, data: bytes, replace: bool) -> bool:
@@ -59,14 +59,14 @@ class Remote:
         self.shown = printable(f"{parts.scheme}://{where}{parts.path}")
         self._place: Place | None = None
 
-    def read(self, name: str) -> bytes | None:
-        """Return an object of at most MOST_BYTES; None where there is none. Raises StoreError."""
+    def read(self, name: str, most: int = MOST_BYTES) -> bytes | None:
+        """Return an object of at most `most` bytes; None where there is none. Raises StoreError."""
         with self._errors("read"):
-            data = self._opened().read(name)
-        if data is not None and len(data) > MOST_BYTES:
+            data = self._opened().read(name, most)
+        if data is not None and len(data) > most:
             raise StoreError(
-                f"The store {self.shown} has more than {MOST_BYTES} bytes under {name}. Expected "
-                "one artifact. Remove it there."
+                f"The store {self.shown} has more than {most} bytes under {name}. Expected less. "
+                "Remove it there."
             )
         return data
 
@@ -129,11 +129,11 @@ class _Folder:
     def __init__(self, url: str):
         self._root = _path_of(url)
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str, most: int) -> bytes | None:
         """Return what the file holds."""
         try:
             with open_file(self._root / name) as stream:
-                return stream.read(MOST_BYTES + 1)
+                return stream.read(most + 1)
         except FileNotFoundError:
             if not self._root.is_dir():
                 raise
@@ -183,14 +183,14 @@ class _Web:
             pair = f"{parts.username}:{parts.password or ''}"
             self._login = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str, most: int) -> bytes | None:
         path = f"{self._root.path.rstrip('/')}/{name}"
         request = urllib.request.Request(self._root._replace(path=path).geturl())
         if self._login:  # for this server alone, not for one that it refers to
             request.add_unredirected_header("Authorization", f"Basic {self._login}")
         try:
             with urllib.request.urlopen(request, timeout=READ_S) as stream:
-                return _read_all(stream)
+                return _read_all(stream, most)
         except urllib.error.HTTPError as error:
             with error:
                 if error.code in (404, 410):
@@ -220,10 +220,10 @@ class _Filesystem:
         self._fs, root = fsspec.core.url_to_fs(url, **options)
         self._root = root.rstrip("/")
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str, most: int) -> bytes | None:
         try:
             with self._fs.open(f"{self._root}/{name}", "rb") as stream:
-                return _read_all(stream)
+                return _read_all(stream, most)
         except FileNotFoundError:  # or, as S3 says no more, there is no such bucket
             return None
 
@@ -246,10 +246,10 @@ class _Filesystem:
         self._fs.rm_file(f"{self._root}/{name}")
 
 
-def _read_all(stream: IO[bytes]) -> bytes:
-    """Return what the stream holds, but little more than MOST_BYTES."""
+def _read_all(stream: IO[bytes], most: int) -> bytes:
+    """Return what the stream holds, but little more than `most` bytes."""
     blocks, size = [], 0
-    while size <= MOST_BYTES and (block := stream.read(1 << 20)):
+    while size <= most and (block := stream.read(1 << 20)):
         blocks.append(block)
         size += len(block)
     return b"".join(blocks)

@@ -8,9 +8,10 @@ were none.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import io
 import logging
-import queue
 import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,9 +22,13 @@ from .. import signing
 from ..artifact import Artifact
 from ..store import ArtifactStore
 from . import archive
+from .leases import Leases
 from .public_keys import PublicKeys
 from .remote import Remote
 from .vouching import Vouching
+
+AT_EXIT_S = 10.0
+"""How long the end of the process waits for what is being published."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,12 +51,12 @@ class SharedStore(ArtifactStore):
     ) -> None:
         super().__init__(root, max_bytes, key_file=key_file, public=public)
         self.remote = Remote(url)
+        self.leases = Leases(self.remote)
         signs = key_file is not None or self._public.signer is not None  # for others, too
         self.publishes = publish and signs and self.remote.writable
-        self._outbox: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._sent = threading.Condition()
-        self._unsent = 0  # under `_sent`
-        self._failed = False
+        self._waiting: list[str] = []  # to be published; under `_sent`
+        self._failed = self._settles = False
 
     def put(
         self,
@@ -68,6 +73,34 @@ class SharedStore(ArtifactStore):
             self._send_later(artifact.key)
         return artifact
 
+    def begin(self, key: str) -> bool:
+        """Return whether this process is to make the artifact now.
+
+        Else another machine is making it, or it was fetched just now.
+        """
+        if not self.publishes:  # nobody would learn that it is being made
+            return True
+        if not self.leases.take(key):
+            with contextlib.suppress(
+                AccelError
+            ):  # what is refused is made by whoever has the lease
+                self.fetch(key)
+            return False
+        try:
+            fetched = self.fetch(key)  # its maker may have given the lease back just now
+        except AccelError:
+            return True
+        if fetched:
+            self.leases.give_back(key, published=True)
+        return not fetched
+
+    def give_back(self) -> None:
+        """Let others make what was begun here, and neither put nor being published."""
+        with self._sent:
+            unsent = set(self._waiting)
+        for key in set(self.leases.keys) - unsent:
+            self.leases.give_back(key, published=False)
+
     def fetch(self, key: str) -> bool:
         """Take the artifact from the remote store, checked; return whether it is there.
 
@@ -77,7 +110,8 @@ class SharedStore(ArtifactStore):
         data = self.remote.read(f"{key}.zip")
         if data is None:
             return False
-        self._take(lambda work: self._unpack(key, data, work))
+        # without a profile its maker's signature lets it serve again, or it is fetched again
+        self._take(lambda work: self._unpack(key, data, work), lasting=False)
         return True
 
     def publish(self, key: str) -> bool:
@@ -106,28 +140,34 @@ class SharedStore(ArtifactStore):
         """Wait until what was put is published, or cannot be; return whether that was in time."""
         with self._sent:
             timeout = min(timeout_s, threading.TIMEOUT_MAX)
-            return self._sent.wait_for(lambda: not self._unsent, timeout)
+            return self._sent.wait_for(lambda: not self._waiting, timeout)
 
     def _send_later(self, key: str) -> None:
         with self._sent:
-            self._unsent += 1
-            if self._unsent == 1:
+            self._waiting.append(key)
+            if len(self._waiting) == 1:
                 threading.Thread(target=self._send, name="accel-publish", daemon=True).start()
-        self._outbox.put(key)
+            if not self._settles:
+                self._settles = True
+                atexit.register(self.settle, AT_EXIT_S)
 
     def _send(self) -> None:
         while True:
-            key = self._outbox.get()
+            with self._sent:
+                key = self._waiting[0]
+            published = False
             try:
                 self.publish(key)
+                published = True
             except AccelError as error:
                 if not self._failed:
                     self._failed = True  # once: a store that is gone fails for each artifact
                     _log.warning("Artifact %s was not published: %s", key[:12], error)
+            self.leases.give_back(key, published)
             with self._sent:
-                self._unsent -= 1
+                self._waiting.pop(0)
                 self._sent.notify_all()
-                if not self._unsent:
+                if not self._waiting:
                     return
 
     def _unpack(self, key: str, data: bytes, work: Path) -> dict[str, dict[str, Any]]:

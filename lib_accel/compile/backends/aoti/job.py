@@ -82,12 +82,17 @@ class CompileJob(Job):
                     raise
                 self.store.discard(e.key, str(e))  # it was stored before; compile it anew, once
                 return self._complete()
+            finally:
+                self.store.give_back()
 
     def _complete(self) -> CompiledUnits:
         if self._missing():
             with self._only_architecture():
                 while missing := self._missing():  # others may have made some in the meantime
-                    self._compile(missing, self._wait_for_memory())
+                    if any(self.store.begin(self.target.keys[unit]) for unit in missing):
+                        self._compile(missing, self._wait_for_memory())
+                    elif self._missing():  # not all were fetched just now
+                        self.wait_for_another_machine()
         code = self._load(self.target, self.store)
         if code is None:
             raise StoreError(
@@ -213,15 +218,17 @@ class CompileJob(Job):
                 self._give_next(worker, waiting)
 
     def _give_next(self, worker: Worker, waiting: list[specs.Spec]) -> None:
-        """Give the worker the first unit that no other process has stored in the meantime."""
+        """Give the worker the first unit that nobody else has stored, or is making."""
         assert self.parts is not None
         while waiting:
             unit = waiting.pop(0)
-            if not self._is_stored(unit):
+            stored = self._is_stored(unit)
+            if not stored and self.store.begin(self.target.keys[unit]):
                 self.parts.begin(unit, 0.0 if worker.given else self._times.start_s)
                 worker.give(unit, self.target)
                 return
-            self.parts.finish(unit)
+            if stored or self._is_stored(unit):  # else another machine is making it
+                self.parts.finish(unit)
 
     def _finished(self, worker: Worker, answer: Answer | None) -> bool:
         """Store the worker's unit if it is done, and return whether it is."""
