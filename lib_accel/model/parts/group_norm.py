@@ -60,7 +60,7 @@ def channels_last_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> T
 
 @functools.cache
 def _takes_numbers_of_the_host(device: torch.device) -> bool:
-    """Whether `hypot` takes a number that lies on the CPU, which saves a launch: not in torch 2.1."""
+    """Whether `hypot` takes a number on the CPU, which saves a launch: not in torch 2.1."""
     try:
         torch.hypot(torch.ones(1, device=device), torch.tensor(1.0, device="cpu"))
     except RuntimeError:
