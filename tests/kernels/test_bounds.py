@@ -254,9 +254,9 @@ def test_the_widths_of_real_models_are_read_in_whole_lines():
 def test_large_images_are_cut_for_all_multiprocessors():
     for pixels, columns, lanes in (4096, 8, 20), (16384, 10, 15), (2**20, 2, 8), (2**22, 4, 8):
         cut = geometry.slabs(pixels, columns, lanes, 132)
-        blocks = cut.count * columns
+        blocks = cut.number * columns
         assert 0.9 * 3 * 132 <= blocks <= 1.1 * 3 * 132
-        assert (cut.count - 1) * cut.rows < pixels <= cut.count * cut.rows
+        assert (cut.number - 1) * cut.rows < pixels <= cut.number * cut.rows
 
 
 def test_float64_has_no_kernels(make):

@@ -79,7 +79,7 @@ class Kernels(Operands):
         down = total // (cut.width * cut.tile)
         lanes = cut.width * cut.tile // wide
         slabs = geometry.slabs(height * width, down * batch, lanes, self.launcher.multiprocessors)
-        entries = batch * groups * cut.parts * slabs.count
+        entries = batch * groups * cut.parts * slabs.number
         statistics = x.new_empty(2 * entries, dtype=torch.float32)
         arguments = _GROUP_NORM.pack(
             *self.pointers(x, skip, offset, shared, weight, bias, statistics, y),
@@ -87,7 +87,7 @@ class Kernels(Operands):
             *(channels, more, stride, *cut),
             *(eps, silu),
         )
-        grid = (slabs.count, down, batch)
+        grid = (slabs.number, down, batch)
         for step in "statistics", "apply":
             self.launch(f"group_norm_{step}", wide, grid, geometry.THREADS, arguments)
         return y
@@ -168,11 +168,9 @@ class Kernels(Operands):
             size = x.shape[2], x.shape[3]
             return self._sum("add", x, offset, residual, size, shared)
         # tokens are the pixels of an image that is one pixel wide
-        x, residual = (
-            None if t is None else self.tensor(t, "x or residual").transpose(1, 2)[..., None]
-            for t in (x, residual)
-        )
-        assert x is not None
+        x = self.tensor(x, "x").transpose(1, 2)[..., None]
+        if residual is not None:
+            residual = self.tensor(residual, "residual").transpose(1, 2)[..., None]
         out = self._sum("add", x, offset, residual, (x.shape[2], 1), shared)
         return out[..., 0].transpose(1, 2)
 
