@@ -185,6 +185,7 @@ def test_every_launch_is_counted_with_what_it_reads_and_writes(tmp_path: Path):
     call(engine, 2)
 
     def count() -> None:
+        counter.launches.clear()
         with counter:
             call(engine, 1)
 
