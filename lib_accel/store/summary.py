@@ -43,7 +43,10 @@ class Group:
 
     @property
     def made_for(self) -> str:
-        """One line: `17 units, float16, torch 2.13.0, cuda 9.0`, or what is wrong."""
+        """One line: `17 units, float16, torch 2.13.0, cuda 9.0`, or what is wrong.
+
+        Behind it comes the backend where it is not `aoti`.
+        """
         artifact = self.entries[0].artifact
         if artifact is None:
             return self.problem or ""
@@ -52,7 +55,10 @@ class Group:
         kind, capability = machine.get("device_type"), machine.get("capability")
         device = capability if kind == "cpu" else f"{kind} {capability}"
         count = f"{len(self.entries)} units" if len(self.entries) != 1 else "1 unit"
-        return f"{count}, {dtype}, torch {torch}, {device}"
+        backend = artifact.recipe.get("backend")
+        return ", ".join(
+            [f"{count}, {dtype}, torch {torch}, {device}", *([backend] if backend else [])]
+        )
 
     @property
     def origins(self) -> str:

@@ -8,6 +8,7 @@ import time
 from tqdm import tqdm
 
 from ...compile.backends.aoti.backend import Aoti
+from ...compile.backends.kernels.backend import FusedKernels
 from ...compile.backends.tensorrt import libraries
 from ...compile.backends.tensorrt.child import build_into
 from ...compile.backends.tensorrt.engines import Wanted, engines_of
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     if why := webui_python.other():
         say(f"note: {why}")
     device, dtype = device_and_dtype(args)
-    store, backend = make_store(args), Aoti(args.workers)
+    store = make_store(args)
+    backend = FusedKernels() if args.backend == FusedKernels.name else Aoti(args.workers)
     built, lines = [], []
     for architecture in map(family, args.family):
         target = Target.of_unet(architecture, dtype, device, probe(device))
@@ -60,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _make(backend: Aoti, target: Target, store: ArtifactStore, label: str) -> tuple[int, float]:
+def _make(
+    backend: Aoti | FusedKernels, target: Target, store: ArtifactStore, label: str
+) -> tuple[int, float]:
     """Compile what is missing; return the number of units compiled and the seconds it took."""
     refused: set[str] = set()
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 THREADS = 256
@@ -17,6 +18,8 @@ LAYER_NORM_THREADS = 128
 MOST_TILES = 65535
 """Blocks that a grid may have in its second and third direction."""
 
+_KEPT = 1024  # cuts that are remembered: the same sizes come at every step
+
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
@@ -30,6 +33,7 @@ class Tiles(NamedTuple):
     tile: int
 
 
+@functools.lru_cache(_KEPT)
 def tiles(channels: int, groups: int, wide: int, size: int) -> Tiles | None:
     """Cut channels into tiles of at most THREADS times `wide`; None where none fits.
 
@@ -60,10 +64,11 @@ def _divisors(number: int) -> list[int]:
 class Slabs(NamedTuple):
     """GroupNorm's pixels: in how many slabs, and how many rows (pixels) each has but the last."""
 
-    count: int
+    number: int
     rows: int
 
 
+@functools.lru_cache(_KEPT)
 def slabs(pixels: int, columns: int, lanes: int, multiprocessors: int) -> Slabs:
     """Cut an image into so many slabs that all blocks run at once and keep the card busy.
 
@@ -84,6 +89,7 @@ class Rows(NamedTuple):
     lanes: int
 
 
+@functools.lru_cache(_KEPT)
 def rows(count: int, columns: int, wide: int) -> Rows:
     """Cut `count` rows of `columns` into blocks; a thread takes `wide` columns of four rows."""
     all_lanes = ceil_div(columns, wide)
@@ -101,6 +107,7 @@ class Tokens(NamedTuple):
     lanes: int
 
 
+@functools.lru_cache(_KEPT)
 def tokens(count: int, channels: int, aligned: bool) -> Tokens:
     """Choose the kernel for `count` tokens; at least 8 threads, a cache line, share one."""
     if aligned:

@@ -1,8 +1,8 @@
 """Units by torch's convolutions, products and attention, and `Kernels` for all between them.
 
 Everything is channels-last: an image `[B, C, H, W]` and its tokens `[B, H*W, C]` are one memory.
-Convolutions and products have no bias: a kernel adds it on its way. Where two products are added,
-or a product to what goes on beside it, the second one adds its numbers to the memory of the first.
+Convolutions and products have no bias: a kernel adds it on its way. The products of a skip
+connection are added to the memory of the convolution beside it.
 """
 
 from __future__ import annotations
@@ -90,33 +90,37 @@ def _transformer(unit: specs.SpatialTransformer, kernels: Kernels, inputs: list[
     x, *context = inputs[: 1 + 2 * unit.depth]
     scale, shift, product_in, bias, *weights, product_out, bias_out = inputs[1 + 2 * unit.depth :]
     normed = kernels.group_norm(x, scale, shift, specs.NORM_GROUPS, EPS_OF_IMAGE)
-    t = F.linear(_tokens(normed), product_in.flatten(1))
-    offset: Tensor | None = bias
+    t, out = None, F.linear(_tokens(normed), product_in.flatten(1))
     for i in range(unit.depth):
         block = _Block(*weights[i * len(_Block._fields) : (i + 1) * len(_Block._fields)])
-        t = _transformer_block(kernels, unit.heads, t, offset, context[2 * i : 2 * i + 2], block)
-        offset = None
-    out = F.linear(t, product_out.flatten(1)).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-    return kernels.add(out, bias_out, x)
+        keys_and_values = context[2 * i : 2 * i + 2]
+        t, out = _transformer_block(kernels, unit.heads, t, out, bias, keys_and_values, block)
+        bias = block.bias3
+    out = F.linear(kernels.add(out, bias, t), product_out.flatten(1))
+    return kernels.add(out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), bias_out, x)
 
 
 def _transformer_block(
     kernels: Kernels,
     heads: int,
-    t: Tensor,
-    offset: Tensor | None,
+    t: Tensor | None,
+    out: Tensor,
+    bias: Tensor,
     context: Sequence[Tensor],
     w: _Block,
-) -> Tensor:
-    """Compute a block of `t + offset`, `[B, N, C]` and `[C]`; `context` are keys and values."""
-    t, n = kernels.layer_norm(t, w.scale1, w.shift1, EPS, offset=offset, following=w.bias1)
+) -> tuple[Tensor, Tensor]:
+    """Compute a block of `t + out + bias`, `[B, N, C]`; `context` are keys and values.
+
+    Returns what goes on beside its last product, and this product without its bias: whoever needs
+    their sum next adds them on its way, and rounds once.
+    """
+    t, n = kernels.layer_norm(out, w.scale1, w.shift1, EPS, residual=t, offset=bias)
     own = (F.linear(n, weight) for weight in (w.query1, w.key1, w.value1))
-    _add_product(t, _attention(heads, *own), w.out1)
-    t, n = kernels.layer_norm(t, w.scale2, w.shift2, EPS, following=w.bias2)
-    _add_product(t, _attention(heads, F.linear(n, w.query2), *context), w.out2)
-    t, n = kernels.layer_norm(t, w.scale3, w.shift3, EPS, following=w.bias3)
-    _add_product(t, kernels.geglu(F.linear(n, w.gates), w.gates_bias), w.out3)
-    return t
+    out = F.linear(_attention(heads, *own), w.out1)
+    t, n = kernels.layer_norm(out, w.scale2, w.shift2, EPS, residual=t, offset=w.bias1)
+    out = F.linear(_attention(heads, F.linear(n, w.query2), *context), w.out2)
+    t, n = kernels.layer_norm(out, w.scale3, w.shift3, EPS, residual=t, offset=w.bias2)
+    return t, F.linear(kernels.geglu(F.linear(n, w.gates), w.gates_bias), w.out3)
 
 
 def _attention(heads: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -33,6 +33,9 @@ where there is no diffusers
   compile-max-autotune  the same under torch.compile in the mode max-autotune
   openvino              OpenVINO on a CPU (pip install openvino)
   eager, eager+graphs   our UNet run by torch, and with CUDA graphs
+  kernels, kernels+graphs
+                        fused kernels that NVRTC compiles (made first if they are not stored), and \
+with CUDA graphs
   jit                   our units under torch.compile
   aoti, aoti+graphs     our compiled artifact from the store (made first if it is not there), and \
 with CUDA graphs
