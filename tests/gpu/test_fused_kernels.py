@@ -20,7 +20,8 @@ from lib_accel.compile.units import unit_key
 from lib_accel.config import Config
 from lib_accel.model.specs import Output, ResBlock, SpatialTransformer, Spec
 from lib_accel.store import ArtifactStore
-from lib_accel.tools.laboratory.launches import LAUNCH
+from lib_accel.tools.laboratory.backends import Fused
+from lib_accel.tools.laboratory.launches import LAUNCH, Counter
 
 from .. import tiny
 
@@ -171,3 +172,25 @@ def test_code_for_another_card_is_refused(store: Path, tmp_path: Path):
     assert backend.kept_bytes(target, kept)
     other = replace(target, machine=replace(target.machine, capability="7.5"))
     assert backend.kept_bytes(other, kept) is None
+
+
+def test_every_launch_is_counted_with_what_it_reads_and_writes(tmp_path: Path):
+    """As `bench --model` does."""
+    counter = Counter(Path(os.environ["PRETEND_LOG"]))
+    network = tiny.donor(dtype=torch.float16).to(CARD)
+    config = Config(store=tmp_path, graphs=False)
+    engine = tiny.Engine(network, config, session=Fused(counter))
+    engine.prepare()
+    assert engine.status.backend == "kernels"
+    call(engine, 2)
+
+    def count() -> None:
+        counter.launches.clear()
+        with counter:
+            call(engine, 1)
+
+    lines = [line for line in logged(count) if LAUNCH.match(line)]
+    ours = [each for each in counter.launches if "kernel " in each.name]
+    assert len(ours) == sum(line.startswith("kernel ") for line in lines)
+    assert all(each.bytes for each in ours if "embedding" not in each.name)
+    assert not [each for each in counter.launches if each.kind == "other"]

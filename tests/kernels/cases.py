@@ -81,7 +81,6 @@ def layer_norm(*shape: int, residual: bool = True, offset: bool = True) -> Case:
             "x": draw(*shape) + 1,
             "residual": draw(*shape) if residual else None,
             "offset": draw(shape[-1]) if offset else None,
-            "following": draw(shape[-1]) if residual else None,
             "weight": draw(shape[-1]),
             "bias": draw(shape[-1]),
             "eps": 1e-5,

@@ -20,6 +20,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ...compile.backends.aoti.compiler import compile_unit
 from ...compile.backends.kernels.driver import load_kernels
@@ -165,7 +166,8 @@ class CountedKernels:
         operation = getattr(self._kernels, name)
 
         def counted(*given: Any, **named: Any) -> Any:
-            result = operation(*given, **named)
+            with _disable_current_modes():  # views that it makes are not operators of its own
+                result = operation(*given, **named)
             read = tensors_in((given, named))
             addresses = {t.data_ptr() for t in read}
             written = [t for t in tensors_in(result) if t.data_ptr() not in addresses]

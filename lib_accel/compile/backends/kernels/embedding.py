@@ -67,9 +67,10 @@ class Embedding:
         if own[0].shape[-1] % 2:
             raise BadWeights(f"{own[0].shape[-1]} sinusoids; expected as many cosines as sines")
         _, (hidden, hidden2, active) = self._new(len(own[1]), len(own[-3]), len(own[3]))
-        first, second = [Layer(None, *own[:2], hidden)], Layer(hidden, *own[2:4], emb)
+        first = [Layer(None, own[0], own[1], hidden)]
+        second = Layer(hidden, own[2], own[3], emb)
         if y is not None:
-            first.append(Layer(y, *own[4:6], hidden2))
+            first.append(Layer(y, own[4], own[5], hidden2))
             second = second._replace(x2=hidden2, weight2=own[6], added=own[7])
         self._launch(first, silu=True)
         self._launch([second._replace(active=active)])

@@ -64,7 +64,7 @@ def _divisors(number: int) -> list[int]:
 class Slabs(NamedTuple):
     """GroupNorm's pixels: in how many slabs, and how many rows (pixels) each has but the last."""
 
-    count: int
+    number: int
     rows: int
 
 

@@ -21,7 +21,7 @@ from .embedding import Embedding
 from .launching import Operands
 
 _GROUP_NORM = struct.Struct("@8P2q6ifi0P")
-_LAYER_NORM = struct.Struct("@8Pq2if0P")
+_LAYER_NORM = struct.Struct("@7Pq2if0P")
 _GEGLU = struct.Struct("@3Pq2i0P")
 _ADD = struct.Struct("@5Pq7i0P")
 """The structs of cuda/*.cu, by their names there."""
@@ -79,7 +79,7 @@ class Kernels(Operands):
         down = total // (cut.width * cut.tile)
         lanes = cut.width * cut.tile // wide
         slabs = geometry.slabs(height * width, down * batch, lanes, self.launcher.multiprocessors)
-        entries = batch * groups * cut.parts * slabs.count
+        entries = batch * groups * cut.parts * slabs.number
         statistics = x.new_empty(2 * entries, dtype=torch.float32)
         arguments = _GROUP_NORM.pack(
             *self.pointers(x, skip, offset, shared, weight, bias, statistics, y),
@@ -87,7 +87,7 @@ class Kernels(Operands):
             *(channels, more, stride, *cut),
             *(eps, silu),
         )
-        grid = (slabs.count, down, batch)
+        grid = (slabs.number, down, batch)
         for step in "statistics", "apply":
             self.launch(f"group_norm_{step}", wide, grid, geometry.THREADS, arguments)
         return y
@@ -101,15 +101,12 @@ class Kernels(Operands):
         *,
         residual: Tensor | None = None,
         offset: Tensor | None = None,
-        following: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Add, and normalise the sum over the channels (Ba et al. 2016), in one launch.
 
         `x, residual: [B, N, C]`, `offset: [C]` (the bias of the product before it),
         `weight, bias: [C]`. Returns the sum `x + residual + offset` and its norm, `[B, N, C]` each;
         the norm is of the sum before it was rounded. With nothing to add, the sum is x itself.
-        `following: [C]` is added to the sum that is returned alone: the bias of a product that is
-        added to it in place.
         """
         x = self.tensor(x, "x")
         channels = x.shape[-1]
@@ -119,10 +116,8 @@ class Kernels(Operands):
             residual = self.tensor(residual, "residual", x.shape)
         if offset is not None:
             offset = self.tensor(offset, "offset", (channels,))
-        if following is not None:
-            following = self.tensor(following, "following", (channels,))
-        y, adds = torch.empty_like(x), any(t is not None for t in (residual, offset, following))
-        total = torch.empty_like(x) if adds else x
+        y = torch.empty_like(x)
+        total = x if residual is None and offset is None else torch.empty_like(x)
         if not x.numel():
             return total, y
         written = None if total is x else total
@@ -130,7 +125,7 @@ class Kernels(Operands):
         count = x.numel() // channels
         kernel, blocks, lanes = geometry.tokens(count, channels, aligned)
         arguments = _LAYER_NORM.pack(
-            *self.pointers(x, residual, offset, following, weight, bias, written, y),
+            *self.pointers(x, residual, offset, weight, bias, written, y),
             *(count, channels, lanes, eps),
         )
         self.launch(kernel, 0, (blocks, 1, 1), geometry.LAYER_NORM_THREADS, arguments)
@@ -173,11 +168,9 @@ class Kernels(Operands):
             size = x.shape[2], x.shape[3]
             return self._sum("add", x, offset, residual, size, shared)
         # tokens are the pixels of an image that is one pixel wide
-        x, residual = (
-            None if t is None else self.tensor(t, "x or residual").transpose(1, 2)[..., None]
-            for t in (x, residual)
-        )
-        assert x is not None
+        x = self.tensor(x, "x").transpose(1, 2)[..., None]
+        if residual is not None:
+            residual = self.tensor(residual, "residual").transpose(1, 2)[..., None]
         out = self._sum("add", x, offset, residual, (x.shape[2], 1), shared)
         return out[..., 0].transpose(1, 2)
 

@@ -2,16 +2,14 @@
 //
 //   sum = x + residual + offset,   y = (sum - mean) / sqrt(variance + eps) * weight + bias,
 //
-// with mean and variance over the channels of a token. What is written down is sum + following.
-// `lanes` threads share a token and hold all of it in registers, so the variance is that of the
-// differences from the mean, and each number is read once. Tokens that are too wide for that are
-// read three times, by a whole block each.
+// with mean and variance over the channels of a token. `lanes` threads share a token and hold all of
+// it in registers, so the variance is that of the differences from the mean, and each number is read
+// once. Tokens that are too wide for that are read three times, by a whole block each.
 
 struct LayerNorm {
   const Element* x;         // [tokens, channels]
   const Element* residual;  // [tokens, channels], or null
   const Element* offset;    // [channels], or null
-  const Element* following; // [channels], or null
   const Element* weight;    // [channels]
   const Element* bias;      // [channels]
   Element* sum;             // [tokens, channels], or null where there is nothing to add
@@ -39,12 +37,8 @@ __device__ __forceinline__ void read_sum(const LayerNorm& a, int64 at, int chann
   if (a.offset) add_to<V>(sum, load_unaligned<V>(a.offset + channel));
   if (a.residual) add_to<V>(sum, load_pack<V>(a.residual + at));
   if (a.sum) {
-    float written[V];
 #pragma unroll
-    for (int i = 0; i < V; i++) written[i] = sum[i];
-    if (a.following) add_to<V>(written, load_unaligned<V>(a.following + channel));
-#pragma unroll
-    for (int i = 0; i < V; i++) pack.each[i] = narrow(written[i]);
+    for (int i = 0; i < V; i++) pack.each[i] = narrow(sum[i]);
     store_pack<V>(a.sum + at, pack);
   }
 }
