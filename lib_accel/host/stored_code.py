@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modules import devices, sd_models, shared
+from modules import sd_models, shared
 from safetensors import SafetensorError, safe_open
 
 from ..compile.doctor import Finding, examine
@@ -138,7 +138,8 @@ def _fetch_ahead(session: Session, config: Config) -> None:
     if architecture is None:  # another format, or no model: its code is fetched once it is loaded
         return
     device = webui.device()
-    target = Target.of_unet(architecture, devices.dtype_unet, device, probe(device))
+    dtype = torch.float32 if webui.flag("no_half") else torch.float16  # as the WebUI loads it
+    target = Target.of_unet(architecture, dtype, device, probe(device))
     session.fetch(target, store_of(config), config)
 
 
