@@ -129,7 +129,7 @@ def fetch_ahead(session: Session) -> None:
 
 
 def _fetch_ahead(session: Session, config: Config) -> None:
-    chosen = sd_models.checkpoint_aliases.get(shared.opts.data.get("sd_model_checkpoint"))
+    chosen = sd_models.checkpoint_aliases.get(str(shared.opts.data.get("sd_model_checkpoint")))
     try:
         found = chosen or next(iter(sd_models.checkpoints_list.values()), None)
         architecture = Architecture.from_shapes(_shapes_in(found.filename)) if found else None
