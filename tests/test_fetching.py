@@ -124,6 +124,17 @@ def test_models_of_one_kind_share_what_is_fetched(there: Path):
     again.cancel()
 
 
+def test_a_model_that_goes_does_not_keep_the_next_one_from_fetching(there: Path):
+    """Changed settings end the job of the network that they were changed for."""
+    with web_server(there, no_answer) as url:
+        session, given = Session(), config(there.parent, url)
+        providers = [Provider(given, session) for _ in range(2)]
+        for provider in providers:
+            provider.prepare(tiny.target())
+            assert isinstance(provider.job, FetchJob)
+            provider.close(keep_compiling=False)
+
+
 def test_nothing_is_fetched_without_a_shared_store_or_for_a_backend_that_keeps_none(there: Path):
     given = config(there.parent, "")
     assert Session().fetch(tiny.target(), store_of(given), given) is None

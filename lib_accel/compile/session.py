@@ -168,7 +168,8 @@ class Session:
             return None
         with self._fetching:
             job = self._fetches.get((store.root, target.key))
-            if job is not None:
+            by_user = CANCELLED in self.failures(target, config).values()
+            if job is not None and (by_user or not job.cancelled):
                 return job
             named = [b for n, b in self._backends.items() if config.backend in (AUTO, n)]
             keys = dict.fromkeys(key for each in named for key in each.keys(target))

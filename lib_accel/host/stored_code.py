@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modules import devices, sd_models, shared
+from modules import sd_models, shared
 from safetensors import SafetensorError, safe_open
 
 from ..compile.backends.tensorrt.backend import TensorRT, wanted
@@ -139,7 +139,7 @@ def fetch_ahead(session: Session) -> None:
 
 
 def _fetch_ahead(session: Session, config: Config) -> None:
-    chosen = sd_models.checkpoint_aliases.get(shared.opts.data.get("sd_model_checkpoint"))
+    chosen = sd_models.checkpoint_aliases.get(str(shared.opts.data.get("sd_model_checkpoint")))
     try:
         found = chosen or next(iter(sd_models.checkpoints_list.values()), None)
         architecture = Architecture.from_shapes(_shapes_in(found.filename)) if found else None
@@ -148,7 +148,8 @@ def _fetch_ahead(session: Session, config: Config) -> None:
     if architecture is None:  # another format, or no model: its code is fetched once it is loaded
         return
     device = webui.device()
-    target = Target.of_unet(architecture, devices.dtype_unet, device, probe(device))
+    dtype = torch.float32 if webui.flag("no_half") else torch.float16  # as the WebUI loads it
+    target = Target.of_unet(architecture, dtype, device, probe(device))
     session.fetch(target, store_of(config), config)
 
 

@@ -150,7 +150,8 @@ FAULTS: tuple[Fault, ...] = (
 @contextlib.contextmanager
 def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Run moto's S3 server with an empty bucket; yield the URL of a store in it."""
-    pytest.importorskip("moto", reason="NOT RUN: moto is not installed")
+    for name in ("moto", "flask_cors"):
+        pytest.importorskip(name, reason=f"NOT RUN: {name} is not installed (see requirements.txt)")
     s3fs = pytest.importorskip("s3fs", reason="NOT RUN: s3fs is not installed")
     from moto.server import ThreadedMotoServer  # type: ignore[import-not-found]
 

@@ -7,7 +7,6 @@ import contextlib
 import torch
 
 device = cpu = torch.device("cpu")
-dtype_unet = torch.float32
 unet_needs_upcast = False
 
 
