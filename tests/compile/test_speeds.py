@@ -157,7 +157,7 @@ def test_the_order_holds_within_the_noise_and_where_nothing_was_measured(target:
     known.add(target, "jit", (2, 4, 128, 128), 0.1, 0.2)  # another size class says nothing
     assert known.ranked(target, NAMES) == NAMES
     measure(target, *[1.0] * KEPT, backend="eager", to=known)
-    assert known.ranked(target, NAMES) == ["tensorrt", "eager", "aoti", "jit"]
+    assert known.ranked(target, NAMES) == ["tensorrt", "eager", "aoti", "jit", "kernels"]
 
 
 # -- what it depends on, and where it is kept

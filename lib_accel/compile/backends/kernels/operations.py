@@ -50,16 +50,14 @@ class Kernels(Operands):
         """Normalise groups of channels (Wu and He 2018), then SiLU with `silu`, in two launches.
 
         `x: [B, C, H, W]`, `weight, bias: [C]` -> `[B, C, H, W]`, channels-last. With
-        `skip: [B, C2, H, W]` it is the norm of `cat([x, skip], 1)`, which is not written down, and
-        weight, bias and result have C + C2 channels. `offset: [B, C]` or `[C]` and `shared: [C]`
-        are added to every pixel of x first: the projected time embedding, and the bias of the
-        convolution before it.
+        `skip: [B, C2, H, W]` it is the norm of `cat([x, skip], 1)`, which is not written down.
+        `offset: [B, C]` or `[C]` and `shared: [C]` are added to every pixel of x first: the
+        projected time embedding, and the bias of the convolution before it.
         """
         x = self.image(x, "x")
         batch, channels, height, width = x.shape
-        more = 0
+        more = 0 if skip is None else skip.shape[1]
         if skip is not None:
-            more = skip.shape[1]
             skip = self.image(skip, "skip", (batch, more, height, width))
         total = channels + more
         if groups < 1 or total % groups:
@@ -73,10 +71,7 @@ class Kernels(Operands):
             return y
         self.check_pixels(height * width)
         wide = self.width((channels, more), x, skip, offset, shared, weight, bias, y)
-        cut = geometry.tiles(total, groups, wide, self.size)
-        if cut is None:
-            wide, cut = 1, geometry.tiles(total, groups, 1, self.size)
-        assert cut is not None, "a group can be cut into parts of one channel"
+        wide, cut = self._cut(wide, total, groups)
         down = total // (cut.width * cut.tile)
         lanes = cut.width * cut.tile // wide
         size = height * width, down * batch, lanes, self.launcher.multiprocessors
@@ -86,13 +81,20 @@ class Kernels(Operands):
         arguments = _GROUP_NORM.pack(
             *self.pointers(x, skip, offset, shared, weight, bias, statistics, y),
             *(height * width, slabs.rows, writing.rows, slabs.number),
-            *(channels, more, stride, *cut),
-            *(eps, silu),
+            *(channels, more, stride, *cut, eps, silu),
         )
         for step, number in ("statistics", slabs.number), ("apply", writing.number):
-            grid = (number, down, batch)
+            grid = number, down, batch
             self.launch(f"group_norm_{step}", wide, grid, geometry.THREADS, arguments)
         return y
+
+    def _cut(self, wide: int, channels: int, groups: int) -> tuple[int, geometry.Tiles]:
+        """Return how wide threads read, and how the channels are cut for them."""
+        cut = geometry.tiles(channels, groups, wide, self.size)
+        if cut is None:
+            wide, cut = 1, geometry.tiles(channels, groups, 1, self.size)
+        assert cut is not None, "a group can be cut into parts of one channel"
+        return wide, cut
 
     def layer_norm(
         self,

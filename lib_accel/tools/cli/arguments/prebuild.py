@@ -51,7 +51,8 @@ def add(commands: Commands) -> None:
         "--backend",
         choices=("aoti", "kernels", "tensorrt"),
         default="aoti",
-        help="what the code is for",
+        metavar="NAME",
+        help="what the code is for: aoti, kernels or tensorrt",
     )
     p.add_argument(
         "--cards",
