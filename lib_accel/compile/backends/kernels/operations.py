@@ -26,6 +26,12 @@ _GEGLU = struct.Struct("@3Pq2i0P")
 _ADD = struct.Struct("@5Pq7i0P")
 """The structs of cuda/*.cu, by their names there."""
 
+READING, WRITING = 2, 8
+"""Blocks of GroupNorm for each multiprocessor.
+
+As many as run at once leave few statistics to merge; more, and smaller ones, end at the same time.
+"""
+
 
 class Kernels(Operands):
     """The operations of one device and dtype: float16, bfloat16 or float32.
@@ -67,34 +73,42 @@ class Kernels(Operands):
         offset, stride = self.offset(offset, batch, channels)
         shared, _ = self.offset(shared, 1, channels)
         y = self.new_image(batch, total, height, width)
-        if not y.numel():
-            return y
-        self.check_pixels(height * width)
-        wide = self.width((channels, more), x, skip, offset, shared, weight, bias, y)
-        wide, cut = self._cut(wide, total, groups)
+        if y.numel():
+            given = x, skip, offset, shared, weight, bias
+            self._normalise(given, y, (channels, more, stride), groups, (eps, silu))
+        return y
+
+    def _normalise(
+        self,
+        given: Sequence[Tensor | None],
+        y: Tensor,
+        sizes: tuple[int, int, int],
+        groups: int,
+        options: tuple[float, bool],
+    ) -> None:
+        """Launch both kernels of `group_norm`, which has checked what it gives."""
+        batch, total, height, width = y.shape
+        pixels = height * width
+        self.check_pixels(pixels)
+        wide = self.width(sizes[:2], *given, y)
+        cut = geometry.tiles(total, groups, wide, self.size)
+        if cut is None:
+            wide, cut = 1, geometry.tiles(total, groups, 1, self.size)
+        assert cut is not None, "a group can be cut into parts of one channel"
         down = total // (cut.width * cut.tile)
         lanes = cut.width * cut.tile // wide
-        size = height * width, down * batch, lanes, self.launcher.multiprocessors
-        slabs, writing = geometry.slabs(*size, 2), geometry.slabs(*size, 8)
+        cards = self.launcher.multiprocessors
+        slabs = geometry.slabs(pixels, down * batch, lanes, cards, READING)
+        writing = geometry.slabs(pixels, down * batch, lanes, cards, WRITING)
         entries = batch * groups * cut.parts * slabs.number
-        statistics = x.new_empty(2 * entries, dtype=torch.float32)
+        statistics = y.new_empty(2 * entries, dtype=torch.float32)
         arguments = _GROUP_NORM.pack(
-            *self.pointers(x, skip, offset, shared, weight, bias, statistics, y),
-            *(height * width, slabs.rows, writing.rows, slabs.number),
-            *(channels, more, stride, *cut, eps, silu),
+            *self.pointers(*given, statistics, y),
+            *(pixels, slabs.rows, writing.rows, slabs.number, *sizes, *cut, *options),
         )
         for step, number in ("statistics", slabs.number), ("apply", writing.number):
             grid = number, down, batch
             self.launch(f"group_norm_{step}", wide, grid, geometry.THREADS, arguments)
-        return y
-
-    def _cut(self, wide: int, channels: int, groups: int) -> tuple[int, geometry.Tiles]:
-        """Return how wide threads read, and how the channels are cut for them."""
-        cut = geometry.tiles(channels, groups, wide, self.size)
-        if cut is None:
-            wide, cut = 1, geometry.tiles(channels, groups, 1, self.size)
-        assert cut is not None, "a group can be cut into parts of one channel"
-        return wide, cut
 
     def layer_norm(
         self,
