@@ -143,10 +143,10 @@ CASES = [
     layer_norm(2, 7, 320),
     layer_norm(1, 3, 640, residual=False),
     layer_norm(2, 1, 1280, offset=False),
-    layer_norm(1, 2, 2048),
+    layer_norm(1, 2, 1536),
     layer_norm(16, 1, 64, residual=False, offset=False),
     layer_norm(1, 3, 33),
-    layer_norm(1, 2, 2056),  # wider than what a warp holds
+    layer_norm(1, 2, 1544),  # wider than what a warp holds
     geglu(2, 7, 640),
     geglu(1, 1, 2 * 2560, offset=False),
     geglu(16, 2, 14),

@@ -18,7 +18,7 @@ from lib_accel.compile.backends.kernels import nvrtc
 from lib_accel.compile.backends.kernels.operations import Kernels
 
 GLOBAL = re.compile(
-    r"^(?:extern \"C\" __global__|[A-Z_]+(?:\(\d+\))?) .*?(\w+)\(const (\w+) a\)", re.M
+    r"^(?:extern \"C\" __global__|[A-Z_]+(?:\([^)]*\))?) .*?(\w+)\(const (\w+) a\)", re.M
 )
 """How a kernel is written: its name, and the struct that it takes."""
 

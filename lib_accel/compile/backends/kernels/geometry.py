@@ -8,9 +8,6 @@ from typing import NamedTuple
 THREADS = 256
 """Threads of a block: GROUP_NORM_THREADS and the most of an elementwise kernel."""
 
-PER_MULTIPROCESSOR = 3
-"""Blocks of GroupNorm that a multiprocessor has registers for (its launch bounds)."""
-
 LINE = 128
 """Bytes that a row of a tile should have at least: a cache line."""
 
@@ -69,13 +66,13 @@ class Slabs(NamedTuple):
 
 
 @functools.lru_cache(_KEPT)
-def slabs(pixels: int, columns: int, lanes: int, multiprocessors: int) -> Slabs:
-    """Cut an image into so many slabs that all blocks run at once and keep the card busy.
+def slabs(pixels: int, columns: int, lanes: int, multiprocessors: int, each: int) -> Slabs:
+    """Cut an image into so many slabs that there are about `each` blocks for a multiprocessor.
 
     `columns`: tiles of all images together; `lanes`: threads beside each other. A thread gets four
     pixels at least, which it reads together.
     """
-    wanted = ceil_div(PER_MULTIPROCESSOR * multiprocessors, columns)
+    wanted = ceil_div(each * multiprocessors, columns)
     most = ceil_div(pixels, 4 * (THREADS // lanes))
     rows = ceil_div(pixels, min(wanted, most))
     return Slabs(ceil_div(pixels, rows), rows)
@@ -115,6 +112,6 @@ def tokens(count: int, channels: int, aligned: bool) -> Tokens:
             if channels <= 40 * lanes:
                 blocks = ceil_div(count, LAYER_NORM_THREADS // lanes)
                 return Tokens("layer_norm_wide_40", blocks, lanes)
-        if channels <= 64 * 32:
-            return Tokens("layer_norm_wide_64", ceil_div(count, LAYER_NORM_THREADS // 32), 32)
+        if channels <= 48 * 32:
+            return Tokens("layer_norm_wide_48", ceil_div(count, LAYER_NORM_THREADS // 32), 32)
     return Tokens("layer_norm_any", count, 32)

@@ -18,7 +18,7 @@ WIDTHS = ("wide", "narrow")
 
 KERNELS = (
     *(f"group_norm_{step}_{width}" for step in ("statistics", "apply") for width in WIDTHS),
-    *(f"layer_norm_{kind}" for kind in ("wide_40", "wide_64", "any")),
+    *(f"layer_norm_{kind}" for kind in ("wide_40", "wide_48", "any")),
     *(f"{name}_{width}" for name in ("geglu", "add", "upsample", "embedding") for width in WIDTHS),
 )
 """Every kernel of cuda/*.cu."""
@@ -84,12 +84,12 @@ class Operands:
         if shape is not None and t.shape != torch.Size(shape):
             raise BadWeights(f"{name}: got the shape {list(t.shape)}, expected {list(shape)}")
 
-    def check_resized(self, size: Sequence[int], pixels: int) -> None:
-        """Raise BadWeights where there is nothing to resize, or more pixels than are counted."""
-        if not size[0] * size[1] or max(pixels, size[0] * size[1]) >= 2**31:
+    def check_pixels(self, *counts: int) -> None:
+        """Raise BadWeights where an image has no pixel, or more than are counted."""
+        if min(counts) < 1 or max(counts) >= 2**31:
             raise BadWeights(
-                f"an image of {size[0]} x {size[1]} cannot be resized to {pixels} pixels; "
-                "expected at least one and fewer than 2^31 of both"
+                f"an image has {' and '.join(map(str, counts))} pixels; "
+                "expected at least one and fewer than 2^31"
             )
 
     def width(self, columns: Sequence[int], *tensors: Tensor | None) -> int:

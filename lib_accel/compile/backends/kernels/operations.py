@@ -20,11 +20,17 @@ from . import geometry
 from .embedding import Embedding
 from .launching import Operands
 
-_GROUP_NORM = struct.Struct("@8P2q6ifi0P")
+_GROUP_NORM = struct.Struct("@8P10ifi0P")
 _LAYER_NORM = struct.Struct("@7Pq2if0P")
 _GEGLU = struct.Struct("@3Pq2i0P")
 _ADD = struct.Struct("@5Pq7i0P")
 """The structs of cuda/*.cu, by their names there."""
+
+READING, WRITING = 2, 8
+"""Blocks of GroupNorm for each multiprocessor.
+
+As many as run at once leave few statistics to merge; more, and smaller ones, end at the same time.
+"""
 
 
 class Kernels(Operands):
@@ -67,30 +73,42 @@ class Kernels(Operands):
         offset, stride = self.offset(offset, batch, channels)
         shared, _ = self.offset(shared, 1, channels)
         y = self.new_image(batch, total, height, width)
-        if not y.numel():
-            return y
-        wide, cut = self._cut(self.width((channels, more), x, skip, y), total, groups)
-        down = total // (cut.width * cut.tile)
-        lanes = cut.width * cut.tile // wide
-        slabs = geometry.slabs(height * width, down * batch, lanes, self.launcher.multiprocessors)
-        entries = batch * groups * cut.parts * slabs.number
-        statistics = x.new_empty(2 * entries, dtype=torch.float32)
-        arguments = _GROUP_NORM.pack(
-            *self.pointers(x, skip, offset, shared, weight, bias, statistics, y),
-            *(height * width, slabs.rows, channels, more, stride, *cut, eps, silu),
-        )
-        grid = (slabs.number, down, batch)
-        for step in "statistics", "apply":
-            self.launch(f"group_norm_{step}", wide, grid, geometry.THREADS, arguments)
+        if y.numel():
+            given = x, skip, offset, shared, weight, bias
+            self._normalise(given, y, (channels, more, stride), groups, (eps, silu))
         return y
 
-    def _cut(self, wide: int, channels: int, groups: int) -> tuple[int, geometry.Tiles]:
-        """Return how wide threads read, and how the channels are cut for them."""
-        cut = geometry.tiles(channels, groups, wide, self.size)
+    def _normalise(
+        self,
+        given: Sequence[Tensor | None],
+        y: Tensor,
+        sizes: tuple[int, int, int],
+        groups: int,
+        options: tuple[float, bool],
+    ) -> None:
+        """Launch both kernels of `group_norm`, which has checked what it gives."""
+        batch, total, height, width = y.shape
+        pixels = height * width
+        self.check_pixels(pixels)
+        wide = self.width(sizes[:2], *given, y)
+        cut = geometry.tiles(total, groups, wide, self.size)
         if cut is None:
-            wide, cut = 1, geometry.tiles(channels, groups, 1, self.size)
+            wide, cut = 1, geometry.tiles(total, groups, 1, self.size)
         assert cut is not None, "a group can be cut into parts of one channel"
-        return wide, cut
+        down = total // (cut.width * cut.tile)
+        lanes = cut.width * cut.tile // wide
+        cards = self.launcher.multiprocessors
+        slabs = geometry.slabs(pixels, down * batch, lanes, cards, READING)
+        writing = geometry.slabs(pixels, down * batch, lanes, cards, WRITING)
+        entries = batch * groups * cut.parts * slabs.number
+        statistics = y.new_empty(2 * entries, dtype=torch.float32)
+        arguments = _GROUP_NORM.pack(
+            *self.pointers(*given, statistics, y),
+            *(pixels, slabs.rows, writing.rows, slabs.number, *sizes, *cut, *options),
+        )
+        for step, number in ("statistics", slabs.number), ("apply", writing.number):
+            grid = number, down, batch
+            self.launch(f"group_norm_{step}", wide, grid, geometry.THREADS, arguments)
 
     def layer_norm(
         self,
@@ -121,7 +139,7 @@ class Kernels(Operands):
         if not x.numel():
             return total, y
         written = None if total is x else total
-        aligned = self.width((channels,), x, residual, written, y) > 1
+        aligned = self.width((channels,), x, residual, offset, weight, bias, written, y) > 1
         count = x.numel() // channels
         kernel, blocks, lanes = geometry.tokens(count, channels, aligned)
         arguments = _LAYER_NORM.pack(
@@ -146,7 +164,7 @@ class Kernels(Operands):
         y = x.new_empty((*x.shape[:-1], columns))
         if y.numel():
             count = y.numel() // columns
-            wide = self.width((columns,), x, y)
+            wide = self.width((columns,), x, offset, y)
             cut = geometry.rows(count, columns, wide)
             arguments = _GEGLU.pack(*self.pointers(x, offset, y), count, columns, cut.lanes)
             self.launch("geglu", wide, (*cut.grid, 1), cut.threads, arguments)
@@ -221,8 +239,8 @@ class Kernels(Operands):
         if kernel == "add" and not stride:  # all images are alike, so they are one
             batch, pixels = 1, batch * pixels
         elif kernel == "upsample":
-            self.check_resized(from_size, pixels)
-        wide = self.width((channels,), x, residual, y)
+            self.check_pixels(from_size[0] * from_size[1], pixels)
+        wide = self.width((channels,), x, residual, offset, shared, y)
         cut = geometry.rows(pixels, channels, wide)
         arguments = _ADD.pack(
             *self.pointers(x, residual, offset, shared, y),

@@ -36,12 +36,12 @@ __device__ __forceinline__ void add(const Add& a) {
   if (channel >= a.channels) return;
   float offset[V] = {};
   if (a.offset) {
-    Pack<V> pack = load_unaligned<V>(a.offset + (int64)blockIdx.z * a.offset_stride + channel);
+    Pack<V> pack = load_pack<V>(a.offset + (int64)blockIdx.z * a.offset_stride + channel);
 #pragma unroll
     for (int i = 0; i < V; i++) offset[i] = widen(pack.each[i]);
   }
   if (a.shared) {
-    Pack<V> pack = load_unaligned<V>(a.shared + channel);
+    Pack<V> pack = load_pack<V>(a.shared + channel);
 #pragma unroll
     for (int i = 0; i < V; i++) offset[i] += widen(pack.each[i]);
   }

@@ -35,6 +35,7 @@ struct Layers {
 };
 
 constexpr int ROWS = 4, EMBEDDING_THREADS = 256;
+constexpr int AHEAD = 5;  // packs of weights that a thread asks for before it needs them
 
 // Returns the sinusoid number k. sinf and cosf would need memory for arguments of any size.
 __device__ __forceinline__ float sinusoid(float t, float step, int k, int half) {
@@ -45,25 +46,40 @@ __device__ __forceinline__ float sinusoid(float t, float step, int k, int half) 
   return k < half ? cospif(half_turns) : sinpif(half_turns);
 }
 
+// Adds the warp's share of the products of a row of weights with up to ROWS rows of x, from `first`.
 template <int V>
 __device__ __forceinline__ void multiply(
     const Layers& a, const Element* x, const Element* weight, int inputs, int first, float* sums) {
-  for (int k = threadIdx.x % 32 * V; k < inputs; k += 32 * V) {
-    Pack<V> weights = load_pack<V>(weight + k);
+  for (int start = threadIdx.x % 32 * V; start < inputs; start += AHEAD * 32 * V) {
+    Pack<V> weights[AHEAD];
 #pragma unroll
-    for (int b = 0; b < ROWS; b++) {
-      if (first + b >= a.rows) continue;
-      if (x) {
+    for (int j = 0; j < AHEAD; j++)
+      if (start + j * 32 * V < inputs) weights[j] = load_pack<V>(weight + start + j * 32 * V);
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) {
+      int k = start + j * 32 * V;
+      if (k >= inputs) break;
+#pragma unroll
+      for (int b = 0; b < ROWS; b++) {
+        if (first + b >= a.rows) break;
         Pack<V> pack = load_pack<V>(x + (int64)(first + b) * inputs + k);
 #pragma unroll
-        for (int i = 0; i < V; i++) sums[b] += widen(pack.each[i]) * widen(weights.each[i]);
-      } else {
-        float t = load(a.timesteps + first + b);
-#pragma unroll
-        for (int i = 0; i < V; i++)
-          sums[b] += sinusoid(t, a.step, k + i, inputs / 2) * widen(weights.each[i]);
+        for (int i = 0; i < V; i++) sums[b] += widen(pack.each[i]) * widen(weights[j].each[i]);
       }
     }
+  }
+}
+
+// The same for the sinusoids in place of x.
+__device__ __forceinline__ void multiply_sinusoids(
+    const Layers& a, const Element* weight, int inputs, int first, float* sums) {
+#pragma unroll 1
+  for (int k = threadIdx.x % 32; k < inputs; k += 32) {
+    float factor = widen(load_pack<1>(weight + k).each[0]);
+#pragma unroll
+    for (int b = 0; b < ROWS; b++)
+      if (first + b < a.rows)
+        sums[b] += sinusoid(load(a.timesteps + first + b), a.step, k, inputs / 2) * factor;
   }
 }
 
@@ -77,8 +93,13 @@ __device__ __forceinline__ void embedding(const Layers& a) {
   int64 at = (int64)output * layer.inputs;
   for (int first = 0; first < a.rows; first += ROWS) {
     float sums[ROWS] = {};
-    multiply<V>(a, layer.x, layer.weight + at, layer.inputs, first, sums);
-    if (layer.x2) multiply<V>(a, layer.x2, layer.weight2 + at, layer.inputs, first, sums);
+    if (!layer.x) multiply_sinusoids(a, layer.weight + at, layer.inputs, first, sums);
+#pragma unroll 1
+    for (int product = 0; product < 2; product++) {
+      const Element* x = product ? layer.x2 : layer.x;
+      const Element* weight = product ? layer.weight2 : layer.weight;
+      if (x) multiply<V>(a, x, weight + at, layer.inputs, first, sums);
+    }
 #pragma unroll
     for (int b = 0; b < ROWS; b++) {
       float out = sum_over(sums[b], 32) + bias;
@@ -96,6 +117,6 @@ __device__ __forceinline__ void embedding(const Layers& a) {
   }
 }
 
-#define EMBEDDING extern "C" __global__ void __launch_bounds__(EMBEDDING_THREADS, 3)
+#define EMBEDDING extern "C" __global__ void __launch_bounds__(EMBEDDING_THREADS, 2)
 EMBEDDING embedding_wide(const Layers a) { embedding<WIDE>(a); }
 EMBEDDING embedding_narrow(const Layers a) { embedding<1>(a); }

@@ -22,7 +22,7 @@ __device__ __forceinline__ void geglu(const Geglu& a) {
   if (a.offset)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      Pack<V> pack = load_unaligned<V>(a.offset + half * a.columns + column);
+      Pack<V> pack = load_pack<V>(a.offset + half * a.columns + column);
 #pragma unroll
       for (int i = 0; i < V; i++) offsets[half][i] = widen(pack.each[i]);
     }

@@ -22,37 +22,41 @@ struct LayerNorm {
 
 constexpr int LAYER_NORM_THREADS = 128;
 
+// V numbers of each tensor, all asked for before any is needed.
 template <int V>
-__device__ __forceinline__ void add_to(float* sum, Pack<V> pack) {
-#pragma unroll
-  for (int i = 0; i < V; i++) sum[i] += widen(pack.each[i]);
-}
+struct Parts {
+  Pack<V> x, residual, offset;
 
-// Reads V channels of the sum, and writes them down.
-template <int V>
-__device__ __forceinline__ void read_sum(const LayerNorm& a, int64 at, int channel, float* sum) {
-  Pack<V> pack = load_pack<V>(a.x + at);
-#pragma unroll
-  for (int i = 0; i < V; i++) sum[i] = widen(pack.each[i]);
-  if (a.offset) add_to<V>(sum, load_unaligned<V>(a.offset + channel));
-  if (a.residual) add_to<V>(sum, load_pack<V>(a.residual + at));
-  if (a.sum) {
-#pragma unroll
-    for (int i = 0; i < V; i++) pack.each[i] = narrow(sum[i]);
-    store_pack<V>(a.sum + at, pack);
+  __device__ void read(const LayerNorm& a, int64 at, int channel) {
+    x = load_pack<V>(a.x + at);
+    if (a.residual) residual = load_pack<V>(a.residual + at);
+    if (a.offset) offset = load_pack<V>(a.offset + channel);
   }
+  __device__ void add(const LayerNorm& a, float* sum) const {
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+      sum[i] = widen(x.each[i]);
+      if (a.offset) sum[i] += widen(offset.each[i]);
+      if (a.residual) sum[i] += widen(residual.each[i]);
+    }
+  }
+};
+
+template <int V>
+__device__ __forceinline__ void write(Element* to, const float* values) {
+  Pack<V> pack;
+#pragma unroll
+  for (int i = 0; i < V; i++) pack.each[i] = narrow(values[i]);
+  store_pack<V>(to, pack);
 }
 
 template <int V>
 __device__ __forceinline__ void write_norm(
-    const LayerNorm& a, int64 at, int channel, const float* sum, float mean, float scale) {
-  Pack<V> weights = load_unaligned<V>(a.weight + channel);
-  Pack<V> biases = load_unaligned<V>(a.bias + channel), pack;
+    Element* to, float* sum, float mean, float scale, Pack<V> weights, Pack<V> biases) {
 #pragma unroll
   for (int i = 0; i < V; i++)
-    pack.each[i] =
-        narrow((sum[i] - mean) * scale * widen(weights.each[i]) + widen(biases.each[i]));
-  store_pack<V>(a.y + at, pack);
+    sum[i] = (sum[i] - mean) * scale * widen(weights.each[i]) + widen(biases.each[i]);
+  write<V>(to, sum);
 }
 
 // Adds pairs, then pairs of pairs, so that few numbers are added to a large sum.
@@ -69,22 +73,33 @@ __device__ __forceinline__ float sum_of<1>(const float* values) {
 template <int V, int EACH>
 __device__ __forceinline__ void layer_norm(const LayerNorm& a) {
   constexpr int STEPS = EACH / V;
-  int lane = threadIdx.x % a.lanes;
+  int first = threadIdx.x % a.lanes * V, step = a.lanes * V;
   int64 token = (int64)blockIdx.x * (LAYER_NORM_THREADS / a.lanes) + threadIdx.x / a.lanes;
-  bool works = token < a.tokens;  // all threads of a warp take part in its sums
+  int64 at = token * a.channels;
+  int end = token < a.tokens ? a.channels : 0;  // all threads of a warp take part in its sums
+  Parts<V> parts[STEPS];
   float sum[STEPS][V], total = 0.f, m2 = 0.f;
 #pragma unroll
-  for (int s = 0; s < STEPS; s++) {
-    int channel = (s * a.lanes + lane) * V;
-    if (works && channel < a.channels) {
-      read_sum<V>(a, token * a.channels + channel, channel, sum[s]);
+  for (int s = 0; s < STEPS; s++)
+    if (first + s * step < end) parts[s].read(a, at + first + s * step, first + s * step);
+#pragma unroll
+  for (int s = 0; s < STEPS; s++)
+    if (first + s * step < end) {
+      parts[s].add(a, sum[s]);
       total += sum_of<V>(sum[s]);
     }
-  }
+  Pack<V> weights[STEPS], biases[STEPS];
+#pragma unroll
+  for (int s = 0; s < STEPS; s++)
+    if (first + s * step < end) {
+      weights[s] = load_pack<V>(a.weight + first + s * step);
+      biases[s] = load_pack<V>(a.bias + first + s * step);
+      if (a.sum) write<V>(a.sum + at + first + s * step, sum[s]);
+    }
   float mean = sum_over(total, a.lanes) / a.channels;
 #pragma unroll
   for (int s = 0; s < STEPS; s++)
-    if (works && (s * a.lanes + lane) * V < a.channels) {
+    if (first + s * step < end) {
       float squares[V];
 #pragma unroll
       for (int i = 0; i < V; i++) squares[i] = (sum[s][i] - mean) * (sum[s][i] - mean);
@@ -92,11 +107,9 @@ __device__ __forceinline__ void layer_norm(const LayerNorm& a) {
     }
   float scale = rsqrtf(sum_over(m2, a.lanes) / a.channels + a.eps);
 #pragma unroll
-  for (int s = 0; s < STEPS; s++) {
-    int channel = (s * a.lanes + lane) * V;
-    if (works && channel < a.channels)
-      write_norm<V>(a, token * a.channels + channel, channel, sum[s], mean, scale);
-  }
+  for (int s = 0; s < STEPS; s++)
+    if (first + s * step < end)
+      write_norm<V>(a.y + at + first + s * step, sum[s], mean, scale, weights[s], biases[s]);
 }
 
 // Adds over a block of LAYER_NORM_THREADS.
@@ -111,26 +124,38 @@ __device__ __forceinline__ float sum_over_block(float value) {
   return value;
 }
 
-// One element at a time; the sum is computed anew each time it is needed.
-__device__ __forceinline__ void layer_norm_of_any_width(LayerNorm a) {
-  int64 start = (int64)blockIdx.x * a.channels;
-  float sum, total = 0.f, m2 = 0.f;
-  for (int c = threadIdx.x; c < a.channels; c += LAYER_NORM_THREADS)
-    read_sum<1>(a, start + c, c, &sum), total += sum;
-  a.sum = nullptr;
+// One element at a time, at any address; the sum is computed anew each time it is needed.
+__device__ __forceinline__ float sum_at(const LayerNorm& a, int channel) {
+  Parts<1> parts;
+  float sum;
+  parts.read(a, (int64)blockIdx.x * a.channels + channel, channel);
+  parts.add(a, &sum);
+  return sum;
+}
+__device__ __forceinline__ void layer_norm_of_any_width(const LayerNorm& a) {
+  int64 at = (int64)blockIdx.x * a.channels;
+  float total = 0.f, m2 = 0.f;
+  for (int c = threadIdx.x; c < a.channels; c += LAYER_NORM_THREADS) {
+    float sum = sum_at(a, c);
+    total += sum;
+    if (a.sum) write<1>(a.sum + at + c, &sum);
+  }
   float mean = sum_over_block(total) / a.channels;
-  for (int c = threadIdx.x; c < a.channels; c += LAYER_NORM_THREADS)
-    read_sum<1>(a, start + c, c, &sum), m2 += (sum - mean) * (sum - mean);
+  for (int c = threadIdx.x; c < a.channels; c += LAYER_NORM_THREADS) {
+    float distance = sum_at(a, c) - mean;
+    m2 += distance * distance;
+  }
   float scale = rsqrtf(sum_over_block(m2) / a.channels + a.eps);
   for (int c = threadIdx.x; c < a.channels; c += LAYER_NORM_THREADS) {
-    read_sum<1>(a, start + c, c, &sum);
-    write_norm<1>(a, start + c, c, &sum, mean, scale);
+    float sum = sum_at(a, c);
+    write_norm<1>(
+        a.y + at + c, &sum, mean, scale, load_pack<1>(a.weight + c), load_pack<1>(a.bias + c));
   }
 }
 
 // The number of blocks that a multiprocessor shall have room for limits their registers.
 #define LAYER_NORM(BLOCKS) \
   extern "C" __global__ void __launch_bounds__(LAYER_NORM_THREADS, BLOCKS)
-LAYER_NORM(5) layer_norm_wide_40(const LayerNorm a) { layer_norm<WIDE, 40>(a); }
-LAYER_NORM(3) layer_norm_wide_64(const LayerNorm a) { layer_norm<WIDE, 64>(a); }
+LAYER_NORM(ELEMENT ? 4 : 2) layer_norm_wide_40(const LayerNorm a) { layer_norm<WIDE, 40>(a); }
+LAYER_NORM(2) layer_norm_wide_48(const LayerNorm a) { layer_norm<WIDE, 48>(a); }
 LAYER_NORM(6) layer_norm_any(const LayerNorm a) { layer_norm_of_any_width(a); }

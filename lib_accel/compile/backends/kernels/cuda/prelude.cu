@@ -88,16 +88,6 @@ __device__ __forceinline__ void store_pack(Element* to, Pack<V> pack) {
   store((decltype(pack.all)*)to, pack.all);
 }
 
-// Loads V elements that may lie at any address, as those of a weight do.
-template <int V>
-__device__ __forceinline__ Pack<V> load_unaligned(const Element* from) {
-  if ((size_t)from % sizeof(Pack<V>) == 0) return load_pack<V>(from);
-  Pack<V> pack;
-#pragma unroll
-  for (int i = 0; i < V; i++) pack.each[i] = load_pack<1>(from + i).each[0];
-  return pack;
-}
-
 // Adds `value` over each `lanes` neighbouring threads (a power of two, at most 32).
 __device__ __forceinline__ float sum_over(float value, int lanes) {
   for (int step = lanes / 2; step > 0; step /= 2)
