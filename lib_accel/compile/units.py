@@ -34,8 +34,8 @@ time embedding, `[B, C']`, for a transformer the keys and values of the context 
 blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. On a GPU, a block with
 a skip connection takes two images instead of h (`image_widths`). The weights are in the order of
 `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The inputs of the
-embedding are in `model/parts/embedding.py`; timesteps and frequencies are float32. Nothing is checked:
-other tensors are read out of bounds.
+embedding are in `model/parts/embedding.py`; timesteps and frequencies are float32. Nothing is
+checked: other tensors are read out of bounds.
 """
 
 Size = tuple[int, int, int, int]
