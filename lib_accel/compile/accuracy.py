@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..model import specs
-from ..model.embedding import timestep_frequencies
+from ..model.parts.embedding import timestep_frequencies
 from ..model.precision import exact_products, relative_error, wider
 from ..model.random_weights import random_weight
 from .units import (

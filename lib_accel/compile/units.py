@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ..model import specs
 from ..model.architecture import Architecture
-from ..model.embedding import Embedding, FewRows
 from ..model.layers import ResBlock, build_layer
+from ..model.parts.embedding import Embedding, FewRows
 from ..model.parts.modules import GroupNorm
 from ..store import recipe_key
 
@@ -34,9 +34,9 @@ time embedding, `[B, C']`, for a transformer the keys and values of the context 
 blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. On a GPU, a block with
 a skip connection takes two images instead of h (`image_widths`). The weights are in the order of
 `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The inputs of the
-embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing is checked:
-other tensors are read out of bounds. A unit that cannot compute every size has a method `why_not`,
-which takes the activations and returns the reason, or None.
+embedding are in `model/parts/embedding.py`; timesteps and frequencies are float32. Nothing is
+checked: other tensors are read out of bounds. A unit that cannot compute every size has a method
+`why_not`, which takes the activations and returns the reason, or None.
 """
 
 Size = tuple[int, int, int, int]

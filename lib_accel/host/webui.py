@@ -24,11 +24,6 @@ from ..errors import printable_lines
 from .options import OPTIONS, Number
 from .unet.functions import runs_original
 
-UPCAST = (
-    "the WebUI computes attention in float32 "
-    "(Settings, Stable Diffusion: upcast cross attention layer)"
-)
-
 
 def option(name: str) -> Any:
     """Return the value of one of our options, of the type that options.py gives it.
@@ -257,7 +252,10 @@ def blocked_by(unet: nn.Module) -> str | None:
     if opts.lora_functional and wanted_loras():
         return "LoRAs are applied at run time (Settings, Compatibility: old Lora method)"
     if opts.upcast_attn and next(unet.parameters()).dtype in (torch.float16, torch.bfloat16):
-        return UPCAST
+        return (
+            "the WebUI computes attention in float32 "
+            "(Settings, Stable Diffusion: upcast cross attention layer)"
+        )
     if torch.is_grad_enabled() and any(p.requires_grad for p in unet.parameters()):
         return "the UNet is being trained"
     if exporting():  # a trace would record the output of compiled code as a constant

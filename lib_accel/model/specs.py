@@ -105,7 +105,8 @@ class VaeAttention:
 class VaeDownsample:
     """3x3 convolution of stride 2 without padding at the top and left: `[B, C, H/2, W/2]`."""
 
-    channels: int
+    in_channels: int
+    out_channels: int
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import BadWeights
 from .architecture import Architecture
-from .embedding import Perceptron, timestep_embedding
 from .layers import JoiningLayer, LayerFn, Output, build_layer
+from .parts.embedding import Perceptron, timestep_embedding
 from .parts.modules import Linear, empty_parameter, set_parameter
 from .specs import Block, ResBlock
 

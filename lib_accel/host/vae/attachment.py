@@ -160,7 +160,9 @@ def _why_otherwise(weight: Tensor) -> str | None:
     narrow = weight.dtype in (torch.float16, torch.bfloat16)
     if weight.device.type == "cuda" and torch.is_autocast_enabled() and not narrow:
         return "the WebUI encodes this image in half precision, with a VAE in float32"
-    return webui.UPCAST if shared.opts.upcast_attn and narrow else None
+    if shared.opts.upcast_attn and narrow:
+        return "the WebUI computes attention in float32 (Settings: upcast cross attention layer)"
+    return None
 
 
 def _host_layer(module: nn.Module, embeds: bool, h: Tensor, *_: Tensor) -> Tensor:

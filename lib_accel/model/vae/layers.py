@@ -71,7 +71,7 @@ class VaeDownsample(_Unconditioned):
 
     def __init__(self, spec: specs.VaeDownsample):
         super().__init__()
-        self.conv = Conv2d(spec.channels, spec.channels, stride=2, padding=0)
+        self.conv = Conv2d(spec.in_channels, spec.out_channels, stride=2, padding=0)
 
     def compute(self, x: Tensor) -> Tensor:
         """Compute `x: [B, C, H, W] -> [B, C, H/2, W/2]`; odd sizes are rounded down."""

@@ -174,7 +174,7 @@ def _read(kind: str, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str,
                 yield each
                 channels = each[1].out_channels
             if level != levels[-1]:
-                yield f"down.{level}.downsample", VaeDownsample(channels)
+                yield f"down.{level}.downsample", VaeDownsample(channels, channels)
         yield from _middle(channels)
     yield OUTPUT, VaeOutput(channels, shapes["conv_out.weight"][0])
 

@@ -21,7 +21,7 @@ from ...compile.jobs import CompiledUnits, WholeFn
 from ...compile.machine import has_room
 from ...compile.units import UnitFn
 from ...config import MIB
-from ...model.embedding import timestep_frequencies
+from ...model.parts.embedding import timestep_frequencies
 from ...model.specs import ResBlock
 from ...model.unet import UNet
 from .binding import CompiledLayer, UnitWeights
