@@ -47,10 +47,7 @@ class Service:
         stored_code.fetch_ahead(self._session)
 
     def model_loaded(self, sd_model: Any) -> None:
-        """Accelerate a model that the WebUI has loaded.
-
-        It also calls this for other weights in the same model, and for another VAE.
-        """
+        """Accelerate a model that the WebUI has loaded, or one with other weights or another VAE."""
         unet = webui.unet_of(sd_model)
         if unet is None:
             return
@@ -108,10 +105,7 @@ class Service:
             self._apply(wanted)
 
     def before_job(self, p: Any) -> None:
-        """Apply the options, before those of this job alone (`override_settings`) replace them.
-
-        `p` is the WebUI's job.
-        """
+        """Apply the options, before `override_settings` of the WebUI's job `p` replace them."""
         with self._lock:
             self._standing = webui.config() if webui.enabled() else None
             self._refresh()
@@ -139,10 +133,7 @@ class Service:
                 self._follow_vae(webui.current_model())
 
     def _prepare(self, p: Any) -> None:
-        """Follow the options and the loaded model.
-
-        Our forwards are put back where another extension had replaced them.
-        """
+        """Follow the options and the loaded model; put back our forwards that others replaced."""
         with self._lock:
             if not webui.has_own_options(p):
                 self._refresh()
@@ -268,10 +259,7 @@ class Service:
         return accelerated(webui.unet_of(webui.current_model()))
 
     def status(self) -> dict[str, Any]:
-        """Return the document of `GET /accel/v1/status`.
-
-        It waits for nothing, not even for a compiler that an image waits for.
-        """
+        """Return the document of `GET /accel/v1/status`. It waits for nothing."""
         here = self.current()
         if here is not None and webui.enabled():
             self._take_up_if_idle(here)
@@ -292,11 +280,7 @@ class Service:
         off = Status("off", None, "", "", "", str(webui.device()))
         if not webui.enabled():
             return off
-        reason, unet = "no model is loaded yet", webui.unet_of(webui.current_model())
-        if unet is not None:
-            loaded = any(each is unet for each in self._models.unets)
-            waits = "it begins with the next image" if loaded else "the model is being loaded"
-            reason = self._models.refusal(unet) or waits
+        reason = self._models.why_not(webui.unet_of(webui.current_model()))
         return replace(off, state="fallback", reason=reason)
 
     def _take_up_if_idle(self, here: Attachment) -> None:

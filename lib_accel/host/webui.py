@@ -18,7 +18,7 @@ import torch
 from modules import devices, sd_unet, shared
 from torch import nn
 
-from ..compile.backends.jit import TRACING
+from ..compile.backends.jit import exporting
 from ..config import FETCH_S, MIB, Config, key_file, places
 from ..errors import printable_lines
 from .options import OPTIONS, Number
@@ -261,15 +261,6 @@ def blocked_by(unet: nn.Module) -> str | None:
     if exporting():  # a trace would record the output of compiled code as a constant
         return "the UNet is being exported"
     return None
-
-
-def exporting() -> bool:
-    """Return whether what is computed now is recorded, as a trace or by torch.compile."""
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        return True
-    compiling = getattr(torch.compiler, "is_compiling", None)  # torch 2.1 has none
-    # one flag for all threads: a job of the jit backend, even a cancelled one, sets it as well
-    return compiling is not None and compiling() and not TRACING.locked()
 
 
 @contextlib.contextmanager

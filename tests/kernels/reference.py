@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_accel.model.embedding import timestep_embedding
+from lib_accel.model.parts.embedding import timestep_embedding
 
 
 class TorchKernels:

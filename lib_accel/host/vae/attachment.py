@@ -12,6 +12,7 @@ import torch
 from modules import shared
 from torch import Tensor, nn
 
+from ...compile.backends.jit import exporting
 from ...compile.session import Session
 from ...config import Config
 from ...model.layers import LayerFn
@@ -127,7 +128,7 @@ class VaeAttachment:
         x, weight = given[0], next(self.half.parameters())
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return "this call is differentiated"
-        if webui.exporting():
+        if exporting():
             return "the VAE is being exported"
         if weight.device != x.device:
             return f"the weights of the VAE are on {weight.device} and the image on {x.device}"
