@@ -47,7 +47,7 @@ class Service:
         stored_code.fetch_ahead(self._session)
 
     def model_loaded(self, sd_model: Any) -> None:
-        """Accelerate a model that the WebUI has loaded, or one with other weights or another VAE."""
+        """Accelerate a model that the WebUI has loaded, or its other weights or VAE."""
         unet = webui.unet_of(sd_model)
         if unet is None:
             return
