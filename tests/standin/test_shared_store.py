@@ -91,13 +91,16 @@ def test_who_trusts_nobody_is_told(there: Path, capsys):
     said = capsys.readouterr().out
     assert f"code from {there.as_uri()} is refused: nobody is trusted to sign it" in said
     with in_place():
-        Host("--accel-store", there.as_uri(), "--accel-store-key", str(fleet_key(there.parent)))
+        key = str(fleet_key(there.parent))
+        Host("--accel-store", there.as_uri(), "--accel-store-key", key).close()
     assert "nobody is trusted" not in capsys.readouterr().out
 
 
 def test_no_option_names_a_store_or_a_key():
     """Whoever can set options could have planted code run."""
     with in_place():
-        names = Host("--accel-disable").module("lib_accel.host.options").OPTIONS
+        host = Host("--accel-disable")
+        names = host.module("lib_accel.host.options").OPTIONS
+        host.close()
     words = ("remote", "url", "key", "trusted", "store")
     assert [n for n in names if any(word in n for word in words)] == ["accel_store_mib"]
