@@ -112,7 +112,7 @@
     }
 
     window.accelDelete = function ({ key, size, name }) {
-        const question = translate("Delete the compiled code of {0} ({1}, {2} MB)? When a model needs it, compiling it again takes minutes.");
+        const question = translate("Delete the compiled code of {0} ({1}, {2} MiB)? When a model needs it, compiling it again takes minutes.");
         const values = [translate(name), key.slice(0, 12), size];
         if (!confirm(question.replace(/\{(\d)\}/g, (_, n) => values[n]))) return;
         chosen = key;

@@ -216,7 +216,7 @@ def test_chinese_after_reload_ui(page: Page, own: Server) -> None:
     page.until(lambda: page.texts("#tab_accel code"), 10)
     left = page.js(LEFT_IN_ENGLISH, "#tab_accel *, .accel-status *")
     device = own.status()["device"]
-    names = ("MB", "Python ", device)  # the same in Chinese
+    names = ("MiB", "Python ", device)  # the same in Chinese
     assert [t for t in left if not t.startswith(names)] == []
     page.tab("Settings")
     page.tab("加速", inside="#settings")
