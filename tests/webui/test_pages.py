@@ -121,6 +121,22 @@ def test_a_choice_shows_a_sentence_and_stores_a_word(page: Page, own: Server) ->
     own.options(accel_lora_base="auto")
 
 
+def test_an_emptied_number_stays_what_it_was(page: Page, own: Server) -> None:
+    """Gradio takes the least number for an emptied field: 0 switches the comparisons off."""
+    page.tab("Settings")
+    page.tab("Acceleration", inside="#settings")
+    for name in ("store_mib", "graphs_mib", "witness_steps"):
+        option, css = f"accel_{name}", f"#setting_accel_{name} input[type=number]"
+        before, field = own.get("/sdapi/v1/options")[option], page.element(css)
+        page.click(css)
+        field.clear()
+        page.click("#settings_submit")
+        page.until(lambda: page.texts("#settings_result")[0], 10)
+        values = own.get("/sdapi/v1/options")[option], field.get_property("value")
+        assert values == (before, str(before))
+        assert page.texts(f"#setting_{option} .accel-kept") == [f"Empty; it stays {before}"]
+
+
 def test_the_tab(page: Page, own: Server) -> None:
     page.generate()
     own.options(accel_enable=False)
