@@ -18,7 +18,7 @@ from ...compile.backends.tensorrt.engines import Wanted, engines_of
 from ...compile.jobs import Job
 from ...compile.machine import probe
 from ...compile.target import Target
-from ...config import FETCH_S, Config
+from ...config import FETCH_S, MIB, Config
 from ...errors import ArtifactRejected, BackendUnavailable
 from ...store import ArtifactStore
 from ...store.exchange.shared import SharedStore
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             if compiled
             else f"{len(target.units)} units, all stored already"
         )
-        lines.append(f"{architecture.name}: {made}, {size / 1e6:.1f} MB")
+        lines.append(f"{architecture.name}: {made}, {size / MIB:.1f} MiB")
         lines += _published(store, backend.keys(target))
     text = "\n".join([*lines, f"store: {store.root}"])
     show({"artifacts": built, "store": str(store.root)}, args, text)
@@ -132,7 +132,7 @@ def _engines(args: argparse.Namespace) -> int:
                 }
             )
             made = f"{len(seconds)} of {len(wanted)} engines built in {sum(seconds):.0f} s"
-            lines.append(f"{architecture.name}, {cards}, {dtype}: {made}, {size / 1e6:.1f} MB")
+            lines.append(f"{architecture.name}, {cards}, {dtype}: {made}, {size / MIB:.1f} MiB")
             lines += _published(store, wanted)
     text = "\n".join([*lines, f"store: {store.root}"])
     show({"artifacts": built, "store": str(store.root)}, args, text)

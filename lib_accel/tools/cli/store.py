@@ -12,6 +12,7 @@ import torch
 
 from ...compile.machine import probe
 from ...compile.session import of_machine
+from ...config import MIB
 from ...errors import AccelError
 from ...store import ArtifactStore, Entry, Group, groups, named
 from ...store.exchange.public_keys import write_pair
@@ -55,7 +56,7 @@ def _line(group: Group, here: Mapping[str, Any]) -> str:
     if not group.problem:
         state = group.state(here)
         what = f"{group.name}, {group.made_for}, {group.origins}" + (f" ({state})" if state else "")
-    size = f"{group.bytes / 1e6:6.1f} MB"
+    size = f"{group.bytes / MIB:6.1f} MiB"
     return f"{group.key[:12]}  {size}  {_time(group.last_used)}  {what}"
 
 
@@ -66,9 +67,9 @@ def _time(seconds: float) -> str:
 def _list(args: argparse.Namespace) -> int:
     store = make_store(args)
     entries, here = store.list(), _here()
-    size = sum(e.bytes for e in entries) / 1e6
+    size = sum(e.bytes for e in entries)
     lines = [_line(group, here) for group in groups(entries)]
-    lines.append(f"{len(entries)} units, {size:.1f} MB in {store.root}")
+    lines.append(f"{len(entries)} units, {size / MIB:.1f} MiB in {store.root}")
     rows = {"store": str(store.root), "artifacts": [_row(e, here) for e in entries]}
     show(rows, args, "\n".join(lines))
     return 0
@@ -108,7 +109,7 @@ def _delete(args: argparse.Namespace) -> int:
 
 def _agreed(args: argparse.Namespace, count: int, size: int, store: ArtifactStore) -> bool:
     """Return whether the user wants to remove so much. Raises AccelError where nobody can say."""
-    what = f"{count} unit{'s' * (count != 1)}, {size / 1e6:.1f} MB, of {store.root}"
+    what = f"{count} unit{'s' * (count != 1)}, {size / MIB:.1f} MiB, of {store.root}"
     if args.yes or agreed(f"Remove {what}?"):
         return True
     say("nothing was removed")
@@ -116,7 +117,7 @@ def _agreed(args: argparse.Namespace, count: int, size: int, store: ArtifactStor
 
 
 def _show_freed(freed: int, store: ArtifactStore, args: argparse.Namespace) -> int:
-    text = f"{freed / 1e6:.1f} MB freed in {store.root}"
+    text = f"{freed / MIB:.1f} MiB freed in {store.root}"
     show({"store": str(store.root), "bytes_freed": freed}, args, text)
     return 0
 

@@ -22,6 +22,8 @@ BACKENDS = (AUTO, "tensorrt", "aoti", "jit", "kernels", "eager")
 DTYPES = ("float32", "float16", "bfloat16")
 
 _FIRST_COLUMN = re.compile(r" +\S+(?: \S+)*  +")
+_SECOND_COLUMN = re.compile(r" {8,}")
+"""Of a row whose first column is in a line of its own."""
 
 
 def program() -> str:
@@ -55,7 +57,8 @@ class Help(argparse.HelpFormatter):
                 continue
             lines += _wrap(flowing, width)
             flowing = ""
-            if column := _FIRST_COLUMN.match(line):
+            column = _FIRST_COLUMN.match(line) or _SECOND_COLUMN.match(line)
+            if column:
                 lines += _wrap(line, width, column.end())
             else:
                 lines += " \\\n".join(_wrap(line, width - 2, 6)).splitlines() or [""]
