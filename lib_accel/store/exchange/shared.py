@@ -13,7 +13,6 @@ import contextlib
 import io
 import logging
 import threading
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +57,9 @@ class SharedStore(ArtifactStore):
         self._waiting: list[str] = []  # to be published; under `_sent`
         self._failed = self._settles = False
 
-    def put(
-        self,
-        recipe: Mapping[str, Any],
-        sources: Mapping[str, Path],
-        verdict: Mapping[str, Any] | None = None,
-        keep: Collection[str] = (),
-        name: str = "",
-        made_with: Mapping[str, str | None] | None = None,
-    ) -> Artifact:
-        """Put an artifact into the folder, and publish it in the background."""
-        artifact = super().put(recipe, sources, verdict, keep, name, made_with)
+    def put(self, *given: Any, **named: Any) -> Artifact:
+        """Put an artifact into the folder as every store does, and publish it in the background."""
+        artifact = super().put(*given, **named)
         if self.publishes:
             self._send_later(artifact.key)
         return artifact
@@ -81,9 +72,8 @@ class SharedStore(ArtifactStore):
         if not self.publishes:  # nobody would learn that it is being made
             return True
         if not self.leases.take(key):
-            with contextlib.suppress(
-                AccelError
-            ):  # what is refused is made by whoever has the lease
+            # what is refused is made by whoever has the lease
+            with contextlib.suppress(AccelError):
                 self.fetch(key)
             return False
         try:
