@@ -104,6 +104,10 @@ class Config:
     graph_bytes: int = 1024 * MIB  # video memory that CUDA graphs may hold
     lora_base: str = AUTO  # one of LORA_BASES
 
+    def shares_code(self, other: Config | None) -> bool:
+        """Return whether `other` has its compiled code from the same backend and store."""
+        return other is not None and (self.backend, self.store) == (other.backend, other.store)
+
     def __post_init__(self) -> None:
         if self.lora_base not in LORA_BASES:
             expected = ", ".join(LORA_BASES)

@@ -94,8 +94,8 @@ class Service:
             before = here.engine.config if here else None
             if before == wanted:
                 continue  # "Apply settings" calls once for each option, changed or not
-            codes = [(c.backend, c.store) if c else None for c in (before, wanted)]
-            self._models.detach(unet, keep_compiling=codes[0] == codes[1])
+            keeps = before is not None and before.shares_code(wanted)
+            self._models.detach(unet, keep_compiling=keeps)
             if wanted:
                 self._attach(unet, wanted)
 

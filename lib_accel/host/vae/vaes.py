@@ -35,10 +35,8 @@ class Vaes:
         """
         for half in list(self._seen):
             here = _attachment(half)
-            before = here.engine.config if here else None
-            if here is not None and before != config:
-                codes = [(c.backend, c.store) if c else None for c in (before, config)]
-                here.remove(keep_compiling=codes[0] == codes[1])
+            if here is not None and here.engine.config != config:
+                here.remove(keep_compiling=here.engine.config.shares_code(config))
         if config is None:
             return
         for half in halves_of(sd_model).values():
