@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ....config import MIB
 from ....errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ....model import specs
 from ....store import ArtifactStore, LockBusy
@@ -19,7 +18,7 @@ from ....store.privacy import OTHER_TEMP, require_private
 from ....store.private_folder import temporary_folder
 from ...accuracy import Verdict
 from ...jobs import CompiledUnits, Job, Parts
-from ...machine import RESERVE, has_room
+from ...machine import has_room, waits_for
 from ...target import Target
 from ...units import describe
 from ..process_tree import remove
@@ -155,10 +154,7 @@ class CompileJob(Job):
             if not self.waits_for_memory:
                 return min(self.workers, free // needed)
             self.parts = None
-            self.report(
-                f"waiting for video memory: {max(free, 0) / MIB:.0f} MiB can be had beside the "
-                f"{RESERVE / MIB:.0f} MiB that stay free, the compiler needs {needed / MIB:.0f} MiB"
-            )
+            self.report(waits_for(free, needed))
             self._cancelled.wait(0.5)
 
     def _compile(self, units: list[specs.Spec], workers: int) -> None:

@@ -18,7 +18,7 @@ from ....store import ArtifactStore
 from ....store.private_folder import temporary_folder
 from ...accuracy import Verdict, check_unit
 from ...jobs import CompiledUnits, Job, Parts
-from ...machine import RESERVE, free_memory, has_room
+from ...machine import RESERVE, free_memory, has_room, waits_for
 from ...target import Target
 from ...units import UnitFn, UnitModule, describe
 from . import nvrtc
@@ -112,11 +112,7 @@ class KernelJob(Job):
         needed = weights * self.target.dtype.itemsize + ACTIVATIONS
         while not has_room(device, needed):
             self.waits_for_memory = True
-            free = max(free_memory(device) - RESERVE, 0.0)
-            self.report(
-                f"waiting for video memory: {free / MIB:.0f} MiB can be had beside the "
-                f"{RESERVE / MIB:.0f} MiB that stay free, the compiler needs {needed / MIB:.0f} MiB"
-            )
+            self.report(waits_for(free_memory(device) - RESERVE, needed))
             self._cancelled.wait(0.5)
         self.waits_for_memory = False
 
