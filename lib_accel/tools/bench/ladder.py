@@ -284,17 +284,11 @@ class Ladder:
         }
 
     def _row(self, row: Row, operations: int, rate: float) -> dict[str, Any]:
-        measured = bool(row.seconds)
-        if measured:
-            row.note = self._built[row.name].note() or ""
+        if not row.seconds:
+            return {**row.to_dict(), "of_matmul_rate": None}
+        row.note = self._built[row.name].note() or ""
         return {
-            "name": row.name,
-            "median_s": row.median if measured else None,
-            "min_s": min(row.seconds, default=None),
-            "max_s": max(row.seconds, default=None),
-            "of_matmul_rate": operations / row.median / rate if measured else None,
-            "compile_s": row.compile_s if measured else None,
-            "peak_bytes": self.weight_bytes + row.peak_bytes if measured else None,
-            "error": row.error if measured else None,
-            "note": row.note,
+            **row.to_dict(),
+            "of_matmul_rate": operations / row.median / rate,
+            "peak_bytes": self.weight_bytes + row.peak_bytes,
         }

@@ -64,6 +64,19 @@ class Row:
         """Median seconds of a call; NaN where none was timed."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measurements for JSON; None for all of them where no call was timed."""
+        known = {
+            "median_s": self.median,
+            "min_s": min(self.seconds, default=None),
+            "max_s": max(self.seconds, default=None),
+            "compile_s": self.compile_s,
+            "peak_bytes": self.peak_bytes,
+            "error": self.error,
+        }
+        measured = known if self.seconds else dict.fromkeys(known)
+        return {"name": self.name, **measured, "note": self.note}
+
 
 def interleave(
     calls: Mapping[str, Call],
@@ -151,13 +164,18 @@ def precise_call(
 
 
 def flops(architecture: Architecture, inputs: tuple[Tensor | None, ...]) -> int:
-    """Return the operations of one UNet call, a multiply-add counted as 2."""
+    """Return the operations of one UNet call."""
+    return operations(UNet(architecture), *inputs)
+
+
+def operations(compute: Callable[..., Tensor], *inputs: Tensor | None) -> int:
+    """Return those of `compute(*inputs)`, a multiply-add counted as 2, with weights on `meta`."""
     meta = tuple(
         None if t is None else torch.empty_like(t, device="meta", dtype=torch.float32)
         for t in inputs
     )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        UNet(architecture)(*meta)
+        compute(*meta)
     return counter.get_total_flops()
 
 

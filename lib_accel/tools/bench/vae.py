@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ...compile.jobs import Job
 from ...compile.machine import probe
@@ -20,9 +19,9 @@ from ...model.precision import exact_products, relative_error, wider
 from ...model.random_weights import random_weight
 from ...model.vae.network import DECODER, Half, Network
 from ...runtime.vae import VaeEngine
-from .measure import Call, Row, interleave, matmul_rate, timed
+from .measure import Call, Row, interleave, matmul_rate, operations, timed
 from .stock import stock_vae
-from .table import GIB
+from .table import line
 
 VARIANTS = ("stock", "stock+sdpa", "eager", "jit", "aoti")
 
@@ -65,7 +64,7 @@ def measure(
         rates = [matmul_rate(plan.dtype, plan.device)]
         interleave(calls, rows, plan.device, plan.rounds, lambda: None)
         rates.append(matmul_rate(plan.dtype, plan.device))
-    operations, rate = _operations(half, x), sum(rates) / 2
+    needed, rate = operations(Network(half).run, x), sum(rates) / 2
     return {
         "date": datetime.date.today().isoformat(),
         "what": half.name,
@@ -75,9 +74,9 @@ def measure(
         "dtype": str(plan.dtype).removeprefix("torch."),
         "rounds": plan.rounds,
         "machine": {**vars(probe(plan.device)), "threads": torch.get_num_threads()},
-        "flops": operations,
-        "floor_s": operations / rate,
-        "rows": [{**vars(row), "median_s": row.median} for row in rows.values()],
+        "flops": needed,
+        "floor_s": needed / rate,
+        "rows": [row.to_dict() for row in rows.values()],
     }
 
 
@@ -139,13 +138,6 @@ def _call(
     return lambda: engine.compute(x)
 
 
-def _operations(half: Half, x: Tensor) -> int:
-    meta = torch.empty_like(x, device="meta", dtype=torch.float32)
-    with FlopCounterMode(display=False) as counter:
-        Network(half).run(meta)
-    return counter.get_total_flops()
-
-
 def table(r: Mapping[str, Any]) -> str:
     """Return a result of `measure` as Markdown."""
     m = r["machine"]
@@ -159,18 +151,5 @@ def table(r: Mapping[str, Any]) -> str:
         "| peak GiB | error |",
         "| --- " * 7 + "|",
     ]
-    for row in r["rows"]:
-        if not row["seconds"]:
-            lines.append(f"| {row['name']} | - | | | | | {row['note']} |")
-            continue
-        cells = (
-            row["name"],
-            f"{row['median_s']:.4g}",
-            f"{min(row['seconds']):.4g} - {max(row['seconds']):.4g}",
-            f"{row['median_s'] / r['floor_s']:.2f}x",
-            f"{row['compile_s']:.1f}",
-            f"{row['peak_bytes'] / GIB:.2f}",
-            f"{row['error']:.1e}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += (line(row, lambda s: (f"{s / r['floor_s']:.2f}x",), 1) for row in r["rows"])
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from . import bench_webui
 from .common import device_and_dtype, family, follow, make_config, write_files
 
 
-def variants(text: str) -> list[str]:
-    """Parse `A,B`, without repetitions."""
+def variants(text: str, known: Collection[str] = tuple(VARIANTS)) -> list[str]:
+    """Parse `A,B`, names that are `known`, without repetitions."""
     names = [n for n in text.split(",") if n]
-    unknown = [n for n in names if n not in VARIANTS]
+    unknown = [n for n in names if n not in known]
     if unknown or not names:
         raise argparse.ArgumentTypeError(
-            f"{', '.join(unknown) or 'nothing'}: expected some of {', '.join(VARIANTS)}"
+            f"{', '.join(unknown) or 'nothing'}: expected some of {', '.join(known)}"
         )
     return list(dict.fromkeys(names))
 
@@ -69,11 +69,7 @@ def run(args: argparse.Namespace) -> int:
 def _vae(args: argparse.Namespace) -> int:
     """Measure the decoder or the encoder, write the result and print it."""
     device, dtype = device_and_dtype(args)
-    names = tuple(dict.fromkeys(args.variants.split(",")))
-    if unknown := set(names) - set(vae.VARIANTS):
-        raise argparse.ArgumentTypeError(
-            f"{', '.join(sorted(unknown)) or 'nothing'}: expected some of {', '.join(vae.VARIANTS)}"
-        )
+    names = variants(args.variants, vae.VARIANTS)
     if args.channels % NORM_GROUPS:
         raise argparse.ArgumentTypeError(f"{args.channels} channels: expected a multiple of 32")
     config, kind = make_config(args, "auto"), ENCODER if args.encoder else DECODER
@@ -85,7 +81,7 @@ def _vae(args: argparse.Namespace) -> int:
     keys = ("date", "what", "size", "batch", "dtype", "device")
     write_files(args.out, [result[key] for key in keys], texts)
     show(result, args, vae.table(result))
-    return 0 if any(row["seconds"] for row in result["rows"]) else 1
+    return 0 if any(row["median_s"] for row in result["rows"]) else 1
 
 
 def _model(args: argparse.Namespace) -> int:
