@@ -16,21 +16,13 @@ from lib_accel.store import ArtifactStore, PublicKeys
 from lib_accel.store.exchange.shared import SharedStore
 
 from . import tiny
-from .store.servers import fleet_key, no_answer, shared, web_server
+from .store.servers import fleet_key, no_answer, published, shared, web_server
 from .threads import one_thread  # noqa: F401  (a fixture)
 
 
 @pytest.fixture
 def there(tmp_path: Path) -> Path:
-    """The folder of a shared store with the artifacts of the tiny UNet, which hold no code."""
-    (tmp_path / "there").mkdir()
-    (tmp_path / "code").write_bytes(b"no code")
-    builder = shared(tmp_path / "builder", (tmp_path / "there").as_uri(), fleet_key(tmp_path))
-    target = tiny.target()
-    for unit in target.units:
-        builder.put(target.recipe(unit), {"x.so": tmp_path / "code"})
-    assert builder.settle(10)
-    return tmp_path / "there"
+    return published(tmp_path)
 
 
 def config(folder: Path, url: str, **changes: object) -> Config:

@@ -12,7 +12,6 @@ from torch import Tensor
 from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.backends.kernels.units import unit_fn
 from lib_accel.compile.units import UnitFn, UnitModule, image_widths, unit_key, units_of
-from lib_accel.model import presets
 from lib_accel.model.architecture import Architecture
 from lib_accel.model.specs import ResBlock, SpatialTransformer, Spec
 from lib_accel.runtime.bound import binding
@@ -24,13 +23,6 @@ from ..threads import one_thread  # noqa: F401  (a fixture)
 from .reference import TorchKernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-FAMILIES = {
-    "SD1": presets.sd1(32, context_dim=24),
-    "SD1 inpainting": presets.sd1(32, in_channels=9, context_dim=24),
-    "SD2": presets.sd2(64, context_dim=24),
-    "SDXL": presets.sdxl(64, context_dim=24, adm_channels=40),
-    "SDXL refiner": presets.sdxl_refiner(64, context_dim=24, adm_channels=40),
-}
 KINDS = {
     unit_key(unit): unit
     for unit in (
@@ -56,7 +48,7 @@ def apart(inputs: list[Tensor], unit: Spec) -> list[Tensor]:
     return [*(part.contiguous(memory_format=torch.channels_last) for part in parts), *rest]
 
 
-@pytest.mark.parametrize("architecture", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("architecture", tiny.FAMILIES.values(), ids=tiny.FAMILIES)
 def test_a_unet_of_these_units_is_the_clean_unet(
     architecture: Architecture, monkeypatch: pytest.MonkeyPatch
 ):

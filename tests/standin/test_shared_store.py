@@ -11,7 +11,7 @@ import pytest
 from lib_accel.tools.checkpoints.reading import save_random_checkpoint
 
 from .. import tiny
-from ..store.servers import fleet_key, no_answer, shared, web_server
+from ..store.servers import fleet_key, no_answer, published, web_server
 from ..threads import one_thread  # noqa: F401  used by every test
 from ..tiny import TINY
 from .host import Host, in_place
@@ -19,14 +19,7 @@ from .host import Host, in_place
 
 @pytest.fixture
 def there(tmp_path: Path) -> Path:
-    """The folder of a shared store with one artifact of the tiny UNet, which holds no code."""
-    (tmp_path / "there").mkdir()
-    (tmp_path / "code").write_bytes(b"no code")
-    builder = shared(tmp_path / "builder", (tmp_path / "there").as_uri(), fleet_key(tmp_path))
-    target = tiny.target()
-    builder.put(target.recipe(target.units[0]), {"x.so": tmp_path / "code"})
-    assert builder.settle(10)
-    return tmp_path / "there"
+    return published(tmp_path, units=1)
 
 
 def test_fetching_begins_before_a_model_is_there(there: Path, monkeypatch: pytest.MonkeyPatch):

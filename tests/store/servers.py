@@ -15,6 +15,8 @@ import pytest
 from lib_accel.store import signing
 from lib_accel.store.exchange.shared import SharedStore
 
+from .. import tiny
+
 Fault = Callable[[BaseHTTPRequestHandler, bytes], None]
 
 
@@ -29,6 +31,18 @@ def fleet_key(folder: Path) -> Path:
     if not path.exists():
         signing.write_key(path, bytes(range(1, 33)))
     return path
+
+
+def published(folder: Path, units: int | None = None) -> Path:
+    """Return the folder of a shared store with the first `units` of the tiny UNet, without code."""
+    there, code, target = folder / "there", folder / "code", tiny.target()
+    there.mkdir()
+    code.write_bytes(b"no code")
+    builder = shared(folder / "builder", there.as_uri(), fleet_key(folder))
+    for unit in target.units[:units]:
+        builder.put(target.recipe(unit), {"x.so": code})
+    assert builder.settle(10)
+    return there
 
 
 @contextlib.contextmanager
