@@ -30,6 +30,7 @@ FIELDS = {
     "speedup",
     "difference",
     "speeds",
+    "vae",
 }
 
 
