@@ -104,6 +104,27 @@
         if (line && picture) picture.before(line);
     }
 
+    // -- the settings: gradio makes the least number of an emptied field, which may switch something off
+
+    function keepNumbers() {
+        const field = (target) => target.matches?.("[id^=setting_accel_] input[type=number]") ? target : null;
+        document.addEventListener("focus", ({ target }) => {
+            if (!field(target)) return;
+            target.dataset.accelBefore = target.value;
+            target.closest("[id^=setting_accel_]").querySelector(".accel-kept")?.remove();
+        }, true);
+        document.addEventListener("blur", ({ target }) => { // before gradio hears of it
+            if (!field(target) || target.value !== "" || !target.dataset.accelBefore) return;
+            target.value = target.dataset.accelBefore;
+            target.dispatchEvent(new Event("input", { bubbles: true }));
+            const note = document.createElement("small");
+            note.className = "accel-kept";
+            note.setAttribute("role", "status");
+            note.textContent = translate("Empty; it stays {0}").replace("{0}", target.value);
+            target.closest("[id^=setting_accel_]").append(note);
+        }, true);
+    }
+
     // -- the tab
 
     function refreshTab() {
@@ -112,7 +133,7 @@
     }
 
     window.accelDelete = function ({ key, size, name }) {
-        const question = translate("Delete the compiled code of {0} ({1}, {2} MB)? When a model needs it, compiling it again takes minutes.");
+        const question = translate("Delete the compiled code of {0} ({1}, {2} MiB)? When a model needs it, compiling it again takes minutes.");
         const values = [translate(name), key.slice(0, 12), size];
         if (!confirm(question.replace(/\{(\d)\}/g, (_, n) => values[n]))) return;
         chosen = key;
@@ -137,6 +158,7 @@
         onUiTabChange(() => setTimeout(refreshTab, 0));
         onAfterUiUpdate(() => translateAll(gradioApp()));
         translateAll(gradioApp());
+        keepNumbers();
         poll();
     });
 })();

@@ -1,4 +1,4 @@
-"""The file that the WebUI loads as a script. It registers callbacks and does nothing else."""
+"""The file that the WebUI loads as a script. It registers callbacks, and begins to fetch code."""
 
 from importlib.util import find_spec
 
@@ -17,13 +17,14 @@ def _why_not() -> str | None:
 if reason := _why_not():
     print(f"Acceleration: {reason}")
 else:
-    from lib_accel.host import api, webui
-    from lib_accel.host.pages import settings, tab, xyz
+    from lib_accel.host import webui
+    from lib_accel.host.pages import api, settings, tab, xyz
     from lib_accel.host.pages.script import AccelScript as Script  # noqa: F401  found by its class
     from lib_accel.host.service import service
     from lib_accel.host.taiyi.hooks import taiyi
 
     settings.register(service.options_changed)
+    service.fetch_ahead()
     if webui.host.taiyi:
         taiyi.register()
     script_callbacks.on_model_loaded(service.model_loaded)

@@ -28,6 +28,8 @@ NOT_AT_IMPORT = (
     "openvino",
     "tensorrt",
     "torch_tensorrt",
+    "cryptography",
+    "s3fs",
 )
 
 IMPORT_PROBE = """

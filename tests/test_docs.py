@@ -167,7 +167,9 @@ def test_the_design_has_four_walks_of_six_to_twelve_steps(root: Path) -> None:
 def test_every_start_flag_and_route_has_a_sentence(root: Path) -> None:
     text = text_of(root / "docs" / "command-line.md")
     flags = re.findall(r'"(--accel-[a-z-]+)"', text_of(root / "preload.py"))
-    routes = re.findall(r'"(/accel/v1/[^"]*)"', text_of(root / "lib_accel" / "host" / "api.py"))
+    routes = re.findall(
+        r'"(/accel/v1/[^"]*)"', text_of(root / "lib_accel" / "host" / "pages" / "api.py")
+    )
     assert len(flags) > 5
     assert len(routes) > 2
     unnamed = [f for f in flags if not re.search(rf"^\| `{f}[ `].*\| \S.* \|$", text, re.MULTILINE)]

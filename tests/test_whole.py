@@ -13,6 +13,7 @@ from torch import Tensor
 from lib_accel.compile.jobs import CompiledUnits
 from lib_accel.compile.target import Target
 from lib_accel.compile.units import UnitFn
+from lib_accel.model.specs import Embedding
 from lib_accel.model.unet import UNet
 
 from . import tiny
@@ -33,12 +34,40 @@ class Whole:
     def why_not(self, activations: list[Tensor]) -> str | None:
         return "too large" if activations[0].shape[-1] > 24 else None
 
+    kept_bytes = 7
+    images = 0
+
+    def give_up(self) -> bool:
+        RAN["given up"] += 1
+        return True
+
+    def begin_image(self) -> None:
+        self.images += 1
+
+    def settled(self, activations: list[Tensor]) -> bool:
+        return activations[0].shape[-2] != 24
+
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         RAN["whole"] += 1
         assert all(t.is_contiguous() for t in tensors)
         count = 4 if self._takes_y else 3
         weights = dict(zip(self._names, tensors[count:], strict=True))
         return torch.func.functional_call(self._unet, weights, tuple(tensors[:count]))
+
+
+class Unit:
+    """A compiled unit that counts its calls and has a limit of its own."""
+
+    def __init__(self, compute: UnitFn):
+        self._compute = compute
+
+    def why_not(self, activations: list[Tensor]) -> str | None:
+        return "too many" if activations[0].shape[0] > 4 else None
+
+    def __call__(self, tensors: list[Tensor]) -> Tensor:
+        assert self.why_not(tensors) is None
+        RAN["unit"] += 1
+        return self._compute(tensors)
 
 
 class AtOnce(Uncompiled):
@@ -53,12 +82,7 @@ class AtOnce(Uncompiled):
 
     def code(self, unit: Any) -> UnitFn:
         compute = super().code(unit)
-
-        def counted(inputs: list[Tensor]) -> Tensor:
-            RAN["unit"] += 1
-            return compute(inputs)
-
-        return counted
+        return compute if isinstance(unit, Embedding) else Unit(compute)
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +119,40 @@ def test_a_size_that_it_does_not_know_is_computed_by_layers_with_a_reason(tmp_pa
     assert engine.status.reason is None
 
 
+def test_a_size_that_its_layers_do_not_know_either_is_computed_without_code(tmp_path: Path):
+    engine, given = prepared(tmp_path), tiny.inputs(batch=5, width=32)
+    out = engine.compute(*given)
+    assert RAN["whole"] == 0
+    assert engine.status.state == "ready"
+    assert engine.status.reason == "too large"
+    expected = tiny.exact(engine.network, tiny.TINY, given)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_call_is_settled_where_its_code_is(tmp_path: Path):
+    engine = prepared(tmp_path)
+    for height, settled in ((16, True), (24, False), (16, True)):
+        engine.compute(*tiny.inputs(height=height))
+        assert engine.settled is settled
+
+
+def test_what_it_keeps_is_counted_and_given_up(tmp_path: Path):
+    engine = prepared(tmp_path)
+    assert engine.status.kept_bytes == 7
+    assert engine.memory.give_up()
+    assert RAN["given up"] == 1
+    engine.close()
+    assert RAN["given up"] == 2
+    assert engine.status.kept_bytes == 0
+
+
+def test_it_is_told_when_an_image_begins(tmp_path: Path):
+    engine = prepared(tmp_path)
+    engine.compiled.begin_image()
+    whole: Any = engine.units[tiny.TINY]
+    assert whole.images == 1
+
+
 def test_a_reason_ends_with_the_code_that_it_was_about(tmp_path: Path):
     engine = prepared(tmp_path)
     engine.compute(*tiny.inputs(width=32))
@@ -113,7 +171,8 @@ def test_a_weight_that_changes_in_place_or_moves_is_seen(tmp_path: Path):
     assert not torch.equal(before, changed)
     parameter.data = parameter.data / 2
     torch.testing.assert_close(engine.compute(*given), before)
-    assert RAN == {"whole": 3}
+    assert RAN["whole"] == 3
+    assert RAN["unit"] == 0
 
 
 def test_layers_that_somebody_else_computes_are_left_to_layers(tmp_path: Path):

@@ -16,13 +16,14 @@ from lib_accel.compile.session import Session
 from lib_accel.compile.target import Target
 from lib_accel.compile.units import units_of
 from lib_accel.config import Config
+from lib_accel.model import presets
 from lib_accel.model.architecture import Architecture
 from lib_accel.model.presets import Structure
 from lib_accel.model.random_weights import random_weights
 from lib_accel.model.specs import Spec
 from lib_accel.model.unet import UNet
 from lib_accel.runtime import engine as runtime_engine
-from lib_accel.runtime.engine import Status
+from lib_accel.runtime.status import Status
 
 MIB = 1024**2
 CONTEXT = 16  # channels of the prompt
@@ -44,6 +45,15 @@ def family(**changes: Any) -> Architecture:
 TINY = family()
 INPAINTING = family(in_channels=9)  # the same units
 WITH_Y = family(adm_channels=12)  # another embedding, the other four units are the same
+FAMILIES = {
+    "SD1": presets.sd1(32, context_dim=24),
+    "SD1 inpainting": presets.sd1(32, in_channels=9, context_dim=24),
+    "SD2": presets.sd2(64, context_dim=24),
+    "SDXL": presets.sdxl(64, context_dim=24, adm_channels=40),
+    "SDXL refiner": presets.sdxl_refiner(64, context_dim=24, adm_channels=40),
+}
+"""Every family at its narrowest, with the layers of the real one."""
+
 RELATIVE = family(context_dim=24)  # another transformer, the other four units are the same
 
 

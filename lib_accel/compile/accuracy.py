@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..model import specs
-from ..model.embedding import timestep_frequencies
+from ..model.parts.embedding import timestep_frequencies
 from ..model.precision import exact_products, relative_error, wider
 from ..model.random_weights import random_weight
 from .units import (
@@ -131,7 +131,7 @@ def _has_groups_of_one(unit: specs.Spec) -> bool:
     """Whether the unit normalises single channels: at one pixel, torch refuses that."""
     if isinstance(unit, specs.Embedding):
         return False
-    if isinstance(unit, specs.SpatialTransformer):
+    if isinstance(unit, (specs.SpatialTransformer, specs.VaeAttention)):
         return unit.channels == specs.NORM_GROUPS
     return specs.NORM_GROUPS in (unit.in_channels, unit.out_channels)
 

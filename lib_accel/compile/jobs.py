@@ -36,6 +36,26 @@ class WholeFn(Protocol):
         """Return why it cannot compute a call of these sizes, or None."""
         ...
 
+    def settled(self, activations: list[Tensor]) -> bool:
+        """Return whether calls of these sizes are computed as they will be from now on.
+
+        Before that, none is timed or recorded.
+        """
+        ...
+
+    @property
+    def kept_bytes(self) -> int:
+        """Video memory that it keeps only to be faster."""
+        ...
+
+    def give_up(self) -> bool:
+        """Let that memory go; return whether there was any. Any thread may call it."""
+        ...
+
+    def begin_image(self) -> None:
+        """Note that from here on weights may be others, also those written through `.data`."""
+        ...
+
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         """Compute. Raises RuntimeError."""
         ...
@@ -46,6 +66,9 @@ EXIT_WAIT_S = 30.0
 
 TRUSTED_S = 30.0
 """The estimates count as much as the real times of units that took this long."""
+
+LOOK_AGAIN_S = 2.0
+"""Between two looks at what another machine compiles."""
 
 LATE = 0.1
 """A unit that takes longer than expected needs this share of its time so far once more."""
@@ -165,6 +188,11 @@ class Job(ABC):
         self._stage = stage
         if self.cancelled:
             raise CompileFailed("cancelled")
+
+    def wait_for_another_machine(self) -> None:
+        """Wait a little for what another machine compiles. Raises CompileFailed after `cancel`."""
+        self.report("another machine is compiling this")
+        self._cancelled.wait(LOOK_AGAIN_S)
 
     def progress(self) -> Progress:
         """Return how far the job is. It can be asked from any thread."""

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.export
 
+from ..config import MIB
+
 CUDA_TOOLKIT = Path(
     "C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA"
     if sys.platform == "win32"
@@ -106,6 +108,14 @@ def has_room(device: torch.device, needed: float, graphs: int = 0) -> bool:
     if device.type != "cuda" or torch.cuda.mem_get_info(device)[0] - needed >= RESERVE:
         return True  # at once: the rest is asked only on a card that is nearly full
     return free_memory(device) - graphs - needed >= RESERVE
+
+
+def waits_for(free: float, needed: float) -> str:
+    """Return what a job says while `needed` bytes are more than `free`, those beside RESERVE."""
+    return (
+        f"waiting for video memory: {max(free, 0) / MIB:.0f} MiB can be had beside the "
+        f"{RESERVE / MIB:.0f} MiB that stay free, the compiler needs {needed / MIB:.0f} MiB"
+    )
 
 
 def find_cxx() -> str | None:

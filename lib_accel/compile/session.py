@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from ..config import AUTO, Config
+from ..errors import StoreError
+from ..store.exchange.shared import SharedStore
 from ..store.store import ArtifactStore
 from .backends.aoti.backend import Aoti
 from .backends.eager import Eager
+from .backends.fetching import Fetched, FetchJob, missing
 from .backends.jit import Jit
+from .backends.kernels.backend import FusedKernels
+from .backends.tensorrt import engines
 from .backends.tensorrt.backend import TensorRT
-from .jobs import CompiledUnits, Job
+from .jobs import CompiledUnits, Job, stop
+from .machine import Machine
 from .speeds import Speeds
-from .target import Target
+from .target import Target, of_torch
 
 
 class Backend(Protocol):
@@ -46,13 +54,22 @@ class Backend(Protocol):
         """
         ...
 
+    def keys(self, target: Target) -> Iterable[str]:
+        """Return the keys of the stored artifacts that serve `target`; none where it keeps none."""
+        ...
+
     def cancel(self) -> list[Target]:
         """Stop every job of this backend. Return what they were for."""
         ...
 
 
-BACKENDS: tuple[type[Backend], ...] = (TensorRT, Aoti, Jit, Eager)
+BACKENDS: tuple[type[Backend], ...] = (TensorRT, Aoti, Jit, FusedKernels, Eager)
 """Every backend, best first until more was measured. A new one is listed here and nowhere else."""
+
+
+def of_machine(machine: Machine) -> dict[str, dict[str, Any]]:
+    """Return what recipes of stored code for this machine share, by what made the code."""
+    return {"torch": of_torch(machine), engines.MODULE: engines.of_machine(machine)}
 
 
 CANCELLED = "compiling was cancelled; Build now starts it again"
@@ -83,6 +100,9 @@ class Session:
         self.speeds = Speeds(theirs)
         self._backends: dict[str, Backend] = {kind.name: kind() for kind in BACKENDS}
         self._failures: dict[tuple[Config, str], dict[str, str]] = {}
+        self._fetches: dict[tuple[Path, str], FetchJob] = {}
+        self._all_fetches: list[FetchJob] = []
+        self._fetching = threading.Lock()  # the host begins before there is a UNet
         self._left: dict[tuple[str, str], tuple[CompiledUnits, str]] = {}
         # on which CUDA graphs are recorded: libraries keep a workspace for each, for good
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -138,6 +158,44 @@ class Session:
         """
         return self._failures.setdefault((config, target.key), {})
 
+    def fetch(self, target: Target, store: ArtifactStore, config: Config) -> FetchJob | None:
+        """Return the job that fetches the code of `target` from the remote store, ended or not.
+
+        It is started once, until failures are forgotten. None where nothing is missing, or there is
+        no remote store.
+        """
+        if not isinstance(store, SharedStore):
+            return None
+        with self._fetching:
+            job = self._fetches.get((store.root, target.key))
+            by_user = CANCELLED in self.failures(target, config).values()
+            if job is not None and (by_user or not job.cancelled):
+                return job
+            named = [b for n, b in self._backends.items() if config.backend in (AUTO, n)]
+            keys = dict.fromkeys(key for each in named for key in each.keys(target))
+            try:
+                wanted = missing(store, keys)
+            except StoreError:  # the backend says what is wrong with the folder
+                return None
+            if not wanted:
+                return None
+            job = FetchJob(target, store, wanted, config.fetch_s)
+            self._fetches[store.root, target.key] = job
+            self._all_fetches.append(job)
+            job.start()
+            return job
+
+    def fetched(self) -> Fetched:
+        """Return what all jobs together have fetched so far."""
+        with self._fetching:
+            jobs = list(self._all_fetches)
+        return Fetched(
+            sum(job.fetched for job in jobs),
+            sum(job.absent for job in jobs),
+            sum(job.problem is not None for job in jobs),
+            sum(job.progress().elapsed_s for job in jobs),
+        )
+
     def leave(self, target: Target, units: CompiledUnits, made_by: str) -> None:
         """Keep the units that serve `target`, by the name of their backend, for whoever is next.
 
@@ -152,6 +210,12 @@ class Session:
     def forget_failures(self) -> None:
         """Let whatever failed be tried again."""
         self._failures.clear()
+        self.forget_fetches()
+
+    def forget_fetches(self) -> None:
+        """Let the remote store be asked again."""
+        with self._fetching:
+            self._fetches = {name: job for name, job in self._fetches.items() if not job.done}
 
     def cancel(self, config: Config | None = None) -> bool:
         """Stop every job, also those that no UNet waits for. Return whether there was any.
@@ -159,6 +223,7 @@ class Session:
         With `config`, what was to be made is not begun again for it until `forget_failures`.
         """
         stopped = [(name, backend.cancel()) for name, backend in self._backends.items()]
+        stopped.append((Aoti.name, stop(self._fetches.values())))
         for name, targets in stopped:
             for target in targets:
                 if config:

@@ -20,10 +20,10 @@ from .units import units_of
 
 @dataclass(frozen=True)
 class Target:
-    """The distinct units of a UNet, their dtype, and the device and machine they must run on.
+    """The distinct units of a network, their dtype, and the device and machine they must run on.
 
     `name` is the model family, to show to users; nothing depends on it. `architecture` is that of
-    the whole UNet, for backends that can compute it at once; None for a control network.
+    the whole UNet, for backends that can compute it at once; None for what is no UNet.
     """
 
     units: tuple[specs.Spec, ...]
@@ -76,11 +76,11 @@ class Target:
     @property
     def _shared(self) -> dict[str, Any]:
         """What the recipes of all units have in common."""
-        return {**of_machine(self.machine), "dtype": str(self.dtype).removeprefix("torch.")}
+        return {**of_torch(self.machine), "dtype": str(self.dtype).removeprefix("torch.")}
 
 
-def of_machine(machine: Machine) -> dict[str, Any]:
-    """Return what the recipes of all code for `machine` have in common."""
+def of_torch(machine: Machine) -> dict[str, Any]:
+    """Return what the recipes of all units that torch compiles for `machine` share."""
     return {"source": source_digest(), "machine": machine.identity()}
 
 

@@ -1,11 +1,11 @@
 """Units: the kinds of layers that are compiled, each once and apart from its weights.
 
 A unit is a residual block, a spatial transformer, the output layer, or the time embedding with all
-its projections. Its weights are inputs of the compiled code, not constants in it: one compiled unit
-serves every layer of the same spec in every checkpoint, an in-place change of a weight is seen by
-the next call, and ControlNets, inpainting models and other families share the units that they have
-in common. Single convolutions (the first one, down- and upsampling) are not compiled: there is
-nothing to fuse in them.
+its projections; of a VAE, a residual block, the attention or the output layer. Its weights are
+inputs of the compiled code, not constants in it: one compiled unit serves every layer of the same
+spec in every checkpoint, an in-place change of a weight is seen by the next call, and ControlNets,
+inpainting models and other families share the units that they have in common. Single convolutions
+(the first one, down- and upsampling) are not compiled: there is nothing to fuse in them.
 
 What a layer computes of `emb` or of the context alone is not in its unit, but an input that is
 prepared: by the unit of the embedding for all blocks, and once for all steps of a prompt.
@@ -14,15 +14,15 @@ prepared: by the unit of the embedding for all blocks, and once for all steps of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from ..model import specs
 from ..model.architecture import Architecture
-from ..model.embedding import Embedding, FewRows
 from ..model.layers import ResBlock, build_layer
+from ..model.parts.embedding import Embedding, FewRows
 from ..model.parts.modules import GroupNorm
 from ..store import recipe_key
 
@@ -34,8 +34,9 @@ time embedding, `[B, C']`, for a transformer the keys and values of the context 
 blocks, `[B, L, C]`; h and the result, `[B, C', H', W']`, are channels-last. On a GPU, a block with
 a skip connection takes two images instead of h (`image_widths`). The weights are in the order of
 `UnitModule.names` and in `to_unit_layout`. All have the unit's dtype and device. The inputs of the
-embedding are in `model/embedding.py`; timesteps and frequencies are float32. Nothing is checked:
-other tensors are read out of bounds.
+embedding are in `model/parts/embedding.py`; timesteps and frequencies are float32. Nothing is
+checked: other tensors are read out of bounds. A unit that cannot compute every size has a method
+`why_not`, which takes the activations and returns the reason, or None.
 """
 
 Size = tuple[int, int, int, int]
@@ -47,13 +48,19 @@ SMALLEST_SIDE = 16
 _PREPARING = re.compile(r"^emb_layers\.|\.attn2\.to_[kv]\.")
 """The weights of a layer that `prepare` uses, by their names."""
 
-_LAYERS = (specs.ResBlock, specs.SpatialTransformer, specs.Output)
+_VAE_LAYERS = (specs.VaeBlock, specs.VaeAttention, specs.VaeOutput)
+_LAYERS = (specs.ResBlock, specs.SpatialTransformer, specs.Output, *_VAE_LAYERS)
+_OVER_PIXELS = (specs.SpatialTransformer, specs.VaeAttention)
 
 
 def units_of(architecture: Architecture) -> tuple[specs.Spec, ...]:
     """Return the distinct units of `architecture`, in the order of their first use."""
-    layers = [layer for _, layer in architecture.layers() if isinstance(layer, _LAYERS)]
-    return tuple(dict.fromkeys([architecture.embedding, *layers]))
+    return architecture.embedding, *units_among(layer for _, layer in architecture.layers())
+
+
+def units_among(layers: Iterable[specs.Spec]) -> tuple[specs.Spec, ...]:
+    """Return the distinct units among the layers of a network, in the order of their first use."""
+    return tuple(dict.fromkeys(layer for layer in layers if isinstance(layer, _LAYERS)))
 
 
 def image_widths(unit: specs.Spec, device: torch.device) -> tuple[int, ...]:
@@ -62,7 +69,7 @@ def image_widths(unit: specs.Spec, device: torch.device) -> tuple[int, ...]:
     It is one. But on a GPU, what comes through a skip connection is apart: concatenating takes
     longer there than reading two tensors.
     """
-    if isinstance(unit, specs.SpatialTransformer):
+    if isinstance(unit, _OVER_PIXELS):
         return (unit.channels,)
     if isinstance(unit, specs.ResBlock) and unit.skip_channels and device.type == "cuda":
         return unit.in_channels - unit.skip_channels, unit.skip_channels
@@ -89,13 +96,16 @@ def activation_shapes(unit: specs.Spec, size: Size, device: torch.device) -> lis
 def level_side(unit: specs.Spec) -> int:
     """Return the height, in latents, of the level where SD1 has the unit's width at 512x512 pixels.
 
-    It is half that of SDXL at its own size. Units that are narrower than SD1's are for tests.
+    It is half that of SDXL at its own size. A VAE has widths at larger levels than these too, which
+    would take a CPU long to check. Units that are narrower than SD1's are for tests.
     """
     if isinstance(unit, specs.Embedding):
         return SMALLEST_SIDE
-    width = unit.channels if isinstance(unit, specs.SpatialTransformer) else unit.out_channels
-    if isinstance(unit, specs.Output):
+    width = unit.channels if isinstance(unit, _OVER_PIXELS) else unit.out_channels
+    if isinstance(unit, (specs.Output, specs.VaeOutput)):
         width = unit.in_channels
+    if isinstance(unit, _VAE_LAYERS):
+        return 64 * 512 // width if width >= 128 else SMALLEST_SIDE
     return max(SMALLEST_SIDE, 64 * 320 // width) if width >= 320 else SMALLEST_SIDE
 
 
@@ -113,6 +123,8 @@ def widest(unit: specs.Spec) -> int:
     """Return the channels of the widest activation of a layer (a transformer's: feed-forward)."""
     if isinstance(unit, specs.SpatialTransformer):
         return 8 * unit.channels
+    if isinstance(unit, specs.VaeAttention):
+        return unit.channels
     return max(unit.in_channels, unit.out_channels)  # type: ignore[union-attr]
 
 
@@ -120,6 +132,8 @@ def describe(unit: specs.Spec) -> str:
     """Return a short name for people, as `ResBlock 320 -> 640` or `SpatialTransformer 320 x1`."""
     if isinstance(unit, specs.SpatialTransformer):
         return f"SpatialTransformer {unit.channels} x{unit.depth}"
+    if isinstance(unit, specs.VaeAttention):
+        return f"VaeAttention {unit.channels}"
     if isinstance(unit, specs.Embedding):
         return f"Embedding {unit.model_channels} -> {unit.emb_channels} x{len(unit.widths)}"
     return f"{type(unit).__name__} {unit.in_channels} -> {unit.out_channels}"

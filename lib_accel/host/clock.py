@@ -29,6 +29,7 @@ class Timing:
     shape: Shape  # of the latents of a step, [B, 4, H/8, W/8]: B counts both prompts
     images: int  # in the batch
     model: str  # the checkpoint
+    beside_compiler: bool = False  # whose work slows steps down
 
     @property
     def milliseconds(self) -> float:
@@ -74,7 +75,7 @@ class Clock:
             self._marks.setdefault(shape, []).append((begun, now(self._device())))
             self._begun = None
 
-    def finish(self, backend: str, p: Any) -> None:
+    def finish(self, backend: str, p: Any, beside_compiler: bool = False) -> None:
         """Close a batch of the job `p`.
 
         This reads CUDA events that have passed: the images are decoded by now.
@@ -82,7 +83,8 @@ class Clock:
         model = getattr(p, "sd_model_name", None) or ""
         for shape, marks in self._marks.items():
             times = tuple(milliseconds(*m) for m in marks)
-            self.timings.append(Timing(times, backend, shape, getattr(p, "batch_size", 1), model))
+            images = getattr(p, "batch_size", 1)
+            self.timings.append(Timing(times, backend, shape, images, model, beside_compiler))
         self.begin()
 
 

@@ -92,6 +92,14 @@ class Models:
         """Let a UNet be tried again."""
         self._refused.pop(unet, None)
 
+    def why_not(self, unet: nn.Module | None) -> str:
+        """Return why a loaded UNet is not accelerated, or not yet; None: there is none."""
+        if unet is None:
+            return "no model is loaded yet"
+        loaded = any(each is unet for each in self.unets)
+        waits = "it begins with the next image" if loaded else "the model is being loaded"
+        return self.refusal(unet) or waits
+
     def refusal(self, unet: nn.Module) -> str | None:
         """Return why a UNet was refused last, or None."""
         return self._refused.get(unet, (None,))[0]

@@ -84,6 +84,7 @@ def _number(stored: object) -> float | None:
 
 OPTIONS: Mapping[str, Any] = {
     "accel_enable": Switch(True),
+    "accel_vae": Switch(True),
     "accel_backend": Word(AUTO, (AUTO, *(backend.name for backend in BACKENDS))),
     "accel_while_compiling": Word(
         CONTINUE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from .clock import Clock
 from .models import Models
 from .unet.attachment import Attachment
 from .unet.comparison import AttachmentCounters, Tally, summed
+from .vae.vaes import Vaes
 from .waiting import images_wait, wait
 
 
@@ -31,18 +33,21 @@ class Service:
         self._lock = threading.RLock()
         self._session = Session(webui.host.attention)
         self._models = Models()
+        self._vaes = Vaes(self._session)
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
+        self.images: Counter[tuple[str, str]] = Counter()  # by backend and, without one, reason
         self._options: dict[str, Any] = {}  # as they were last, and meant something
         self._options_changed = False  # and not yet applied
         self._around: object = None  # what the WebUI has switched on for the last image
         self._standing: Config | None = None  # before a job's own settings replaced it
 
-    def model_loaded(self, sd_model: Any) -> None:
-        """Accelerate a model that the WebUI has loaded.
+    def fetch_ahead(self) -> None:
+        """Begin to fetch what the first model will need. The WebUI has yet to load it."""
+        stored_code.fetch_ahead(self._session)
 
-        It also calls this for other weights in the same model, and for another VAE.
-        """
+    def model_loaded(self, sd_model: Any) -> None:
+        """Accelerate a model that the WebUI has loaded, or its other weights or VAE."""
         unet = webui.host.unet_of(sd_model)
         if unet is None:
             return
@@ -50,6 +55,10 @@ class Service:
             self._models.add(unet)
             if webui.enabled():
                 self._attach(unet)
+            self._follow_vae(sd_model)
+
+    def _follow_vae(self, sd_model: Any) -> None:
+        self._vaes.follow(sd_model, webui.config() if webui.vae_enabled() else None)
 
     def options_changed(self) -> list[str]:
         """Apply the options to every model in memory, before the next image at the latest.
@@ -71,6 +80,7 @@ class Service:
                 return
             self._options_changed = False
             self._apply(webui.config() if webui.enabled() else None)
+            self._follow_vae(webui.current_model())
 
     def _apply(self, wanted: Config | None) -> None:
         """Accelerate every model as `wanted`, or none."""
@@ -84,8 +94,8 @@ class Service:
             before = here.engine.config if here else None
             if before == wanted:
                 continue  # "Apply settings" calls once for each option, changed or not
-            codes = [(c.backend, c.store) if c else None for c in (before, wanted)]
-            self._models.detach(unet, keep_compiling=codes[0] == codes[1])
+            keeps = before is not None and before.shares_code(wanted)
+            self._models.detach(unet, keep_compiling=keeps)
             if wanted:
                 self._attach(unet, wanted)
 
@@ -95,10 +105,7 @@ class Service:
             self._apply(wanted)
 
     def before_job(self, p: Any) -> None:
-        """Apply the options, before those of this job alone (`override_settings`) replace them.
-
-        `p` is the WebUI's job.
-        """
+        """Apply the options, before `override_settings` of the WebUI's job `p` replace them."""
         with self._lock:
             self._standing = webui.config() if webui.enabled() else None
             self._refresh()
@@ -120,17 +127,19 @@ class Service:
             with self._lock:
                 if not here.take_up():
                     return
+        jobs = self._vaes.jobs(webui.current_model())
+        if jobs and not (here and here.engine.awaited) and all(map(wait, jobs)):
+            with self._lock:
+                self._follow_vae(webui.current_model())
 
     def _prepare(self, p: Any) -> None:
-        """Follow the options and the loaded model.
-
-        Our forwards are put back where another extension had replaced them.
-        """
+        """Follow the options and the loaded model; put back our forwards that others replaced."""
         with self._lock:
             if not webui.has_own_options(p):
                 self._refresh()
             elif webui.enabled():
                 self._restore(webui.config())
+            self._follow_vae(webui.current_model())
             unet = webui.host.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
                 return
@@ -150,8 +159,7 @@ class Service:
     def before_sampling(self, sd_model: Any) -> None:
         """Tell the WebUI how much video memory CUDA graphs hold, before it counts what is free."""
         here = accelerated(webui.host.unet_of(sd_model))
-        held = here.engine.graphs.bytes if here and here.engine.graphs else 0
-        if held:
+        if here and here.engine.graphs and (held := here.engine.graphs.bytes):
             webui.host.keep_free(sd_model, held)
 
     def shutdown(self) -> None:
@@ -161,6 +169,7 @@ class Service:
             for unet in self._models.unets:
                 self._models.detach(unet)
             self._models.leave_vaes()
+            self._vaes.follow(None, None)
 
     def _attach(self, unet: nn.Module, config: Config | None = None) -> None:
         here = accelerated(unet)
@@ -189,10 +198,7 @@ class Service:
     # -- what a person or a program asks for
 
     def build(self) -> None:
-        """Compile the loaded model's code where it is missing, whatever failed before.
-
-        Raises AccelError where that cannot begin.
-        """
+        """Compile what the loaded model lacks. Raises AccelError where that cannot begin."""
         with self._lock:
             unet = webui.host.unet_of(webui.current_model())
             if not webui.enabled():
@@ -215,10 +221,7 @@ class Service:
                 raise AccelError(reason)
 
     def cancel_build(self) -> bool:
-        """Stop the compiler; return whether it was at work.
-
-        It is not started again until that is asked for, an option changes, or the WebUI restarts.
-        """
+        """Stop the compiler until it is asked for again; return whether it was at work."""
         return self._session.cancel(webui.config())
 
     def delete(self, key: str) -> bool:
@@ -236,15 +239,27 @@ class Service:
         here = self.current()
         return self._sums()["accelerated_calls"], here.engine.status.backend if here else ""
 
+    def note_images(self, count: int, backend: str) -> None:
+        """Note that images were made, by a backend or with "" by the WebUI's own code."""
+        why = self._state(self.current()).reason or "none"
+        self.images[backend, "" if backend else why] += count
+
+    def measured(self) -> dict[str, float]:
+        """Return what only the metrics show."""
+        graphs = [each.engine.graphs for each in self._models.attachments]
+        return {
+            **vars(self._session.fetched()),
+            "compile_seconds": sum(c.engine.compile_seconds for c in self._counts),
+            "compile_failures": sum(c.engine.compile_failures for c in self._counts),
+            "graph_bytes": sum(each.bytes for each in graphs if each is not None),
+        }
+
     def current(self) -> Attachment | None:
         """Return what accelerates the loaded model, or None."""
         return accelerated(webui.host.unet_of(webui.current_model()))
 
     def status(self) -> dict[str, Any]:
-        """Return the document of `GET /accel/v1/status`.
-
-        It waits for nothing, not even for a compiler that an image waits for.
-        """
+        """Return the document of `GET /accel/v1/status`. It waits for nothing."""
         here = self.current()
         if here is not None and webui.enabled():
             self._take_up_if_idle(here)
@@ -252,6 +267,7 @@ class Service:
             "enabled": webui.enabled(),
             **self._state(here).to_dict(),
             "images_wait": images_wait(),
+            "vae": self._vaes.status(webui.current_model()),
             "counters": self._sums(),
             "control_models": here.control_models if here else 0,
             "speeds": here.witness.trial.known if here else [],
@@ -264,21 +280,18 @@ class Service:
         off = Status("off", None, "", "", "", str(webui.device()))
         if not webui.enabled():
             return off
-        reason, unet = "no model is loaded yet", webui.host.unet_of(webui.current_model())
-        if unet is not None:
-            loaded = any(each is unet for each in self._models.unets)
-            waits = "it begins with the next image" if loaded else "the model is being loaded"
-            reason = self._models.refusal(unet) or waits
+        reason = self._models.why_not(webui.host.unet_of(webui.current_model()))
         return replace(off, state="fallback", reason=reason)
 
     def _take_up_if_idle(self, here: Attachment) -> None:
-        job = here.engine.job  # read once: an image may clear it
-        if job is None or not job.done or not self._lock.acquire(blocking=False):
+        jobs = [here.engine.job, *self._vaes.jobs(webui.current_model())]
+        if not any(job and job.done for job in jobs) or not self._lock.acquire(blocking=False):
             return
         try:
             with webui.idle() as idle:  # never in the middle of an image
                 if idle:
                     here.take_up()
+                    self._follow_vae(webui.current_model())
         finally:
             self._lock.release()
 

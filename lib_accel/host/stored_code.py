@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from modules import sd_models, shared
+from safetensors import SafetensorError, safe_open
 
+from ..compile.backends.tensorrt.backend import TensorRT, wanted
 from ..compile.doctor import Finding, examine
 from ..compile.machine import probe
-from ..compile.session import BACKENDS, Eager
-from ..compile.target import Target, of_machine
+from ..compile.session import BACKENDS, Eager, Session, of_machine
+from ..compile.target import Target
 from ..compile.units import units_of
+from ..config import Config
 from ..errors import AccelError
 from ..model import presets
+from ..model.architecture import Architecture
 from ..runtime.provider import store_of
+from ..runtime.status import Status
 from ..store import ArtifactStore, Group, groups, named
+from ..store.exchange.remote import Remote
 from . import webui
+
+_PREFIX = "model.diffusion_model."
 
 
 def artifacts() -> list[Group]:
@@ -45,6 +55,13 @@ def here() -> dict[str, Any]:
     return of_machine(probe(webui.device()))
 
 
+def keys_in_use(status: Status, target: Target) -> set[str]:
+    """Return the keys of the stored code that serves `target`."""
+    if status.artifact is None:
+        return set()
+    return {*(wanted(target) if status.backend == TensorRT.name else target.keys.values())}
+
+
 def delete(key: str, loaded: Iterable[Target]) -> bool:
     """Remove an artifact, a group of them, or the code of a loaded model, by its key.
 
@@ -53,7 +70,8 @@ def delete(key: str, loaded: Iterable[Target]) -> bool:
     store = _store()
     keys = {key} if store.contains(key) else set()
     keys |= {e.key for g in named(store.list(), key) if g.key == key for e in g.entries}
-    keys |= {k for t in loaded if t.key == key for k in t.keys.values() if store.contains(k)}
+    of_loaded = ({*t.keys.values(), *wanted(t)} for t in loaded if t.key == key)
+    keys |= {k for each in of_loaded for k in each if store.contains(k)}
     for each in keys:
         store.discard(each, "deleted by the user")
     return bool(keys)
@@ -76,12 +94,25 @@ def folder_notes() -> list[Finding]:
     if not named or webui.flag("accel_disable"):
         return []
     store.check()
+    if "://" in named:
+        return [Finding("note", why, _SIGNED)] if (why := _trusts_nobody()) else []
     if not Path(named).expanduser().is_absolute():
         return [Finding("note", f"{named} is no full path: compiled code is kept in {store.root}")]
     if store.root.parent.exists():
         return []
     what = f"neither {store.root} nor the folder that it would lie in exists yet"
     return [Finding("note", what, "both are made with the first code; is the name right?")]
+
+
+_SIGNED = "name --accel-trusted-keys, or --accel-store-key with a key that all machines have"
+
+
+def _trusts_nobody() -> str | None:
+    """Return that nothing in the shared store can serve here, or None."""
+    config = webui.config()
+    if config.trusted_keys or config.store_key:
+        return None
+    return f"code from {Remote(config.remote).shown} is refused: nobody is trusted to sign it"
 
 
 def cannot_serve() -> dict[str, str]:
@@ -98,6 +129,35 @@ def cannot_serve() -> dict[str, str]:
     except AccelError as e:
         return {"aoti": str(e)}
     return {name: reason for name, reason in why.items() if reason}
+
+
+def fetch_ahead(session: Session) -> None:
+    """Begin to fetch from the shared store what the first model will need, beside its loading."""
+    config = webui.config()
+    if config.remote and webui.enabled():
+        threading.Thread(target=_fetch_ahead, args=(session, config), daemon=True).start()
+
+
+def _fetch_ahead(session: Session, config: Config) -> None:
+    chosen = sd_models.checkpoint_aliases.get(str(shared.opts.data.get("sd_model_checkpoint")))
+    try:
+        found = chosen or next(iter(sd_models.checkpoints_list.values()), None)
+        architecture = Architecture.from_shapes(_shapes_in(found.filename)) if found else None
+    except (AccelError, OSError, SafetensorError):
+        architecture = None
+    if architecture is None:  # another format, or no model: its code is fetched once it is loaded
+        return
+    device = webui.device()
+    dtype = torch.float32 if webui.flag("no_half") else torch.float16  # as the WebUI loads it
+    target = Target.of_unet(architecture, dtype, device, probe(device))
+    session.fetch(target, store_of(config), config)
+
+
+def _shapes_in(file: str) -> dict[str, list[int]]:
+    """Return the shapes of a checkpoint's UNet, by the names of its parameters."""
+    with safe_open(file, framework="pt") as tensors:
+        names = [name for name in tensors.keys() if name.startswith(_PREFIX)]  # noqa: SIM118
+        return {name[len(_PREFIX) :]: tensors.get_slice(name).get_shape() for name in names}
 
 
 def _device() -> tuple[torch.device, torch.dtype]:

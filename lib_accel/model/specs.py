@@ -1,4 +1,4 @@
-"""Specs: what each layer of a UNet is, apart from its weights.
+"""Specs: what each layer of a UNet or a VAE is, apart from its weights.
 
 A spec is a frozen value. Layers with equal specs run the same compiled code.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 # Facts of the family that no parameter's shape tells.
 NORM_GROUPS = 32  # groups of every GroupNorm; the LDM code has no option for it
@@ -86,14 +86,54 @@ class Embedding:
     widths: tuple[int, ...]  # of the residual blocks, in the order of a forward pass
 
 
-Spec = Conv | Downsample | Upsample | ResBlock | SpatialTransformer | Output | Embedding
+@dataclass(frozen=True)
+class VaeBlock:
+    """Residual block of a VAE, without an embedding: `[B, in_channels, H, W] -> out_channels`."""
+
+    in_channels: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class VaeAttention:
+    """Attention of one head over the H*W positions of `x: [B, channels, H, W]`, added to it."""
+
+    channels: int
+
+
+@dataclass(frozen=True)
+class VaeDownsample:
+    """3x3 convolution of stride 2 without padding at the top and left: `[B, C, H/2, W/2]`."""
+
+    in_channels: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class VaeOutput:
+    """As Output, with the epsilon and the parameter names of a VAE."""
+
+    in_channels: int
+    out_channels: int
+
+
+Spec = (
+    Conv
+    | Downsample
+    | Upsample
+    | ResBlock
+    | SpatialTransformer
+    | Output
+    | Embedding
+    | VaeBlock
+    | VaeAttention
+    | VaeDownsample
+    | VaeOutput
+)
 Block = tuple[Spec, ...]
 """The specs of one input, middle or output block, in the order they run."""
 
-_TYPES: dict[str, type[Spec]] = {
-    t.__name__: t
-    for t in (Conv, Downsample, Upsample, ResBlock, SpatialTransformer, Output, Embedding)
-}
+_TYPES: dict[str, type[Spec]] = {t.__name__: t for t in get_args(Spec)}
 
 
 def spec_to_dict(spec: Spec) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import BadWeights
 from .architecture import Architecture
-from .embedding import Perceptron, timestep_embedding
 from .layers import JoiningLayer, LayerFn, Output, Upsample, build_layer
+from .parts.embedding import Perceptron, timestep_embedding
 from .parts.modules import Linear, empty_parameter, set_parameter
 from .specs import Block, Downsample, ResBlock
 
@@ -212,8 +212,9 @@ class UNet(nn.Module):
                 h = first(join(h, skip), emb, context)
             for name in names[1:]:
                 layer = layers[name]
-                if self.resizes_first and skips and isinstance(layer, Upsample):
-                    h = layer.conv(F.interpolate(h, skips[-1].shape[-2:], mode="nearest"))
+                size = skips[-1].shape[-2:] if self.resizes_first and skips else h.shape[-2:]
+                if isinstance(layer, Upsample) and size not in (h.shape[-2:], _doubled(h)):
+                    h = layer.conv(F.interpolate(h, size, mode="nearest"))
                 else:
                     h = layer(h, emb, context)
         return layers["out"](h, emb, context).to(x.dtype)
@@ -242,6 +243,10 @@ def _layer_names(group: str, blocks: tuple[Block, ...]) -> list[list[str]]:
 
 def _plus(h: Tensor, residual: Tensor | None) -> Tensor:
     return h if residual is None else (h + residual).to(h.dtype)
+
+
+def _doubled(h: Tensor) -> torch.Size:
+    return torch.Size(2 * side for side in h.shape[-2:])
 
 
 def join(h: Tensor, skip: Tensor) -> Tensor:

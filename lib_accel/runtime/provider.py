@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections import ChainMap
 from collections.abc import Mapping
 
 import torch
 
+from ..compile.backends.fetching import FetchJob
 from ..compile.jobs import CompiledUnits, Job
 from ..compile.session import Choice, Session
 from ..compile.target import Target
@@ -19,14 +22,30 @@ from ..errors import (
     NoRoom,
     StoreError,
 )
-from ..store.store import ArtifactStore
+from ..store import ArtifactStore, PublicKeys
+from ..store.exchange.shared import SharedStore
 
 NO_BACKEND = "none"
+
+FETCH_AGAIN_S = 60.0
+"""After so long, where nothing may be compiled, a remote store that failed is asked again."""
 
 
 def store_of(config: Config) -> ArtifactStore:
     """Open the store that the configuration describes."""
-    return ArtifactStore(config.store, config.store_bytes, config.store_readonly, config.store_key)
+    public = PublicKeys(config.trusted_keys, config.signing_key)
+    if config.remote:  # read-only is then said of the remote store: the folder is its cache
+        return SharedStore(
+            config.remote,
+            config.store,
+            config.store_bytes,
+            config.store_key,
+            public,
+            publish=not config.store_readonly,
+        )
+    return ArtifactStore(
+        config.store, config.store_bytes, config.store_readonly, config.store_key, public
+    )
 
 
 class Provider:
@@ -43,7 +62,10 @@ class Provider:
         self.units: CompiledUnits = {}
         self._made_by = ""  # the backend of `units`
         self.compiles = 0  # units compiled for this provider
+        self.compile_seconds, self.compile_failures = 0.0, 0
         self.job: Job | None = None
+        self._fetching: FetchJob | None = None  # the last one, ended or not
+        self._fetch_again_at = math.inf
         self._target: Target | None = None
         self._choice: Choice | None = None
         self._failed: dict[str, str] = {}  # by backend: failures of this network alone
@@ -64,6 +86,8 @@ class Provider:
             return
         self.job = None
         self._forget_what_was_imported_since(target)
+        if self._begin_fetching(target):
+            return
         while True:
             self._choice = self._session.choose(target, self._store, self._config, self.failures)
             backend = self._choice.backend
@@ -85,6 +109,24 @@ class Provider:
                 self._serve(made, backend.name)
             return
 
+    def _begin_fetching(self, target: Target) -> bool:
+        """Return whether code is being fetched, which may make everything else needless."""
+        self._fetching = fetching = self._session.fetch(target, self._store, self._config)
+        self._fetch_again_at = math.inf
+        if fetching is None or fetching.cancelled:
+            return False
+        if self._config.blocking:
+            fetching.wait()
+        if fetching.done:
+            if fetching.problem and not self._config.compile:
+                self._fetch_again_at = time.monotonic() + FETCH_AGAIN_S
+            return False
+        self._choice = self._session.choose(target, self._store, self._config, self.failures)
+        self.job = fetching
+        if not self.units:
+            self._serve(*self._session.left(target))
+        return True
+
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype that `units` were made for; None before `prepare`."""
@@ -97,25 +139,36 @@ class Provider:
 
     @property
     def finished(self) -> bool:
-        """Whether the job has ended and `collect` has something to do."""
-        return self.job is not None and self.job.done
+        """Whether the job has ended, or is due again, and `collect` has something to do."""
+        job = self.job  # read once: another thread may clear it
+        return job.done if job is not None else time.monotonic() > self._fetch_again_at
 
     def collect(self) -> None:
         """Take over what a finished job has made, or remember why it failed and prepare again."""
         if not self.finished:
             return
         job, self.job = self.job, None
-        assert job is not None
+        if job is None:
+            assert self._target is not None
+            self._session.forget_fetches()
+            self.prepare(self._target)
+            return
+        if isinstance(job, FetchJob):
+            self.prepare(job.target)
+            return
         assert self._choice is not None
         assert self._choice.backend is not None
         made_by = self._choice.backend.name
         if job.cancelled:  # by the user, or by another model that shared it
             self.prepare(job.target)
             return
-        self.compiles += job.take_count()
+        compiled = job.take_count()
+        self.compiles += compiled
+        self.compile_seconds += job.progress().elapsed_s if compiled else 0.0
         try:
             self._serve(job.result(), made_by)
         except (CompileFailed, ArtifactRejected, StoreError) as error:
+            self.compile_failures += 1
             passing = isinstance(error, (NoRoom, StoreError))
             (self._failed if passing else self._lasting)[made_by] = str(error)
             self.prepare(job.target)
@@ -141,6 +194,7 @@ class Provider:
         if self._target is not None and self.units:
             self._session.leave(self._target, self.units, self._made_by)
         self.job, self._choice, self._target, self.units = None, None, None, {}
+        self._fetch_again_at = math.inf
 
     def _retarget(self, target: Target) -> None:
         if self.job is not None:
@@ -209,7 +263,10 @@ class Provider:
     def reason(self) -> str | None:
         """Why no better backend serves, and which artifacts were removed; or None."""
         refused = self._choice.reason if self._choice else None
-        return "; ".join([*self._discarded.values(), *([refused] if refused else [])]) or None
+        found = [*self._discarded.values(), *([refused] if refused else [])]
+        if self._fetching is not None and self._fetching.problem and not self.units:
+            found.append(self._fetching.problem)
+        return "; ".join(found) or None
 
     @property
     def is_superseded(self) -> bool:

@@ -14,6 +14,8 @@ class Counters:
     compiles: int = 0  # units compiled
     binds: int = 0  # times that weights were bound, the first time included
     accelerated_calls: int = 0  # UNet calls that compiled code has computed
+    compile_seconds: float = 0.0  # that jobs took which compiled something
+    compile_failures: int = 0  # jobs that failed
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Status:
     device: str
     progress: Progress | None = None  # of the compiler, also while other code serves
     artifact: dict[str, object] | None = None  # {"key": hex digest, "bytes": size in the store}
+    kept_bytes: int = 0  # video memory of a second copy of the weights, kept to be faster
     counters: Counters = field(default_factory=Counters)
 
     def to_dict(self) -> dict[str, object]:

@@ -65,15 +65,9 @@ class Trial:
 
     def add(self, shape: Sequence[int], ours_s: float, theirs_s: float) -> None:
         """Keep the times of a step on `shape` that both ways have computed, as they had before."""
-        if self._is_settled:
+        if self._engine.settled:
             target, backend = self._serving()
             self._speeds.add(target, backend, shape, ours_s, theirs_s)
-
-    @property
-    def _is_settled(self) -> bool:
-        """Whether the last step ran as the next ones of its size will: no CUDA graph was made."""
-        graphs = self._engine.graphs
-        return graphs is None or graphs.settled
 
     def _serving(self) -> tuple[Target, str]:
         """Return what serves: its target, and the backend."""

@@ -1,6 +1,7 @@
 """Compiled code on disk: artifacts, locks, signed exports."""
 
 from .artifact import Artifact, Entry
+from .exchange.public_keys import PublicKeys
 from .locks import LockBusy
 from .manifest import MANIFEST, recipe_key
 from .store import ArtifactStore
@@ -13,6 +14,7 @@ __all__ = [
     "Entry",
     "Group",
     "LockBusy",
+    "PublicKeys",
     "groups",
     "named",
     "recipe_key",

@@ -6,27 +6,32 @@ torch loads them. It holds nothing else: torch takes whatever library it finds t
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactRejected, StoreError
+from .exchange.public_keys import PublicKeys
 from .files import (
     ARTIFACT_KEY,
     bytes_in,
     copy,
     create_below,
+    flush,
+    flush_folder,
+    flush_folders,
     folders_of,
     identity_of,
     open_file,
+    rename,
     sha256,
     walk,
 )
-from .manifest import MANIFEST, damaged, read_manifest, require_own
+from .manifest import MANIFEST, checksum, damaged, read_manifest, require_own
 from .privacy import require_private, require_private_root
 from .private_folder import private_folder
 
@@ -62,8 +67,7 @@ class Artifact:
     @property
     def checksum(self) -> str:
         """Hex sha256 over the names and contents of all files."""
-        text = json.dumps(self.manifest["files"], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return checksum(self.manifest)
 
     def file(self, name: str) -> Path:
         """Return where the file `name` lies; raise StoreError when there is none."""
@@ -124,18 +128,57 @@ def _check_file(file: Path, expected: dict[str, Any], content: bool) -> None:
         raise damaged(file, "its checksum does not match the manifest")
 
 
-def load_artifact(path: Path, store_key: bytes | None, content: bool) -> Artifact | None:
+def write_files(folder: Path, sources: Mapping[str, Path]) -> dict[str, Any]:
+    """Copy `sources` (name in the artifact: where the file is) into the private folder `folder`.
+
+    Return what the manifest lists of them.
+    """
+    listed = {}
+    for name, source in sources.items():
+        with Path(source).open("rb") as stream, create_below(folder, name) as target:
+            digest, size = copy(stream, target)
+            flush(target)
+        listed[name] = {"sha256": digest, "bytes": size}
+    return listed
+
+
+def appear(draft: Path, final: Path) -> Artifact | None:
+    """Make the artifact in the folder `draft` visible as `final`; return None where one is there.
+
+    Raises OSError.
+    """
+    manifest = read_manifest(draft / MANIFEST, final.name)  # before others may remove it
+    flush_folders(draft)
+    try:
+        rename(draft, final)
+    except OSError:
+        if not os.path.lexists(final):
+            raise
+        return None
+    flush_folder(final.parent)
+    return Artifact(final.name, final, manifest)
+
+
+def mark_used(artifact: Artifact) -> None:
+    """Note that the artifact was used now. Raises OSError."""
+    now = time.time_ns()
+    os.utime(artifact.path / MANIFEST, ns=(now, now))
+
+
+def load_artifact(
+    path: Path, store_key: bytes | None, public: PublicKeys, content: bool
+) -> Artifact | None:
     """Return the artifact in the folder `path` of a store, checked; None when there is none.
 
-    Raises ArtifactRejected when it must not serve: also ForeignArtifact where it is not signed with
-    the store key.
+    Raises ArtifactRejected when it must not serve: also ForeignArtifact where nobody who is trusted
+    has signed it.
     """
     identity = identity_of(path)
     while identity is not None:
         require_private_root(path.parent)
         try:
             artifact = read_artifact(path, path.name, content)
-            require_own(path, artifact.manifest, store_key)
+            require_own(path, artifact.manifest, store_key, public)
             return artifact
         except ArtifactRejected as error:
             before, identity = identity, identity_of(path)

@@ -2,13 +2,13 @@
 
     {"format": 2, "key": ..., "recipe": {...}, "files": {name: {"sha256": ..., "bytes": ...}},
      "verdict": {...} or null, "created": ..., "origin": ..., "name": "SD1", "made_with": {...},
-     "signature": ...,
-     "sha256": ...}
+     "published": {...}, "signature": ..., "sha256": ...}
 
 `recipe` names all that the compiled code depends on, and `key` is its sha256: `{"unit": {...},
 "dtype": "float16", "machine": {"torch": "2.13.0", ...}, ...}`. `verdict` holds what the accuracy
 check measured. `name` is the model family that it was made for, to show to users; manifests of
-earlier versions lack it. `signature` is made with the store key and covers all fields but the last
+earlier versions lack it. `published`, where it is, was made with a private key for everybody else
+(exchange/public_keys.py). `signature` is made with the store key and covers all fields but the last
 two; `sha256` covers every other field, so any changed byte is found.
 """
 
@@ -25,6 +25,7 @@ from typing import Any
 
 from ..errors import ArtifactRejected, StoreError
 from . import files, signing
+from .exchange.public_keys import PublicKeys, wrong_signature
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -86,20 +87,51 @@ class ForeignArtifact(ArtifactRejected):
 def write_manifest(folder: Path, manifest: Mapping[str, Any], store_key: bytes) -> None:
     """Sign the manifest and write it, over an old one, into a folder that nobody reads yet."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    signed = {**manifest, "signature": _signature(manifest, store_key)}
     with files.create(folder / MANIFEST) as stream:
-        stream.write(encode(signed))
+        stream.write(encode(signed(manifest, store_key)))
         files.flush(stream)
 
 
-def require_own(path: Path, manifest: Mapping[str, Any], store_key: bytes | None) -> None:
-    """Raise ForeignArtifact unless the artifact `path` was signed with the store key."""
-    signature = manifest.get("signature", "")
-    if store_key is not None:
-        expected = _signature(manifest, store_key)
-        if hmac.compare_digest(signature.encode(), expected.encode()):
+def signed(manifest: Mapping[str, Any], store_key: bytes) -> dict[str, Any]:
+    """Return the manifest signed with the store key."""
+    return {**manifest, "signature": _signature(manifest, store_key)}
+
+
+def is_signed(manifest: Mapping[str, Any], store_key: bytes | None) -> bool:
+    """Return whether the manifest was signed with the store key."""
+    if store_key is None:
+        return False
+    expected = _signature(manifest, store_key)
+    return hmac.compare_digest(manifest.get("signature", "").encode(), expected.encode())
+
+
+def checksum(manifest: Mapping[str, Any]) -> str:
+    """Return the hex sha256 over the names and contents of the files that a manifest lists."""
+    return hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+
+
+def require_own(
+    path: Path, manifest: Mapping[str, Any], store_key: bytes | None, public: PublicKeys
+) -> None:
+    """Raise ForeignArtifact unless the artifact `path` may serve: whoever has signed it is trusted.
+
+    That is the owner of the store key, or of one of the `public` keys; neither helps against a
+    revocation.
+    """
+    if withdrawn := public.revoked(manifest, checksum(manifest)):
+        raise ForeignArtifact(
+            f"{path} must not be used: {withdrawn}. Expected code that is not revoked. It is "
+            "compiled again where that is allowed; else import another."
+        )
+    if is_signed(manifest, store_key):
+        return
+    why = "its signature was made with another key"
+    if not manifest.get("signature"):
+        why = "it has no signature"
+    if public.trusted:
+        name, why = public.signer_of(manifest)
+        if name:
             return
-    why = "its signature was made with another key" if signature else "it has no signature"
     raise ForeignArtifact(
         f"{path} is not signed with your store key: {why}. It is native code that somebody else, "
         "or an earlier version, may have put there. It is compiled again where that is allowed; "
@@ -189,6 +221,7 @@ def _wrong_fields(manifest: Mapping[str, Any]) -> list[str]:
         "signature": _is_text(manifest.get("signature", "")),
         "name": _is_text(manifest.get("name", "")),
         "made_with": _is_plain(manifest.get("made_with", {"": ""})),
+        "published": "published" not in manifest or not wrong_signature(manifest["published"]),
     }
     unknown = manifest.keys() - good.keys() - {"format", "sha256"}
     return [*(name for name, fine in good.items() if not fine), *map(repr, sorted(unknown))]

@@ -51,27 +51,40 @@ def read_key(path: Path, links: bool = True) -> bytes:
     place where it lies. On Windows no access list is checked: the standard library cannot read it.
     Raises StoreError.
     """
-    with os_errors(f"read the key file {path}"), open_file(path, links) as stream:
-        _require_kept(path)
-        info, text = os.fstat(stream.fileno()), stream.read(1024).strip()
+    text, info = read_guarded(path, links)
+    text = text.strip()
     if not re.fullmatch(rb"[0-9a-fA-F]{%d}" % (KEY_BYTES * 2), text):
         raise StoreError(
             f"{path} holds no key. Expected {KEY_BYTES * 2} hex digits. "
             "Make one: python3 -m lib_accel store key FILE"
         )
-    if sys.platform != "win32":
-        _require_closed(path, info)  # what it advises would do harm to a file of another kind
+    if sys.platform != "win32":  # what it advises would do harm to a file of another kind
+        require_owner(path, info, secret=True)
     return bytes.fromhex(text.decode())
 
 
-def _require_closed(path: Path, info: os.stat_result) -> None:
-    """Raise StoreError where others can read or write the key file."""
+def read_guarded(
+    path: Path, links: bool = True, most_bytes: int = 1024
+) -> tuple[bytes, os.stat_result]:
+    """Return what a key file holds, and what the system says of it.
+
+    Raises StoreError where it cannot be read, or where everyone can replace it.
+    """
+    with os_errors(f"read the key file {path}"), open_file(path, links) as stream:
+        _require_kept(path)
+        return stream.read(most_bytes), os.fstat(stream.fileno())
+
+
+def require_owner(path: Path, info: os.stat_result, secret: bool = False) -> None:
+    """Raise StoreError where the key file is another user's, or a secret that others can read."""
+    if sys.platform == "win32":
+        return
     if info.st_uid not in (0, os.geteuid()):
         raise StoreError(
             f"The key file {path} belongs to another user (id {info.st_uid}). Expected a file that "
             "is yours or root's. Make a key of your own: python3 -m lib_accel store key FILE"
         )
-    if info.st_mode & 0o077:
+    if secret and info.st_mode & 0o077:
         cure = f"Run: chmod 600 '{path}'; if" if info.st_uid == os.geteuid() else "If"
         raise StoreError(
             f"The key file {path} is open to others (mode {stat.S_IMODE(info.st_mode):04o}). "

@@ -13,26 +13,22 @@ import builtins
 import contextlib
 import logging
 import os
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..errors import AccelError, ArtifactRejected, StoreError
-from . import cleanup, export, files, signing
-from .artifact import Artifact, Entry, entry_of, load_artifact, private_copy, scan
+from . import artifact as folders
+from . import cleanup, files, signing
+from .artifact import Artifact, Entry
+from .exchange import archive
+from .exchange.public_keys import PublicKeys
+from .exchange.vouching import Vouching
 from .files import os_errors
 from .locks import hold, workspace
-from .manifest import (
-    MANIFEST,
-    ForeignArtifact,
-    new_manifest,
-    read_manifest,
-    require_names,
-    write_manifest,
-)
+from .manifest import ForeignArtifact, new_manifest, require_names, write_manifest
 from .privacy import closed_to_others, require_private_root
 
 _log = logging.getLogger(__name__)
@@ -42,7 +38,8 @@ class ArtifactStore:
     """A folder of artifacts that several processes may use at once.
 
     Nothing is created before the first write. Every method raises StoreError when the disk fails.
-    `key_file` holds the store key; by default it is the user's own.
+    `key_file` holds the store key; by default it is the user's own. `public` names the public keys
+    that are trusted as well, and the private key that signs what is put.
     """
 
     def __init__(
@@ -51,6 +48,7 @@ class ArtifactStore:
         max_bytes: int = 2 * 1024**3,
         readonly: bool = False,
         key_file: Path | None = None,
+        public: PublicKeys | None = None,
     ) -> None:
         if max_bytes <= 0:
             raise StoreError(
@@ -58,7 +56,8 @@ class ArtifactStore:
                 "Raise it in the settings."
             )
         self.root = files.expanded(Path(root))
-        self.max_bytes, self.readonly, self._key_file = max_bytes, readonly, key_file
+        self.max_bytes, self.readonly = max_bytes, readonly
+        self._key_file, self._public = key_file, public or PublicKeys()
 
     def get(self, key: str) -> Artifact | None:
         """Return the artifact, checked, and mark it as used; None when there is none.
@@ -68,9 +67,8 @@ class ArtifactStore:
         """
         artifact = self._load(key)
         if artifact is not None and not self.readonly:
-            now = time.time_ns()
             try:
-                os.utime(artifact.path / MANIFEST, ns=(now, now))
+                folders.mark_used(artifact)
             except OSError as error:  # the artifact is good; it is only evicted too early
                 _log.debug("Artifact %s was not marked as used: %s", key[:12], error)
         return artifact
@@ -82,12 +80,12 @@ class ArtifactStore:
         lasts as long as this process. Raises ArtifactRejected when a file was changed since.
         """
         with os_errors(f"load artifact {artifact.key[:12]}"):
-            return artifact.path if closed_to_others(self.root) else private_copy(artifact)
+            return artifact.path if closed_to_others(self.root) else folders.private_copy(artifact)
 
     def entry(self, key: str) -> Entry | None:
         """Return what `list` has of one artifact; None when there is none."""
         with os_errors(f"look for artifact {key[:12]} in {self.root}"):
-            entry = entry_of(self._path(key))
+            entry = folders.entry_of(self._path(key))
         return self._inspect(entry) if entry else None
 
     def contains(self, key: str) -> bool:
@@ -120,15 +118,18 @@ class ArtifactStore:
         with os_errors(f"store artifact {key[:12]} in {self.root}"), workspace(self.root) as work:
             draft = work / key
             draft.mkdir(mode=0o700)
-            for name, source in sources.items():
-                with Path(source).open("rb") as stream, files.create_below(draft, name) as target:
-                    digest, size = files.copy(stream, target)
-                    files.flush(target)
-                manifest["files"][name] = {"sha256": digest, "bytes": size}
-            write_manifest(draft, manifest, store_key)
+            manifest["files"] = folders.write_files(draft, sources)
+            write_manifest(draft, self._public.signed(manifest), store_key)
             artifact = self._publish(draft, key)
         self._evict({key, *keep})
         return artifact
+
+    def begin(self, key: str) -> bool:
+        """Return whether this process is to make the artifact now. It does not wait."""
+        return True
+
+    def give_back(self) -> None:
+        """Let others make what was begun here and not put."""
 
     def list(self) -> builtins.list[Entry]:
         """Return every artifact, least recently used first.
@@ -144,6 +145,7 @@ class ArtifactStore:
                 require_private_root(self.root)
                 cleanup.require_store(self.root)
             signing.store_key(self._key_file)
+            self._public.check()
             if not self.readonly:
                 files.require_room(self.root, cleanup.trash_name())
 
@@ -188,8 +190,11 @@ class ArtifactStore:
             yield
 
     def export(self, keys: Iterable[str], destination: Path, signing_key: bytes | None) -> None:
-        """Check the artifacts and write them to one zip, signed when there is a key."""
-        members: dict[str, tuple[Path, str]] = {}
+        """Check the artifacts and write them to one zip, signed when there is a key.
+
+        The store's private key, where it has one, signs each artifact as well.
+        """
+        members, store_key = {}, signing.store_key(self._key_file)
         for key in keys:
             artifact = self._load(key)
             if artifact is None:
@@ -197,12 +202,8 @@ class ArtifactStore:
                     f"Artifact {key[:12]} is not in {self.root}. Expected one of its "
                     f"{len(self._scan())} artifacts. Compile it first."
                 )
-            members |= export.members_of(artifact)
-        if not members:
-            raise StoreError(
-                f"Nothing to export to {destination}: no artifact was named. Name at least one."
-            )
-        export.pack(Path(destination), members, signing_key)
+            members |= archive.members_of(artifact, self._public, store_key)
+        archive.pack(Path(destination), members, signing_key)
 
     def import_(
         self, source: Path, signing_key: bytes | None, allow_unsigned: bool = False
@@ -212,15 +213,21 @@ class ArtifactStore:
         All are checked before any becomes visible; a good one that is here already is kept. Raises
         ArtifactRejected when one of them, or the signature, is not acceptable.
         """
-        source = Path(source)
-        self._prepare(f"import {source}")
-        store_key = signing.make_store_key(self._key_file, lasting=True)
-        with os_errors(f"import {source}"), workspace(self.root) as work:
-            keys = export.unpack(source, work, signing_key, allow_unsigned, self.max_bytes)
-            for key, manifest in keys.items():
+        vouching = Vouching(signing_key, allow_unsigned, self._public)
+        return self._take(lambda work: archive.unpack(source, work, vouching, self.max_bytes))
+
+    def _take(
+        self, unpack: Callable[[Path], Mapping[str, dict[str, Any]]], lasting: bool = True
+    ) -> builtins.list[Artifact]:
+        """Put what `unpack` puts into the folder it is given; it returns manifests by key."""
+        self._prepare("import")
+        store_key = signing.make_store_key(self._key_file, lasting)
+        with os_errors(f"import into {self.root}"), workspace(self.root) as work:
+            manifests = unpack(work)
+            for key, manifest in manifests.items():
                 write_manifest(work / key, manifest, store_key)
-            artifacts = [self._publish(work / key, key) for key in keys]
-        self._evict(set(keys))
+            artifacts = [self._publish(work / key, key) for key in manifests]
+        self._evict(set(manifests))
         return artifacts
 
     def _path(self, key: str) -> Path:
@@ -249,7 +256,8 @@ class ArtifactStore:
     def _load(self, key: str, content: bool = True) -> Artifact | None:
         """Return the artifact, checked; None when there is none."""
         with os_errors(f"read artifact {key[:12]}"):
-            return load_artifact(self._path(key), signing.store_key(self._key_file), content)
+            store_key = signing.store_key(self._key_file)
+            return folders.load_artifact(self._path(key), store_key, self._public, content)
 
     def _inspect(self, entry: Entry, content: bool = False) -> Entry | None:
         """Return the entry with its artifact or its problem; None when it is gone by now."""
@@ -262,22 +270,14 @@ class ArtifactStore:
 
     def _scan(self) -> builtins.list[Entry]:
         with os_errors(f"list the store {self.root}"):
-            return scan(self.root)
+            return folders.scan(self.root)
 
     def _publish(self, draft: Path, key: str) -> Artifact:
         """Make `draft` visible. A good artifact that is there wins, a damaged one is replaced."""
         final = self._path(key)
-        manifest = read_manifest(draft / MANIFEST, key)  # before others may remove it
-        files.flush_folders(draft)
         for _ in range(10):
-            try:
-                files.rename(draft, final)
-            except OSError:
-                if not os.path.lexists(final):
-                    raise
-            else:
-                files.flush_folder(self.root)
-                return Artifact(key, final, manifest)
+            if (ours := folders.appear(draft, final)) is not None:
+                return ours
             try:
                 if (theirs := self.get(key)) is not None:
                     return theirs

@@ -43,16 +43,23 @@ class Group:
 
     @property
     def made_for(self) -> str:
-        """One line: `17 units, float16, torch 2.13.0, cuda 9.0`, or what is wrong."""
+        """One line: `17 units, float16, torch 2.13.0, cuda 9.0`, or what is wrong.
+
+        Of TensorRT it is `17 units, float16, TensorRT 1.7.1, ampere+`, or the name of the card that
+        its kernels are for. Of another backend than `aoti` its name comes last.
+        """
         artifact = self.entries[0].artifact
         if artifact is None:
             return self.problem or ""
         machine, dtype = artifact.recipe["machine"], artifact.recipe["dtype"]
-        torch = machine.get("torch")
         kind, capability = machine.get("device_type"), machine.get("capability")
         device = capability if kind == "cpu" else f"{kind} {capability}"
         count = f"{len(self.entries)} units" if len(self.entries) != 1 else "1 unit"
-        return f"{count}, {dtype}, torch {torch}, {device}"
+        if "tensorrt_rtx" in machine:
+            cards = machine.get("card") or machine.get("cards")
+            return f"{count}, {dtype}, TensorRT {machine['tensorrt_rtx']}, {cards}"
+        parts = [f"{count}, {dtype}, torch {machine.get('torch')}, {device}"]
+        return ", ".join([*parts, *filter(None, [artifact.recipe.get("backend")])])
 
     @property
     def origins(self) -> str:
@@ -60,11 +67,11 @@ class Group:
         found = {e.artifact.manifest["origin"] for e in self.entries if e.artifact}
         return "; ".join(sorted(found))
 
-    def state(self, here: Mapping[str, Any], used: Collection[str] = ()) -> str:
+    def state(self, here: Mapping[str, Mapping[str, Any]], used: Collection[str] = ()) -> str:
         """Return IN_USE, "not usable", what of this machine it was not made for, or "".
 
-        `here` is what the recipes of this machine share (`compile/target.py: of_machine`), `used`
-        are the keys of code in use.
+        `here` is what the recipes of this machine share, by what made the code: "torch" or
+        "tensorrt_rtx"; see `compile/session.py: of_machine`. `used` are the keys of code in use.
         """
         if any(entry.key in used for entry in self.entries):
             return IN_USE
@@ -76,19 +83,30 @@ def name_of(entry: Entry) -> str:
     return (entry.artifact.manifest.get("name") if entry.artifact else None) or UNNAMED
 
 
-def misfit(entry: Entry, here: Mapping[str, Any]) -> str:
+def misfit(entry: Entry, here: Mapping[str, Mapping[str, Any]]) -> str:
     """Return what of this machine an artifact was not made for, or ""; see `Group.state`."""
     if entry.artifact is None:
         return ""  # its problem says more
-    theirs, ours = entry.artifact.recipe, here["machine"]
-    differ = {name for name in ours if theirs["machine"].get(name) != ours[name]}
+    theirs = entry.artifact.recipe
+    ours = next((here[name] for name in here if name in theirs["machine"]), None)
+    if ours is None:
+        return "not for this version of the extension"
+    differ = {name for name, value in ours["machine"].items() if _differs(theirs, name, value)}
     if "torch" in differ:
         return "not for this torch"
-    if differ & {"device_type", "capability"}:
+    if "tensorrt_rtx" in differ:
+        return "not for this TensorRT"
+    if differ & {"device_type", "capability", "cards", "card"}:
         return "not for this device"
     if differ:
         return "not for this system"
-    return "" if theirs.get("source") == here["source"] else "not for this version of the extension"
+    return "" if theirs.get("source") == ours["source"] else "not for this version of the extension"
+
+
+def _differs(recipe: Mapping[str, Any], name: str, value: object) -> bool:
+    """Return whether code was made for another one; only some of TensorRT's is for one card."""
+    machine = recipe["machine"]
+    return machine.get(name) != value and (name != "card" or name in machine)
 
 
 def groups(entries: Iterable[Entry]) -> list[Group]:

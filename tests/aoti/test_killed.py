@@ -22,7 +22,7 @@ from .processes import PATIENCE_S, compilers, until, using, workers
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("ACCEL_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("ACCEL_TEST_KILLS", "1"))
 UNITS = {describe(layer): layer for layer in units_of(tiny.TINY)}
 
 

@@ -22,7 +22,8 @@ from lib_accel.compile.session import Session
 from lib_accel.compile.units import UnitModule, units_of
 from lib_accel.errors import ArtifactRejected, CompileFailed
 from lib_accel.model.specs import Spec
-from lib_accel.runtime.engine import Engine, Status
+from lib_accel.runtime.engine import Engine
+from lib_accel.runtime.status import Status
 from lib_accel.store.store import ArtifactStore
 
 from .. import tiny

@@ -134,7 +134,9 @@ def _choose(target: Target, folder: Path, backend: str = "auto") -> tuple[str | 
     return chosen.backend.name if chosen.backend else None, chosen.reason
 
 
-def test_the_backend_that_was_measured_to_be_fastest_is_tried_first(target: Target, tmp_path: Path):
+def test_the_backend_that_was_measured_to_be_fastest_is_tried_first(
+    packaging: None, target: Target, tmp_path: Path
+):
     assert _choose(target, tmp_path) == ("aoti", None)
     measure(target, 1.0, 0.98, 1.0)
     assert _choose(target, tmp_path) == ("aoti", None)
@@ -157,7 +159,7 @@ def test_the_order_holds_within_the_noise_and_where_nothing_was_measured(target:
     known.add(target, "jit", (2, 4, 128, 128), 0.1, 0.2)  # another size class says nothing
     assert known.ranked(target, NAMES) == NAMES
     measure(target, *[1.0] * KEPT, backend="eager", to=known)
-    assert known.ranked(target, NAMES) == ["tensorrt", "eager", "aoti", "jit"]
+    assert known.ranked(target, NAMES) == ["tensorrt", "eager", "aoti", "jit", "kernels"]
 
 
 # -- what it depends on, and where it is kept

@@ -20,7 +20,7 @@ from lib_accel.compile.units import (
     widest,
 )
 from lib_accel.model.architecture import Architecture
-from lib_accel.model.embedding import timestep_frequencies
+from lib_accel.model.parts.embedding import timestep_frequencies
 from lib_accel.model.presets import sd1, sdxl
 from lib_accel.model.specs import ResBlock, Spec
 

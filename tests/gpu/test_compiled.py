@@ -26,7 +26,7 @@ from lib_accel.config import Config
 from lib_accel.model.specs import Output, ResBlock, SpatialTransformer, Spec
 from lib_accel.runtime.graphs.policy import PAYS_AFTER
 from lib_accel.store import ArtifactStore
-from lib_accel.tools.laboratory.backends import Replaying
+from lib_accel.tools.laboratory.backends import Replaying, generated_code
 from lib_accel.tools.laboratory.launches import LAUNCH, Counter
 
 from .. import tiny
@@ -212,6 +212,29 @@ def test_a_unit_has_no_kernels_but_those_it_needs(built: Built, unit: Spec):
     lines = Path(log).read_text()[before:].splitlines()
     own = [line for line in lines if line.startswith("kernel triton_")]
     assert len(own) == OWN_KERNELS[unit], "\n".join(own)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter, which workers run elsewhere
+def test_the_statistics_of_two_tensors_read_their_numbers_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Inductor takes those of a `cat` for a reduction with gaps, which is many times slower."""
+    from torch._inductor.ir import Reduction
+    from torch._inductor.runtime.hints import ReductionHint
+
+    hints: list[ReductionHint] = []
+    choose = Reduction.num_splits
+
+    def note(*given: Any, **named: Any) -> Any:
+        chosen = choose(*given, **named)
+        hints.append(chosen[0])
+        return chosen
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setattr(Reduction, "num_splits", staticmethod(note))
+    monkeypatch.setattr(F, "conv2d", torch.conv2d)  # units have convolutions
+    generated_code(ResBlock(128, 64, 256, skip_channels=64), torch.float16)
+    assert hints[0] == ReductionHint.INNER
 
 
 def test_the_driver_logs_the_kernels_of_compiled_code(built: Built):

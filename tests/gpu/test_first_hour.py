@@ -91,7 +91,7 @@ def test_without_carried_code_the_rows_that_need_it_say_so(carried: Path, tmp_pa
     """On a real card it would be compiled; here nothing that is compiled could pass its check."""
     given = Setting("cuda:0", "float16", str(tmp_path / "s"), "", 64, "", (), 1, True, True, 600.0)
     results: list[dict[str, Any]] = []
-    first, second = JOBS[:2]
+    first, _, second = JOBS[:3]
     outcome = process.run(first, given, tmp_path / "log", results.append)
     assert outcome.state == "failed"
     assert "a pretend card checks nothing" in outcome.why

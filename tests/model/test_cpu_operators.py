@@ -120,3 +120,16 @@ USES = {
 def test_operators_are_registered_at_first_use_and_not_at_import(root: Path, use: str) -> None:
     code = f"{PROBE}\n{USES[use]}\nassert known()"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+@torch.no_grad()
+def test_a_convolution_of_a_doubled_image_is_computed_from_the_image() -> None:
+    for batch, height, width in SIZES:
+        x = torch.randn(batch, 8, height, width).contiguous(memory_format=torch.channels_last)
+        weight, bias = torch.randn(6, 8, 3, 3), torch.randn(6)
+        doubled = F.interpolate(x.double(), scale_factor=2.0, mode="nearest")
+        reference = F.conv2d(doubled, weight.double(), bias.double(), padding=1)
+        out = cpu_operators.conv2d_of_doubled(x, weight, bias)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert relative(out, reference) < BOUND[torch.float32]
+        assert not cpu_operators.doubles_faster(x.bfloat16(), weight)  # sums would be rounded

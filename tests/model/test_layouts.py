@@ -14,6 +14,11 @@ from lib_accel.model.unet import UNet
 
 from .layouts import LayoutCopies
 
+IS_2_1 = torch.__version__.startswith("2.1.")
+by_fakes = pytest.mark.skipif(
+    IS_2_1, reason="NOT RUN: torch 2.1 asks for a driver, for fake tensors too"
+)
+
 
 @pytest.fixture(autouse=True)
 def flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +52,7 @@ def one_call(dtype: torch.dtype, layout: torch.memory_format) -> tuple[LayoutCop
     return copies, out
 
 
+@by_fakes
 def test_in_half_precision_all_is_channels_last():
     """Otherwise cuDNN copies, for its tensor cores, what torch does not show."""
     copies, out = one_call(torch.float16, torch.channels_last)
@@ -54,12 +60,14 @@ def test_in_half_precision_all_is_channels_last():
     assert +copies.counts == {"copy": 1}, "the latent of 4 channels, as it comes in"
 
 
+@by_fakes
 def test_in_float32_all_is_contiguous():
     copies, out = one_call(torch.float32, torch.contiguous_format)
     assert out.is_contiguous()
     assert not +copies.counts
 
 
+@by_fakes
 def test_what_is_contiguous_in_half_precision_is_copied_inside_cudnn():
     """The reason for the other layout."""
     copies, _ = one_call(torch.float16, torch.contiguous_format)
@@ -70,6 +78,10 @@ def test_what_is_contiguous_in_half_precision_is_copied_inside_cudnn():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_the_norm_of_channels_last_is_as_exact_as_its_dtype(dtype: torch.dtype, mean: float):
     """Also far from zero, where float16 has few digits left for what varies."""
+    if IS_2_1 and dtype != torch.float32:
+        pytest.skip(
+            "NOT RUN: torch 2.1 has the deviation of 16-bit numbers in float32 on CUDA only"
+        )
     g = torch.Generator().manual_seed(0)
     x = (torch.randn(2, 64, 9, 7, generator=g) + mean).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ from .texts import Page, Source, Words, is_sentence
 LIB = ROOT / "lib_accel"
 NOT_SHOWN = ("say", "print", "HTTPException", "RuntimeError", "ValueError", "discard", "plain")
 """Functions of lib_accel.host whose arguments no page shows, or none translates."""
-OTHERS = ("export.py", "presets.py")
+OTHERS = ("archive.py", "vouching.py", "presets.py")
 """Files whose errors only the command line meets."""
 ERRORS = tuple(name for name, kind in vars(errors).items() if isinstance(kind, type))
 ERRORS = (*ERRORS, "ForeignArtifact", "LockBusy")
@@ -53,7 +53,7 @@ def reasons() -> set[str]:
         if folder in ("compile", "host", "model", "runtime", "store") and file.name not in OTHERS:
             found |= source.arguments(*ERRORS, "damaged", "_refuse")
         if folder == "store":
-            found |= source.answers("^_wrong_files") | source.arguments(*DOING)
+            found |= source.answers("^_wrong_files|^revoked$") | source.arguments(*DOING)
         if file.name == "files.py":
             found |= {text for text in source.texts() if text.endswith(".")}
         if folder == "config.py":
@@ -66,7 +66,7 @@ def _host() -> set[str]:
     script = (ROOT / "javascript" / "accel.js").read_text(encoding="utf-8")
     found = set(re.findall(r'translate\("([^"]+)"\)', script))
     for file in (LIB / "host").rglob("*.py"):
-        if file.name != "options.py":  # it holds sentences that earlier versions stored
+        if file.name not in ("options.py", "metrics.py"):  # former sentences; for monitoring
             found |= Source(file).texts(NOT_SHOWN)
     return {t for t in found if is_sentence(t) and not re.search("[<=]", t)}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ..aoti.processes import until
 from .backends import Compiler, compile_slowly
@@ -55,6 +57,20 @@ def test_the_status_shows_parts_and_remaining_seconds(host: Host) -> None:
     finish(host)
     status = host.status()
     assert (status["state"], status["progress"]) == ("ready", None)
+
+
+def test_images_beside_the_compiler_are_marked(host: Host) -> None:
+    p, script = host.image(), host.module("lib_accel.host.pages.script").AccelScript()
+    marks = []
+    for end in (False, True, False):
+        script.before_process_batch(p)
+        host.service.clock.start(SimpleNamespace(x=torch.zeros(2, 4, 8, 8)))
+        host.service.clock.stop(None)
+        if end:
+            finish(host)
+        script.postprocess_batch(p)
+        marks.append(host.service.clock.timings[-1].beside_compiler)
+    assert marks == [True, True, False]
 
 
 def test_a_cancelled_compile_is_not_begun_again_until_it_is_asked_for(host: Host) -> None:

@@ -42,8 +42,9 @@ def test_where_everything_works_everything_is_offered(packaging: None, tmp_path:
     with in_place(), contextlib.closing(Host("--accel-store", str(tmp_path))) as host:
         assert list(_labels(host, "accel_backend")) == ["auto", "aoti", "jit", "eager"]
         shown = html.unescape(host.opts.data_labels["accel_backend"].comment_after)
-        assert shown.count("accel-text") == 1
+        assert shown.count("accel-text") == 2
         assert "tensorrt: TensorRT runs on NVIDIA's cards alone" in shown
+        assert "kernels: the fused kernels run on NVIDIA's cards alone" in shown
 
 
 def test_the_page_names_limits_and_units(host: Host) -> None:

@@ -102,8 +102,8 @@ ODD = pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
         ("accel_lora_base", "disk", "expected one of auto, host, pinned, gpu"),
-        ("accel_backend", "cuda", "expected one of auto, tensorrt, aoti, jit, eager"),
-        ("accel_backend", ["eager"], "expected one of auto, tensorrt, aoti, jit, eager"),
+        ("accel_backend", "cuda", "expected one of auto, tensorrt, aoti, jit, kernels, eager"),
+        ("accel_backend", ["eager"], "expected one of auto, tensorrt, aoti, jit, kernels, eager"),
         ("accel_while_compiling", None, "expected one of continue, wait"),
         ("accel_enable", "maybe", "expected true or false"),
         ("accel_enable", [], "expected true or false"),
@@ -112,8 +112,8 @@ ODD = pytest.mark.parametrize(
         ("accel_enable", math.nan, "expected true or false"),
         ("accel_enable", 2, "expected true or false"),
         ("accel_enable", {"value": True}, "expected true or false"),
-        ("accel_backend", None, "expected one of auto, tensorrt, aoti, jit, eager"),
-        ("accel_backend", True, "expected one of auto, tensorrt, aoti, jit, eager"),
+        ("accel_backend", None, "expected one of auto, tensorrt, aoti, jit, kernels, eager"),
+        ("accel_backend", True, "expected one of auto, tensorrt, aoti, jit, kernels, eager"),
         ("accel_lora_base", {"gpu": 1}, "expected one of auto, host, pinned, gpu"),
         ("accel_while_compiling", 10**400, "expected one of continue, wait"),
         ("accel_store_mib", 0, "expected 64 to 16384 MiB"),
@@ -269,4 +269,4 @@ def test_an_unknown_backend_on_the_command_line_is_named_once(
     host.status()
     lines = [x for x in capsys.readouterr().out.splitlines() if "--accel-backend" in x]
     assert len(lines) == 1, lines
-    assert "'cuda'; expected one of auto, tensorrt, aoti, jit, eager" in lines[0]
+    assert "'cuda'; expected one of auto, tensorrt, aoti, jit, kernels, eager" in lines[0]

@@ -20,6 +20,7 @@ FIELDS = {
     "device",
     "progress",
     "artifact",
+    "kept_bytes",
     "counters",
     "images_wait",
     "control_models",
@@ -29,6 +30,7 @@ FIELDS = {
     "speedup",
     "difference",
     "speeds",
+    "vae",
 }
 
 

@@ -9,7 +9,7 @@ const page = {
 };
 globalThis.window = globalThis;
 globalThis.localization = words;
-globalThis.document = { hidden: true };
+globalThis.document = { hidden: true, addEventListener: () => {} };
 globalThis.setTimeout = () => {};
 globalThis.gradioApp = () => page;
 globalThis.onUiTabChange = globalThis.onAfterUiUpdate = () => {};

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lib_accel.errors import ArtifactRejected, StoreError
-from lib_accel.store import MANIFEST, ArtifactStore, export, signing
+from lib_accel.store import MANIFEST, ArtifactStore, signing
+from lib_accel.store.exchange import archive as export
 from tests.store.kit import flip, hidden, key_of, posix, recipe, root_only
 
 SECRET = bytes(range(32))

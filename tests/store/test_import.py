@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lib_accel.errors import ArtifactRejected, StoreError
-from lib_accel.store import ArtifactStore, export
+from lib_accel.store import ArtifactStore
+from lib_accel.store.exchange import archive as export
 from lib_accel.tools.cli import main
 from tests.store.kit import key_of, posix, recipe
 from tests.store.test_export import SECRET, rewrite

@@ -96,7 +96,7 @@ def test_a_swap_before_an_export_signs_nothing(store, swapped, monkeypatch, tmp_
 @root_only
 def test_a_swap_during_an_import_is_not_signed(store, units, tmp_path, monkeypatch):
     """Between the check of the seal and the new signature."""
-    from lib_accel.store import export
+    from lib_accel.store.exchange.vouching import Vouching
 
     for name, content in (("good", b"good"), ("evil", b"evil")):
         (tmp_path / name).write_bytes(content)
@@ -104,16 +104,16 @@ def test_a_swap_during_an_import_is_not_signed(store, units, tmp_path, monkeypat
         made.put(recipe("a"), {"x.so": tmp_path / name})
         made.export([key_of("a")], tmp_path / f"{name}.zip", SECRET)
     evil = ArtifactStore(tmp_path / "evil-store").get(key_of("a")).path
-    check = export._check_seal
+    check = Vouching.check_seal
 
-    def swap(source, digests, *rest):
-        checked = check(source, digests, *rest)
+    def swap(*given):
+        checked = check(*given)
         (work,) = [p for p in store.root.iterdir() if p.name.startswith(".tmp-")]
         (work / key_of("a")).rename(tmp_path / "away")
         evil.rename(work / key_of("a"))
         return checked
 
-    monkeypatch.setattr(export, "_check_seal", swap)
+    monkeypatch.setattr(Vouching, "check_seal", swap)
     with pytest.raises(ArtifactRejected, match="it was changed while it was imported"):
         store.import_(tmp_path / "good.zip", SECRET)
     assert store.list() == []

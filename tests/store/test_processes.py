@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_accel.store import ArtifactStore, LockBusy, files
+from lib_accel.store import ArtifactStore, LockBusy, artifact
 from tests.store.kit import REPO, child, finish, hidden, key_of, posix, recipe
 
 ROUNDS = 25
@@ -153,12 +153,12 @@ def test_importing_the_store_imports_no_torch():
 
 
 def test_put_answers_though_another_process_discards_at_once(store, units, monkeypatch):
-    rename = files.rename
+    rename = artifact.rename
 
     def rename_and_lose(source: Path, target: Path) -> None:
         rename(source, target)
         shutil.rmtree(target)
 
-    monkeypatch.setattr(files, "rename", rename_and_lose)
+    monkeypatch.setattr(artifact, "rename", rename_and_lose)
     assert store.put(recipe("a"), units, {"n": 1}).verdict == {"n": 1}
     assert store.get(key_of("a")) is None

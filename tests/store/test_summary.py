@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,9 @@ from lib_accel.errors import StoreError
 from lib_accel.store import MANIFEST, ArtifactStore, groups, named
 from lib_accel.store.summary import IN_USE, UNNAMED
 from tests.store.kit import flip, key_of, recipe
+
+HERE = {"torch": {"machine": recipe("a")["machine"], "source": "new"}}
+"""A machine, as `compile/session.py: of_machine` describes it."""
 
 
 def test_artifacts_are_grouped_by_what_they_were_made_for(store, units):
@@ -68,8 +72,44 @@ def test_a_name_is_signed_travels_and_must_be_printable(store, units, tmp_path):
         store.put(recipe("b"), units, name="SD1\x1b[2J")
 
 
+def of_tensorrt(name: str, **machine: str) -> dict[str, Any]:
+    """Return the recipe of an engine, or with `card` of the kernels that were made of it."""
+    made_with = {"device_type": "cuda", "tensorrt_rtx": "1.7.1", "cards": "ampere+", **machine}
+    return {**recipe(name), "machine": made_with, "source": "engines"}
+
+
+CARD = "NVIDIA GeForce RTX 3060"
+
+
+def test_engines_and_kernels_of_tensorrt_say_its_version_and_their_cards(store, units):
+    store.put(of_tensorrt("a"), units, name="SD1")
+    store.put(of_tensorrt("a", card=CARD), units, name="SD1")
+    assert {group.made_for for group in groups(store.list())} == {
+        "1 unit, float16, TensorRT 1.7.1, ampere+",
+        f"1 unit, float16, TensorRT 1.7.1, {CARD}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("machine", "state"),
+    [
+        ({}, ""),
+        ({"card": CARD}, ""),
+        ({"tensorrt_rtx": "1.6.0"}, "not for this TensorRT"),
+        ({"cards": "turing"}, "not for this device"),
+        ({"card": "NVIDIA GeForce RTX 4090"}, "not for this device"),
+    ],
+)
+def test_engines_of_tensorrt_fit_its_version_and_the_card(store, units, machine, state):
+    ours = of_tensorrt("a", card=CARD)["machine"]
+    here = {**HERE, "tensorrt_rtx": {"machine": ours, "source": "engines"}}
+    store.put(of_tensorrt("a", **machine), units)
+    (group,) = groups(store.list())
+    assert group.state(here) == state
+
+
 def test_a_group_says_what_of_this_machine_it_was_not_made_for(store, units):
-    here = {"machine": recipe("a")["machine"], "source": "new"}
+    here = HERE
     expected = {
         "": {},
         "not for this torch": {"torch": "2.9.1", "capability": "9.0"},
@@ -77,7 +117,7 @@ def test_a_group_says_what_of_this_machine_it_was_not_made_for(store, units):
         "not for this system": {"platform": "win32-amd64"},
     }
     for state, changes in expected.items():
-        made = {**recipe("a"), "machine": {**here["machine"], **changes}, "source": "new"}
+        made = {**recipe("a"), "machine": {**recipe("a")["machine"], **changes}, "source": "new"}
         store.put(made, units, name=state or "SD1")
     old = store.put({**recipe("a"), "source": "old"}, units, name="SD1")
     found = groups(store.list())

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import pytest
+import torch
 
 from lib_accel.compile.backends.tensorrt import build as building
+from lib_accel.compile.backends.tensorrt import child
 from lib_accel.compile.backends.tensorrt.build import build, network_of, request
-from lib_accel.compile.backends.tensorrt.libraries import make_logger
+from lib_accel.compile.backends.tensorrt.engines import AMPERE, BLACKWELL, TURING, Wanted
+from lib_accel.compile.backends.tensorrt.libraries import logger_of
 from lib_accel.compile.backends.tensorrt.network import Network, unet_network, unit_network
+from lib_accel.compile.backends.tensorrt.run import Engine
 from lib_accel.compile.backends.tensorrt.writer import OUTPUT, Writer
 from lib_accel.compile.units import describe, units_of
-from lib_accel.errors import CompileFailed
+from lib_accel.errors import ArtifactRejected, CompileFailed
 from lib_accel.model import specs
 from lib_accel.model.architecture import Architecture
+from lib_accel.store import ArtifactStore
 
 from ..tiny import TINY, WITH_Y
 
@@ -24,7 +30,7 @@ trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not instal
 
 def written(network: Network, dtype: str = "float16", channels_last: bool = False) -> Any:
     """Return the network of TensorRT, and what must live as long."""
-    logger = make_logger(trt)
+    logger = logger_of(trt)
     builder = trt.Builder(logger)
     target = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     Writer(trt, target, network, dtype, channels_last).write()
@@ -40,13 +46,15 @@ def test_a_unit_is_built(unit: specs.Spec):
     assert len(build(unit_network(unit), "float16", "ampere+", channels_last=True)) > 100_000
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_a_whole_unet_is_built(dtype: str):
-    assert len(build(unet_network(WITH_Y), dtype, "ampere+")) > 100_000
+@pytest.mark.parametrize(
+    ("dtype", "cards"), [("bfloat16", "ampere+"), ("float32", "ampere+"), ("float16", "turing")]
+)
+def test_a_unit_is_built_in_each_dtype_and_for_older_cards(dtype: str, cards: str):
+    assert len(build(unit_network(LAYERS[0]), dtype, cards, channels_last=True)) > 100_000
 
 
-def test_a_whole_unet_is_built_for_turing():
-    assert len(build(unet_network(TINY), "float16", "turing")) > 100_000
+def test_a_whole_unet_is_built():
+    assert len(build(unet_network(WITH_Y), "float16", "ampere+")) > 100_000
 
 
 def test_a_refusal_of_tensorrt_is_told():
@@ -113,3 +121,56 @@ def test_sizes_stay_dynamic():
 def test_the_largest_sizes_are_those_that_the_webui_offers():
     assert building.LATENTS["H"][2] * 8 == 2048  # the end of its sliders
     assert building.LATENTS["B"][2] == 16
+
+
+def test_the_cards_that_are_served_are_those_that_tensorrt_knows():
+    known = {name for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
+    names = {f"SM{major}{minor}" for major, minor in (TURING, *AMPERE, BLACKWELL)}
+    assert known == names | {"SM121"}
+
+
+@pytest.mark.parametrize("name", [b"", b"no engine", bytes(5000)], ids=len)
+def test_what_is_no_engine_is_a_sentence(name: bytes):
+    for _ in range(2):  # TensorRT speaks to the first logger of a process alone
+        with pytest.raises(ArtifactRejected, match="the engine does not fit: malformed engine"):
+            Engine(trt, name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says why TensorRT finds no card")
+def test_what_tensorrt_complains_of_is_told_each_time():
+    engine = build(unit_network(LAYERS[0]), "float16", "ampere+")
+    for _ in range(2):
+        with pytest.raises(ArtifactRejected, match="the engine does not fit: Error reading CUDA"):
+            Engine(trt, engine)
+
+
+def test_weights_are_built_in_by_a_child_that_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(child, "temporary_folder", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    wanted = Wanted(LAYERS[0], "float16", "ampere+", "tiny", trt.__version__)
+    count = sum(map(trt.volume, wanted.network.weights.values()))
+    watched: list[int] = []
+    engine = child.build_with(
+        wanted,
+        lambda stream: stream.write(torch.randn(count).half().numpy().tobytes()),
+        lambda: watched.append(1),
+    )
+    plain = build(wanted.network, "float16", "ampere+", channels_last=True)
+    packed = [len(zlib.compress(each)) for each in (engine, plain)]
+    assert packed[0] - packed[1] > count
+    assert watched
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_engine_is_kept_packed_with_its_manifest_and_read_again(tmp_path):
+    store = ArtifactStore(tmp_path)
+    wanted = Wanted(LAYERS[0], "float16", "ampere+", "tiny", trt.__version__)
+    child.build_into(store, wanted)
+    (entry,) = store.list()
+    assert entry.artifact is not None
+    assert entry.artifact.manifest["made_with"] == {"tensorrt_rtx": trt.__version__}
+    engine = child.read_engine(store, entry.key)
+    assert len(engine) > 2 * entry.bytes
+    (entry.path / child.ENGINE_FILE).write_bytes(b"damaged")
+    with pytest.raises(ArtifactRejected, match="damaged"):
+        child.read_engine(store, entry.key)

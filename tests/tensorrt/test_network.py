@@ -8,29 +8,23 @@ import torch
 from lib_accel.compile.accuracy import example_inputs
 from lib_accel.compile.backends.tensorrt.network import KINDS, unet_network, unit_network
 from lib_accel.compile.units import UnitModule, describe, image_widths, units_of
-from lib_accel.model import presets, specs
+from lib_accel.model import specs
 from lib_accel.model.random_weights import random_weights
 from lib_accel.model.unet import UNet
 
+from .. import tiny
 from .operations import compute
 
-SMALL = {
-    "SD1": presets.sd1(32, context_dim=24),
-    "SD1 inpainting": presets.sd1(32, in_channels=9, context_dim=24),
-    "SD2": presets.sd2(64, context_dim=24),
-    "SDXL": presets.sdxl(64, context_dim=24, adm_channels=40),
-    "SDXL refiner": presets.sdxl_refiner(64, context_dim=24, adm_channels=40),
-}
-EVERY = units_of(SMALL["SDXL"]) + units_of(SMALL["SD1"])
+EVERY = units_of(tiny.FAMILIES["SDXL"]) + units_of(tiny.FAMILIES["SD1"])
 LAYERS = [unit for unit in EVERY if not isinstance(unit, specs.Embedding)]
 SIZES = [(2, 8, 8, 77), (1, 13, 9, 1), (3, 1, 1, 5)]
 """(B, H, W, L), H and W in latents: plain, odd at every level, and the smallest."""
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_whole_unet_as_operations_computes_the_same(family: str, size: tuple[int, int, int, int]):
-    a = SMALL[family]
+    a = tiny.FAMILIES[family]
     weights = random_weights(a, torch.float64, seed=1)
     batch, height, width, length = size
     x = torch.randn(batch, a.in_channels, height, width, dtype=torch.float64)
@@ -58,9 +52,9 @@ def test_a_unit_as_operations_computes_the_same(unit: specs.Spec):
     torch.testing.assert_close(found, module(given, weights), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_each_weight_is_used_and_each_operation_is_needed(family: str):
-    network = unet_network(SMALL[family])
+    network = unet_network(tiny.FAMILIES[family])
     used = {name for operation in network.operations for name in operation.inputs}
     made = {operation.output for operation in network.operations}
     assert used | {network.output} == made | set(network.weights) | set(network.activations)
@@ -68,6 +62,6 @@ def test_each_weight_is_used_and_each_operation_is_needed(family: str):
 
 
 def test_the_time_embedding_is_activated_once():
-    operations = unet_network(SMALL["SD1"]).operations
+    operations = unet_network(tiny.FAMILIES["SD1"]).operations
     inputs = [operation.inputs for operation in operations if operation.kind == "silu"]
     assert len(inputs) == len(set(inputs))

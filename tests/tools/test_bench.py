@@ -14,7 +14,7 @@ import torch
 
 from lib_accel.compile.backends import jit
 from lib_accel.model import presets
-from lib_accel.tools.bench import ladder, variants
+from lib_accel.tools.bench import ladder, vae, variants
 from lib_accel.tools.bench.ladder import make_inputs
 from lib_accel.tools.bench.measure import flops
 
@@ -68,6 +68,22 @@ def test_the_error_of_bfloat16_is_that_of_its_rounding(run: Run, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("known_rate")
+def test_half_a_vae_is_timed_by_each_way(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vae, "matmul_rate", lambda *_: 1e12)
+    places = ("--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+    sizes = ("--channels", 32, "--size", 64, "--rounds", 2)
+    status, out, _ = run("bench", "vae", *places, *sizes, "--variants", "stock,eager", "--json")
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert status == 0
+    for name in ("stock", "eager"):
+        assert 0 < rows[name]["min_s"] <= rows[name]["median_s"] <= rows[name]["max_s"]
+        assert rows[name]["error"] < 1e-5
+    (report,) = (tmp_path / "out").glob("*.md")
+    assert "| eager | " in report.read_text(encoding="utf-8")
+
+
 def test_a_ladder_without_a_row_that_runs_fails(run: Run, tmp_path: Path) -> None:
     arguments = ("--variants", "aoti+graphs", "--rounds", 1, "--out", tmp_path)
     status, out, _ = run("bench", "--family", "sd1:32", *TINY, *arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lib_accel.tools.webui import speed_table
 
 from ..store.kit import posix
 from .commands import Run, failure
@@ -54,6 +57,33 @@ def test_ten_loras_share_the_strength_of_those_that_are_named(
     ten = max(prompts, key=len)
     assert ten.count("<lora:one:0.16>") == ten.count("<lora:two:0.2>") == 5
     assert any(p.endswith(" <lora:one:0.8>") for p in prompts)
+
+
+def test_a_lora_that_is_not_there_is_refused(run: Run, api: Api, tmp_path: Path) -> None:
+    """The WebUI makes the image without it, so the figures would be those of no LoRA."""
+    refused = failure(measured(run, api, tmp_path, "--lora", "style", "--lora", "nosuch:0.5"))
+    assert refused.endswith("the WebUI has no LoRA 'nosuch'. It has: one, style, two")
+    assert api.prompts == []
+    api.missing = {"/sdapi/v1/loras"}
+    assert "has no LoRAs" in failure(measured(run, api, tmp_path, "--lora", "style"))
+    api.missing = set()
+    assert measured(run, api, tmp_path, "--lora", "one 2", "--rounds", 1)[0] == 0
+
+
+def test_times_that_are_lost_in_the_noise_are_not_printed(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
+    """A step's time is a difference of two images' times, which noise can make negative."""
+    result = json.loads(measured(run, api, tmp_path, "--json")[1])
+    values = result["sets"][0]["seconds"]
+    values["step_s"]["on"] = [-0.38, 0.0074, 0.23]
+    values["change_s"] = {"off": [0.1, 0.2, 0.3], "on": [-0.1, -0.1, -0.1]}
+    rows = [line for line in speed_table.table(result).splitlines() if line.startswith("| ")]
+    assert [row for row in rows if re.search(r"-\d", row)] == []
+    change = next(row for row in rows if "first image after" in row)
+    assert change == (
+        "| more in the first image after a change | 0 | 0.2 s (0.1 to 0.3) | within the noise |  |"
+    )
 
 
 def test_a_table_a_picture_and_the_json_are_written(run: Run, api: Api, tmp_path: Path) -> None:

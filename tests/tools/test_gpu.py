@@ -140,6 +140,19 @@ def test_a_part_that_ends_the_process_is_left_out_of_a_second_try(
     }
 
 
+def test_what_tensorrt_cannot_compute_is_left_out_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = Children()
+    monkeypatch.setattr(process, "run", children.run)
+    (job, *_) = [job for job in JOBS if "tensorrt" in job.variants]
+    kept = record(tmp_path)
+    running.run([job], setting(tmp_path, dry_run=True), kept, 8, time.monotonic())
+    assert children.names == []
+    why = kept.jobs[job.name]["why"]
+    assert why.startswith("left out: TensorRT runs on NVIDIA's cards alone")
+
+
 def test_the_jobs_have_names_of_their_own_and_the_dearest_come_last() -> None:
     names = [job.name for job in JOBS]
     assert len(set(names)) == len(names)
@@ -239,7 +252,8 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
             process.kill()
             process.wait()
 
-    first, second = (job.name for job in JOBS[:2])
+    first = JOBS[0].name
+    second = next(job.name for job in JOBS if job.kind == "ladder")
     known = until(first)["jobs"][first]
     assert [unit["origin"] for unit in known["result"]["units"]] == ["stored before"] * 5
     after = until(second)

@@ -65,6 +65,15 @@ def test_help_fits_the_terminal_and_breaks_no_word(
     assert not long
 
 
+def test_only_commands_are_continued_by_a_backslash(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run("bench", "--help")[1].partition("examples:\n")[0]
+    assert "\\\n" not in text
+    assert "(pip install tensorrt_rtx)" in " ".join(text.split())
+
+
 def test_a_wrapped_example_can_be_pasted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def examples(columns: int) -> list[str]:
         monkeypatch.setenv("COLUMNS", str(columns))

@@ -237,7 +237,7 @@ def test_the_digest_covers_what_is_counted():
         ("--model", "--model needs the architecture of a card"),
         ("--model --device cuda", "cuda:sm_75, cuda:sm_80, cuda:sm_86, cuda:sm_89, cuda:sm_90"),
         ("--model --device cuda:sm_61", "one of cuda:sm_75"),
-        ("--model --device cuda:sm_86 --variants aoti,warp", "warp: expected some of aoti, eager"),
+        ("--model --device cuda:sm_86 --variants aoti,warp", "warp: expected some of aoti"),
         ("--model --device cuda:sm_86 --dtype float32", "expected float16 or bfloat16"),
         ("--model --device cuda:sm_75 --dtype bfloat16", "torch compiles it for sm_80 and later"),
         ("--model --device cuda:sm_86 --family sd9", "'sd9' is neither a family"),

@@ -96,7 +96,7 @@ def test_artifacts_are_listed_verified_and_cleared(run: Run, store: ArtifactStor
     assert len(out.splitlines()) == 2
     shown = "SD1, 2 units, float16, torch 2.13.0, cuda 8.6, built here (not for this torch)"
     assert shown in out
-    assert out.endswith(f"2 units, 0.0 MB in {store.root}\n")
+    assert out.endswith(f"2 units, 0.0 MiB in {store.root}\n")
     listed = json.loads(run("store", "list", "--store", store.root, "--json")[1])
     assert sorted(row["key"] for row in listed["artifacts"]) == sorted(KEYS)
     assert {row["unit"]["layer"] for row in listed["artifacts"]} == {"ResBlock", "Output"}
@@ -116,7 +116,7 @@ def test_artifacts_are_listed_verified_and_cleared(run: Run, store: ArtifactStor
 
     cleared = json.loads(run("store", "clear", "--yes", "--store", store.root, "--json")[1])
     assert cleared["bytes_freed"] > 2 * 1100
-    empty = f"0 units, 0.0 MB in {store.root}\n"
+    empty = f"0 units, 0.0 MiB in {store.root}\n"
     assert run("store", "list", "--store", store.root)[1] == empty
     export = run("store", "export", "all", "--to", store.root / "x.zip", "--store", store.root)
     assert "holds no usable artifact" in failure(export)
@@ -192,7 +192,7 @@ def test_a_unit_a_group_and_one_that_is_damaged_are_deleted(run: Run, store: Art
     assert len(store.list()) == 2, "nothing is deleted where one of the names is wrong"
     status, out, err = run(*delete, KEYS[0][:8], KEYS[0])
     assert (status, err) == (0, "")
-    assert out.endswith(f" MB freed in {store.root}\n")
+    assert out.endswith(f" MiB freed in {store.root}\n")
     assert [e.key for e in store.list()] == [KEYS[1]]
     (store.root / KEYS[1] / "manifest.json").write_text("{}")
     assert json.loads(run(*delete, KEYS[1], "--json")[1])["bytes_freed"] > 1100

@@ -45,7 +45,7 @@ def test_removing_asks_and_only_yes_is_yes(
     for answer, status in (("n\n", 1), ("\n", 1), ("\x04", 1), ("yes\n", 0)):
         assert len(store.list()) == 1
         there = Terminal(root, "store", action, *key, "--store", store.root, folder=tmp_path)
-        there.wait_for(f"Remove 1 unit, 0.0 MB, of {store.root}? [y/N] ")
+        there.wait_for(f"Remove 1 unit, 0.0 MiB, of {store.root}? [y/N] ")
         there.type(answer)
         assert there.end() == status
         assert ("nothing was removed" in there.text) == bool(status)

@@ -27,6 +27,7 @@ class Api(ThreadingHTTPServer):
         self.login: str | None = None  # user:password of --api-auth
         self.form: str | None = None  # the same of --gradio-auth
         self.missing: set[str] = set()  # paths that are answered with 404
+        self.loras = [{"name": name, "alias": f"{name} 2"} for name in ("style", "one", "two")]
         self.marks = True  # whether infotexts are right
         self.prompts: list[tuple[bool, str, int]] = []  # accelerated, prompt, steps
         self.hold = threading.Event()  # cleared: images wait
@@ -51,7 +52,11 @@ class _Handler(BaseHTTPRequestHandler):
             "dtype": "float32",
             "device": "CPU",
         }
-        answers = {"/sdapi/v1/options": api.options, "/accel/v1/status": status}
+        answers = {
+            "/sdapi/v1/options": api.options,
+            "/sdapi/v1/loras": api.loras,
+            "/accel/v1/status": status,
+        }
         self.answer(answers.get(self.path))
 
     def do_POST(self) -> None:

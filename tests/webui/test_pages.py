@@ -121,6 +121,20 @@ def test_a_choice_shows_a_sentence_and_stores_a_word(page: Page, own: Server) ->
     own.options(accel_lora_base="auto")
 
 
+def test_an_emptied_number_stays_what_it_was(page: Page, own: Server) -> None:
+    """Gradio takes the least number for an emptied field: 0 switches the comparisons off."""
+    page.apply_setting("#setting_accel_store_mib input[type=number]")
+    for option in ("accel_store_mib", "accel_graphs_mib", "accel_witness_steps"):
+        css = f"#setting_{option} input[type=number]"
+        before, field = own.get("/sdapi/v1/options")[option], page.element(css)
+        page.click(css)
+        field.clear()
+        page.click("#settings_submit")
+        page.until(lambda: page.texts("#settings_result")[0], 10)
+        assert own.get("/sdapi/v1/options")[option] == before == float(field.get_property("value"))
+        assert page.texts(f"#setting_{option} .accel-kept") == [f"Empty; it stays {before:g}"]
+
+
 def test_the_tab(page: Page, own: Server) -> None:
     page.generate()
     own.options(accel_enable=False)
@@ -135,7 +149,7 @@ def test_the_tab(page: Page, own: Server) -> None:
     page.click("#accel_details button")
     assert page.texts("#accel_details button") == ["Copied to the clipboard"]
     headline = page.texts("#accel_headline")[0]
-    assert re.search(r"a step instead of [\d.]+ s, \d+ images of 128x128$", headline), headline
+    assert re.search(r"[\d.]+ s a step .*, \d+ images of 128x128$", headline), headline
     assert page.texts("#accel_artifacts tr[data-state='in use'] td:first-child b") == [
         own.status()["architecture"]
     ]
@@ -159,7 +173,7 @@ def test_everything_has_a_name_for_those_who_cannot_see_it(page: Page, own: Serv
     assert [name for name in buttons if name.startswith(f"Delete {architecture} ")]
     images = [name for role, name in names if role in ("image", "img")]
     assert len(images) == 1
-    assert "a step instead of" in images[0]
+    assert " s a step " in images[0]
     assert set(page.js(HEADINGS)) == {"H2"}
     assert page.js("return document.querySelectorAll('[role=status] > .accel-line').length") == 3
 
@@ -216,7 +230,7 @@ def test_chinese_after_reload_ui(page: Page, own: Server) -> None:
     page.until(lambda: page.texts("#tab_accel code"), 10)
     left = page.js(LEFT_IN_ENGLISH, "#tab_accel *, .accel-status *")
     device = own.status()["device"]
-    names = ("MB", "Python ", device)  # the same in Chinese
+    names = ("MiB", "Python ", device)  # the same in Chinese
     assert [t for t in left if not t.startswith(names)] == []
     page.tab("Settings")
     page.tab("加速", inside="#settings")
@@ -252,7 +266,7 @@ def test_compiling_is_shown_and_can_be_cancelled(page: Page, webui: Path, folder
     extension = {"accel": HERE.parent.parent}
     data = folder / "data-compiling"
     server = Server(webui, data, empty, "tinyA", extensions=extension)
-    line = r"Compiling (\d+) of 16, about [\d]+ (minutes?|seconds) left images are made without .*"
+    line = r"Compiling (\d+) of \d+, about [\d]+ (minutes?|seconds) left images are made without .*"
 
     def done() -> float:
         return page.js("return document.querySelector('#accel_status_tab progress').value")

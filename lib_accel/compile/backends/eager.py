@@ -32,6 +32,10 @@ class Eager:
         """Return None: nothing is stored."""
         return None
 
+    def keys(self, target: Target) -> tuple[()]:
+        """Return none: nothing is kept in the store."""
+        return ()
+
     def cancel(self) -> list[Target]:
         """Do nothing: there are no jobs."""
         return []

@@ -43,6 +43,15 @@ other thread that traces, or calls a compiled function, gets a RuntimeError. So 
 nor a backend can own this lock; it holds no other state."""
 
 
+def exporting() -> bool:
+    """Return whether what is computed now is recorded, as a trace or by torch.compile."""
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return True
+    compiling = getattr(torch.compiler, "is_compiling", None)  # torch 2.1 has none
+    # one flag for all threads: a job here, even a cancelled one, sets it as well
+    return compiling is not None and compiling() and not TRACING.locked()
+
+
 class _PrivateFiles:
     """While it is entered, by however many threads, torch's compiler keeps its files private.
 
@@ -175,6 +184,10 @@ class Jit:
     def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
         """Return None: nothing is stored."""
         return None
+
+    def keys(self, target: Target) -> tuple[()]:
+        """Return none: nothing is kept in the store."""
+        return ()
 
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""

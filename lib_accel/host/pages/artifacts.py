@@ -8,13 +8,14 @@ from __future__ import annotations
 import html
 import time
 
+from ...config import MIB
 from ...store import Group
 from ...store.summary import IN_USE, UNNAMED
 from .. import stored_code
 from ..service import service
 from .markup import fixed, heading, plain, varying
 
-_COLUMNS = ("Model", "Made for", "MB", "Last used", "Key")
+_COLUMNS = ("Model", "Made for", "MiB", "Last used", "Key")
 
 
 def artifacts() -> str:
@@ -25,15 +26,17 @@ def artifacts() -> str:
         return f"{title}<p>{none}</p>"
     head = "".join(f"<th scope='col'>{fixed(name)}</th>" for name in _COLUMNS) + "<td></td>"
     here, current = stored_code.here(), service.current()
-    loaded, used = "", ()  # of the code that serves
-    if current is not None and current.engine.status.artifact is not None:
-        loaded, used = current.engine.architecture.name, current.engine.target.keys.values()
+    loaded, used = "", set[str]()  # of the code that serves
+    if current is not None:
+        engine = current.engine
+        loaded = engine.architecture.name
+        used = stored_code.keys_in_use(engine.status, engine.target)
     rows = "".join(_row(group, group.state(here, used), loaded) for group in groups)
     return f"{title}<table class='accel-table accel-wide'><tr>{head}</tr>{rows}</table>"
 
 
 def _row(group: Group, state: str, loaded: str) -> str:
-    key, size, name = html.escape(group.key), f"{group.bytes / 1e6:.1f}", group.name
+    key, size, name = html.escape(group.key), f"{group.bytes / MIB:.1f}", group.name
     if state == IN_USE and name == UNNAMED:
         name = loaded  # the manifest may lack it
     named = fixed(name) if name == UNNAMED else f"<b class='accel-plain'>{html.escape(name)}</b>"
@@ -46,7 +49,7 @@ def _row(group: Group, state: str, loaded: str) -> str:
     cells = {
         "Model": f"{named} {mark}",
         "Made for": varying(group.made_for),
-        "MB": plain(size),
+        "MiB": plain(size),
         "Last used": plain(_date(group.last_used)),
         "Key": f"<code title='{key}'>{key[:12]}</code>",
         "": button,

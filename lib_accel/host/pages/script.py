@@ -13,6 +13,11 @@ from .status_line import announced_line
 from .xyz import is_cell
 
 
+def _compiling() -> bool:
+    here = service.current()
+    return here is not None and (job := here.engine.job) is not None and not job.done
+
+
 class AccelScript(scripts.Script):
     """A script that is always on. scripts/accel.py registers it; "Reload UI" makes a new one."""
 
@@ -39,7 +44,7 @@ class AccelScript(scripts.Script):
         """Do the same before each batch, and note how many UNet calls were accelerated so far."""
         service.before_images(p)
         service.clock.begin()
-        p._accel_served = service.served()
+        p._accel_served, p._accel_compiling = service.served(), _compiling()
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Let the service name the memory that it holds, before each pass of the sampler."""
@@ -49,7 +54,8 @@ class AccelScript(scripts.Script):
         """Write `Accel: <backend>` into the infotext where compiled code served this batch."""
         (calls_before, before), (calls, now) = p._accel_served, service.served()
         backend = (now or before) if calls > calls_before else ""  # a job may change the model
-        service.clock.finish(backend, p)
+        service.clock.finish(backend, p, p._accel_compiling or _compiling())
+        service.note_images(len(kwargs.get("images", [0])), backend)
         if backend:
             p.extra_generation_params["Accel"] = backend
         else:

@@ -16,8 +16,8 @@ from .markup import varying
 
 SECTION = ("accel", "Acceleration")
 
-_ONLY_A1111 = ("accel_lora_base", "accel_taiyi")
-"""Options without a meaning where the WebUI merges LoRAs by itself and loads no Taiyi."""
+_ONLY_A1111 = ("accel_vae", "accel_lora_base", "accel_taiyi")
+"""Options without a meaning where the WebUI merges LoRAs, and its VAEs are left alone."""
 
 
 def register(changed: Callable[[], list[str]]) -> None:
@@ -57,6 +57,9 @@ def _options() -> dict[str, shared.OptionInfo]:
         ).info(
             "the model that is loaded now follows with its next image; "
             "images are the same, only sooner"
+        ),
+        "accel_vae": _option("accel_vae", "Accelerate the VAE too").info(
+            "it turns the result into a picture, and a picture into what img2img begins with"
         ),
         "accel_backend": _choice("accel_backend", "Backend", _BACKENDS).info(
             "auto leaves the sizes to the WebUI at which it was measured to be faster; "
@@ -103,6 +106,7 @@ _BACKENDS = {
     "tensorrt": "tensorrt: NVIDIA's TensorRT for RTX, which you install",
     "aoti": "aoti: compiled once, and kept on disk",
     "jit": "jit: compiled anew after each start",
+    "kernels": "kernels: fused kernels, for NVIDIA cards without a compiler",
     "eager": "eager: not compiled",
 }
 

@@ -44,15 +44,18 @@ class Speed:
         if self.size:
             what = f"{self.count} images of {self.size}"
         if factor is None:
-            return f"No difference within the noise: {on} s a step instead of {off} s, {what}"
+            return (
+                f"No difference within the noise: {on} s a step with compiled code, {off} s "
+                f"without, {what}"
+            )
         if factor < 1:
             return f"{1 / factor:.1f}x slower: {on} s a step instead of {off} s, {what}"
         return f"{factor:.1f}x faster: {on} s a step instead of {off} s, {what}"
 
 
 def alike(timings: Sequence[Timing]) -> list[Timing]:
-    """Return those that do the same work as the last one."""
-    return [t for t in timings if t.like(timings[-1])]
+    """Return those that do the same work as the last one, and that no compiler slowed down."""
+    return [t for t in timings if t.like(timings[-1]) and not t.beside_compiler]
 
 
 def measured() -> Speed | None:
@@ -79,8 +82,10 @@ def headline() -> str:
     speed, shown = measured(), alike(service.clock.timings)
     if speed:
         return speed.sentence
-    if not shown:
+    if not service.clock.timings:
         return "No image has been made yet."
+    if not shown:
+        return "Not compared yet: the images so far were made while the compiler ran"
     size, current = size_of(shown[-1]), service.current()
     if current and (why := current.witness.trial.why_not(shown[-1].shape)):
         return why

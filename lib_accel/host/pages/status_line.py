@@ -77,6 +77,8 @@ def _progress(progress: dict[str, Any], tag: str = "b") -> list[str]:
         time = _time_left(left)
         what = f"Compiling {part} of {parts}, {time} left" if parts else f"Compiling, {time} left"
     stage = progress.get("stage", "")
+    if stage.startswith("fetching "):
+        what = stage
     if stage == "cancelling":  # a compiler in this process first ends its unit
         what = "Cancelling"
     waits = varying(stage, "small") if stage.startswith(_WAITS) else ""

@@ -13,8 +13,8 @@ from ...compile.doctor import Finding
 from ...errors import AccelError
 from ...runtime.trial import Trial
 from .. import stored_code, webui
-from ..api import refusal
 from ..service import service
+from .api import refusal
 from .artifacts import artifacts
 from .markup import fixed, heading, message, plain, problem, varying, what_failed
 from .plot import plot
@@ -47,6 +47,7 @@ def _details(found: Findings) -> str:
         "Seconds taken by comparing": f"{s['witness_seconds']:.1f}" if compared else "",
         "Measured speed-up of a step": f"{s['speedup']:.2f}" if s["speedup"] else "",
         "Times of a step": "; ".join(map(_times, s["speeds"])),
+        "Second copy of the weights, GB": f"{s['kept_bytes'] / 1e9:.1f}" if s["kept_bytes"] else "",
         "Compiler": s["progress"]["stage"] if s["progress"] else "",
         "Difference": s["difference"],
         "Reason": s["reason"],

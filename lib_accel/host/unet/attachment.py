@@ -24,6 +24,7 @@ from ...runtime.lora.merging import BasePlacement
 from ...runtime.trial import Trial
 from .. import webui
 from .accelerated_control import AcceleratedControl
+from .blueprint import of_unet
 from .comparison import AttachmentCounters
 from .control_networks import control_networks_behind
 from .inspection import Inspector, own_forward, summary
@@ -48,7 +49,7 @@ class Attachment(Accelerated):
         super().__init__(unet, config, session, webui.device(), dtype)
         self.engine.clean.resizes_first = webui.host.resizes_first
         specs = dict(self.engine.architecture.layers())
-        self.inspector = Inspector(unet, specs, self.engine.architecture)
+        self.inspector = Inspector(unet, specs, of_unet(self.engine.architecture))
         self._host_layers = {name: HostLayer(unet.get_submodule(name)) for name in specs}
         compiled = [name for name, spec in specs.items() if spec in self.engine.target.units]
         self._layers = LayerForwards(unet, compiled, self.engine, self._begin_pass, self._explain)
@@ -110,7 +111,7 @@ class Attachment(Accelerated):
 
     def begin_image(self, around: object) -> None:
         """Follow a new image. `around`: see `webui.switched_on`."""
-        self.engine.compiled.prompts.forget()
+        self.engine.compiled.begin_image()
         self.witness.begin_image(around)
         for control in filter(None, map(accelerated, self._controls)):
             control.witness.begin_image(around)

@@ -83,10 +83,12 @@ def _block(block: specs.Block) -> Blueprint:
     return Blueprint(("TimestepEmbedSequential",), ({},), parts, container=True)
 
 
-def _conv(kernel: int = 3, stride: int = 1) -> Blueprint:
+def conv(kernel: int = 3, stride: int = 1, padding: int | None = None) -> Blueprint:
+    """Return the blueprint of a convolution."""
+    padding = kernel // 2 if padding is None else padding
     settings = {
         "stride": (stride, stride),
-        "padding": (kernel // 2, kernel // 2),
+        "padding": (padding, padding),
         "dilation": (1, 1),
         "groups": 1,
         "transposed": False,
@@ -95,7 +97,8 @@ def _conv(kernel: int = 3, stride: int = 1) -> Blueprint:
     return Blueprint(("Conv2d",), (settings,), weights=True)
 
 
-def _group_norm(eps: float = 1e-5) -> Blueprint:
+def group_norm(eps: float = 1e-5) -> Blueprint:
+    """Return the blueprint of a group normalisation."""
     settings = {"num_groups": specs.NORM_GROUPS, "eps": eps}
     return Blueprint(("GroupNorm32", "GroupNorm"), (settings,), weights=True)
 
@@ -108,7 +111,7 @@ def _layer_norm(channels: int) -> Blueprint:
 _LINEAR = Blueprint(("Linear",), weights=True)
 _SILU = Blueprint(("SiLU",), ({"inplace": False},))  # in place it would change `emb` for all
 _IDENTITY = Blueprint(("Identity",))
-_DROPOUT = Blueprint(("Dropout",), ({"training": False}, {"p": 0}))
+DROPOUT = Blueprint(("Dropout",), ({"training": False}, {"p": 0}))
 
 
 def _resblock(spec: specs.ResBlock) -> Blueprint:
@@ -120,10 +123,10 @@ def _resblock(spec: specs.ResBlock) -> Blueprint:
         "exchange_temb_dims": False,
     }
     parts = {
-        "in_layers": _sequence(_group_norm(), _SILU, _conv()),
+        "in_layers": _sequence(group_norm(), _SILU, conv()),
         "emb_layers": _sequence(_SILU, _LINEAR),
-        "out_layers": _sequence(_group_norm(), _SILU, _DROPOUT, _conv()),
-        "skip_connection": _IDENTITY if same else _conv(kernel=1),
+        "out_layers": _sequence(group_norm(), _SILU, DROPOUT, conv()),
+        "skip_connection": _IDENTITY if same else conv(kernel=1),
     }
     return Blueprint(("ResBlock",), (settings,), parts)
 
@@ -139,14 +142,14 @@ def _attention(channels: int, heads: int) -> Blueprint:
     }
     parts = {
         **dict.fromkeys(("to_q", "to_k", "to_v"), _LINEAR),
-        "to_out": _sequence(_LINEAR, _DROPOUT),
+        "to_out": _sequence(_LINEAR, DROPOUT),
     }
     return Blueprint(("CrossAttention", "MemoryEfficientCrossAttention"), (settings,), parts)
 
 
 def _transformer_block(channels: int, heads: int) -> Blueprint:
     geglu = Blueprint(("GEGLU",), ({},), {"proj": _LINEAR})
-    feed_forward = Blueprint(("FeedForward",), ({},), {"net": _sequence(geglu, _DROPOUT, _LINEAR)})
+    feed_forward = Blueprint(("FeedForward",), ({},), {"net": _sequence(geglu, DROPOUT, _LINEAR)})
     parts = {
         **dict.fromkeys(("attn1", "attn2"), _attention(channels, heads)),
         "ff": feed_forward,
@@ -156,10 +159,10 @@ def _transformer_block(channels: int, heads: int) -> Blueprint:
 
 
 def _transformer(spec: specs.SpatialTransformer) -> Blueprint:
-    projection = _LINEAR if spec.linear else _conv(kernel=1)
+    projection = _LINEAR if spec.linear else conv(kernel=1)
     block = _transformer_block(spec.channels, spec.heads)
     parts = {
-        "norm": _group_norm(eps=1e-6),
+        "norm": group_norm(eps=1e-6),
         "proj_in": projection,
         "transformer_blocks": _list(*[block] * spec.depth),
         "proj_out": projection,
@@ -169,19 +172,19 @@ def _transformer(spec: specs.SpatialTransformer) -> Blueprint:
 
 def _downsample(spec: specs.Downsample) -> Blueprint:
     settings = {"channels": spec.in_channels}
-    return Blueprint(("Downsample",), (settings,), {"op": _conv(stride=2)})
+    return Blueprint(("Downsample",), (settings,), {"op": conv(stride=2)})
 
 
 def _upsample(spec: specs.Upsample) -> Blueprint:
     settings = {"channels": spec.in_channels, "use_conv": True, "dims": 2}
-    return Blueprint(("Upsample",), (settings,), {"conv": _conv()})
+    return Blueprint(("Upsample",), (settings,), {"conv": conv()})
 
 
 _LAYERS: dict[type, Callable[..., Blueprint]] = {
-    specs.Conv: lambda spec: _conv(),
+    specs.Conv: lambda spec: conv(),
     specs.Downsample: _downsample,
     specs.Upsample: _upsample,
     specs.ResBlock: _resblock,
     specs.SpatialTransformer: _transformer,
-    specs.Output: lambda spec: _sequence(_group_norm(), _SILU, _conv()),
+    specs.Output: lambda spec: _sequence(group_norm(), _SILU, conv()),
 }

@@ -150,6 +150,8 @@ def answers_to(function: Any, name: str) -> bool:
     """Return whether a function is the one of that name, and not another one of its package."""
     if name.startswith("_"):  # torch's files rename what they import for themselves
         return True
+    if name == "nonlinearity" and function is nn.functional.silu:  # the WebUI's choice, in VAEs
+        return True
     if isinstance(function, types.FunctionType):
         if package(function.__globals__["__name__"]) in WEBUI or webui.host.stands_for(
             name, function

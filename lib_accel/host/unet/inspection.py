@@ -19,9 +19,8 @@ import torch
 from torch import nn
 from torch.utils import _python_dispatch
 
-from ...model.architecture import Architecture
 from ...model.specs import Spec
-from .blueprint import Blueprint, of_layer, of_unet
+from .blueprint import Blueprint, of_layer
 from .class_code import ClassCode
 from .functions import is_known
 
@@ -44,24 +43,23 @@ class _Place(NamedTuple):
 class Inspector:
     """Finds layers of `network` that compute something else than our layers do.
 
-    `network` is an ldm or sgm UNetModel or a ControlNet; `layers` are the specs of its layers by
-    name. With an `architecture`, what is around the layers is looked at too. `version` rises
-    whenever anything that is looked at has changed. It keeps the layers alive, not the network.
+    `network` is an ldm or sgm UNetModel, a ControlNet, or half a VAE; `layers` are the specs of its
+    layers by name. With a blueprint of the `whole`, what is around the layers is looked at too.
+    `version` rises whenever anything that is looked at has changed. It keeps the layers alive, not
+    the network.
     """
 
     def __init__(
         self,
         network: nn.Module,
         layers: Mapping[str, Spec],
-        architecture: Architecture | None = None,
+        whole: Blueprint | None = None,
     ):
         # compiled code has the weights of these, whatever stands in their places later
         self._first = {name: m for name, m in network.named_modules() if name}
         self._network = weakref.ref(network)
         self._layers = layers
-        self._blueprints = {name: of_layer(spec) for name, spec in layers.items()}
-        if architecture is not None:
-            self._blueprints = {"": of_unet(architecture)}
+        self._blueprints = {"": whole} if whole else {n: of_layer(s) for n, s in layers.items()}
         self._code = ClassCode()
         self._sight, self._seen = _Sight([]), None
         self._found: tuple[dict[str, str], str | None] = {}, None

@@ -1,7 +1,7 @@
 """What the WebUI is set to, what it has loaded, and what it is doing right now.
 
 host/ as a whole is the only door to the WebUI. Within it, this file reads the WebUI's state; pages/
-and api.py add our settings, pages and routes.
+adds our settings, pages and routes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import re
 import reprlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from modules import devices, shared
 from torch import nn
 
-from ...compile.backends.jit import TRACING
-from ...config import MIB, Config, default_store, default_store_key
+from ...compile.backends.jit import exporting
+from ...config import FETCH_S, MIB, Config, key_file, places
 from ...errors import printable_lines
 from .. import is_forge
 from ..options import OPTIONS, Number
@@ -81,6 +80,11 @@ def enabled() -> bool:
     return option("accel_enable") and not flag("accel_disable")
 
 
+def vae_enabled() -> bool:
+    """Return whether acceleration of the VAE is switched on too."""
+    return host.accelerates_vae and enabled() and option("accel_vae")
+
+
 def has_own_options(p: Any) -> bool:
     """Return whether a job of the WebUI has options of ours for itself alone."""
     return not OPTIONS.keys().isdisjoint(getattr(p, "override_settings", ()))
@@ -89,20 +93,25 @@ def has_own_options(p: Any) -> bool:
 def config() -> Config:
     """Return the options as a Config. Command-line flags override them.
 
-    The folder of compiled code is no option: whoever can set options could name a folder of planted
-    native code.
+    Where compiled code comes from is no option: whoever can set options could name a place of
+    planted native code.
     """
-    folder, key = flag("accel_store"), flag("accel_store_key")
+    folder, url = places(flag("accel_store"))
+    readonly, seconds = bool(flag("accel_store_readonly")), flag("accel_fetch_seconds")
     return Config(
         backend=_backend(),
-        store=Path(folder) if folder else default_store(),
+        store=folder,
+        remote=url,
+        fetch_s=FETCH_S if seconds is None else max(seconds, 0.0),
         store_bytes=option("accel_store_mib") * MIB,
-        store_readonly=bool(flag("accel_store_readonly")),
-        store_key=Path(key) if key else default_store_key(),
-        compile=not flag("accel_no_compile"),
+        store_readonly=readonly,
+        compile=not (flag("accel_no_compile") or (url and readonly)),
         graphs=option("accel_graphs_mib") > 0,
         graph_bytes=option("accel_graphs_mib") * MIB,
         lora_base=option("accel_lora_base"),
+        store_key=key_file("store_key", flag("accel_store_key")),
+        trusted_keys=key_file("trusted_keys", flag("accel_trusted_keys")),
+        signing_key=key_file("signing_key", flag("accel_signing_key")),
     )
 
 
@@ -226,17 +235,9 @@ def blocked_by(unet: nn.Module) -> str | None:
         return why
     if torch.is_grad_enabled() and any(p.requires_grad for p in unet.parameters()):
         return "the UNet is being trained"
-    if _exporting():  # a trace would record the output of compiled code as a constant
+    if exporting():  # a trace would record the output of compiled code as a constant
         return "the UNet is being exported"
     return None
-
-
-def _exporting() -> bool:
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        return True
-    compiling = getattr(torch.compiler, "is_compiling", None)  # torch 2.1 has none
-    # one flag for all threads: a job of the jit backend, even a cancelled one, sets it as well
-    return compiling is not None and compiling() and not TRACING.locked()
 
 
 def wanted_loras() -> tuple[tuple[object, ...], ...]:

@@ -28,7 +28,7 @@ class A1111(Host):
     model_code = ("ldm", "sgm")
     patching = ("modules", *_LORA)
     resizes_first = passes_options = False
-    taiyi = True
+    taiyi = accelerates_vae = True
 
     def unet_of(self, sd_model: Any) -> nn.Module | None:
         """Return the UNet of a loaded model or None. SD3's is refused later, by its names."""

@@ -44,7 +44,7 @@ class Forge(Host):
     model_code = ("backend", "ldm_patched")
     patching = ("modules", "modules_forge")
     resizes_first = passes_options = True
-    taiyi = False
+    taiyi = accelerates_vae = False
 
     def __init__(self) -> None:
         self._dtypes: weakref.WeakKeyDictionary[nn.Module, torch.dtype | None]

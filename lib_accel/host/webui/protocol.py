@@ -52,6 +52,9 @@ class Host(Protocol):
     taiyi: bool
     """Whether Taiyi's text encoder can be taught to it."""
 
+    accelerates_vae: bool
+    """Whether its VAEs are those that ours compute. Forge's were never tried."""
+
     def unet_of(self, sd_model: Any) -> nn.Module | None:
         """Return the UNet of a loaded model or None."""
         ...

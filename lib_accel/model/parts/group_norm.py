@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -46,8 +48,21 @@ def channels_last_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> T
     mean = t.mean((1, 2, 4), keepdim=True, dtype=wide)  # [B, 1, 1, G, 1]
     deviation = torch.empty_like(mean)
     torch.std(t, (1, 2, 4), correction=0, keepdim=True, out=deviation)
-    root = torch.hypot(deviation, torch.tensor(eps**0.5, device="cpu"))
+    if _takes_numbers_of_the_host(x.device):
+        root = torch.hypot(deviation, torch.tensor(eps**0.5, device="cpu"))
+    else:
+        root = torch.hypot(deviation, torch.full_like(deviation, eps**0.5))
     scale = weight.view(t.shape[3:]) / root
     shift = torch.addcmul(bias.view(t.shape[3:]), mean, scale, value=-1)
     out = torch.addcmul(shift, t, scale, out=torch.empty_like(t))
     return out.flatten(-2).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _takes_numbers_of_the_host(device: torch.device) -> bool:
+    """Whether `hypot` takes a number on the CPU, which saves a launch: not in torch 2.1."""
+    try:
+        torch.hypot(torch.ones(1, device=device), torch.tensor(1.0, device="cpu"))
+    except RuntimeError:
+        return False
+    return True

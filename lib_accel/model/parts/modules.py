@@ -49,12 +49,20 @@ class Linear(nn.Module):
 class Conv2d(nn.Module):
     """Zero-padded convolution: `x: [B, inputs, H, W] -> [B, outputs, H/stride, W/stride]`."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        stride: int = 1,
+        padding: int | None = None,
+    ):
         super().__init__()
         cpu_operators.register()
         self.weight = empty_parameter(outputs, inputs, kernel, kernel)
         self.bias = empty_parameter(outputs)
-        self.stride, self.padding = stride, kernel // 2
+        self.stride = stride
+        self.padding = kernel // 2 if padding is None else padding
 
     def forward(self, x: Tensor, *_: Tensor) -> Tensor:
         """Ignores `emb` and `context`, which every layer of a block is given."""
@@ -62,6 +70,16 @@ class Conv2d(nn.Module):
         if cpu_operators.applies(x):
             return cpu_operators.conv2d(x, weight, bias, self.stride, self.padding)
         return F.conv2d(x, weight, bias, self.stride, self.padding)
+
+    def of_doubled(self, x: Tensor) -> Tensor:
+        """Convolve `x: [B, inputs, H, W]` in twice its height and width (nearest), by a 3x3 kernel.
+
+        Returns `[B, outputs, 2H, 2W]`.
+        """
+        if cpu_operators.doubles_faster(x, self.weight):
+            weight, bias = like(self.weight, x), like(self.bias, x)
+            return cpu_operators.conv2d_of_doubled(x, weight, bias)
+        return self(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
     def of_parts(self, parts: list[Tensor]) -> Tensor:
         """Convolve, by a 1x1 kernel, the concatenation of `parts` along the channels.

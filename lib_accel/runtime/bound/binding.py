@@ -50,6 +50,7 @@ class CompiledLayer:
 
     def __init__(self, unit: UnitFn, module: nn.Module, spec: Spec, dtype: torch.dtype):
         self.unit, self.module, self.dtype = unit, module, dtype
+        self._why_not = getattr(unit, "why_not", None)  # of units that have limits of their own
         self.takes_emb = isinstance(spec, ResBlock)
         self.takes_context = isinstance(spec, SpatialTransformer)
         own = weights_of(module)
@@ -95,6 +96,8 @@ class CompiledLayer:
             return None
         inputs = [t.contiguous(memory_format=torch.channels_last) for t in images]
         inputs += [t.contiguous() for t in side]
+        if self._why_not is not None and self._why_not(inputs):
+            return None
         return self.unit(inputs + self._weights())
 
     def fits(self, inputs: list[Tensor]) -> bool:

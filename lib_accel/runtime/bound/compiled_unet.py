@@ -21,10 +21,11 @@ from ...compile.jobs import CompiledUnits, WholeFn
 from ...compile.machine import has_room
 from ...compile.units import UnitFn
 from ...config import MIB
-from ...model.embedding import timestep_frequencies
+from ...model.parts.embedding import timestep_frequencies
 from ...model.specs import ResBlock
 from ...model.unet import UNet
 from .binding import CompiledLayer, UnitWeights
+from .compiled_whole import CompiledWhole
 
 MOST_PROMPTS = 4
 """Prompts that are kept: the WebUI computes prompt and negative prompt apart where they differ in
@@ -200,32 +201,6 @@ class CompiledEmbedding:
         return emb, {name: [each] for name, each in zip(self._blocks, projected, strict=True)}
 
 
-class CompiledWhole:
-    """A UNet that is compiled as a whole, and its weights."""
-
-    def __init__(self, fn: WholeFn, unet: UNet, dtype: torch.dtype):
-        self._fn, self._dtype = fn, dtype
-        # a weight that stands in two places counts twice
-        named = unet.named_parameters(remove_duplicate=False)
-        self._weights = UnitWeights((weight for _, weight in named), dtype)
-        self._takes_y = unet.architecture.adm_channels is not None
-
-    def __call__(
-        self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None
-    ) -> Tensor | str:
-        """Compute a call as `UNet.forward` does, or return why that is left to the layers."""
-        given = [x.to(self._dtype), timesteps.float(), context.to(self._dtype)]
-        if self._takes_y:
-            if y is None:
-                return "y is missing"
-            given.append(y.to(self._dtype))
-        if any(t.device != self._weights.device for t in given):
-            return f"the inputs are not on {self._weights.device}"
-        if why := self._fn.why_not(given):
-            return why
-        return self._fn([*map(Tensor.contiguous, given), *self._weights()]).to(x.dtype)
-
-
 class CompiledUNet:
     """A clean UNet with compiled layers in place of its own, and what is prepared for these.
 
@@ -236,6 +211,7 @@ class CompiledUNet:
     def __init__(self, unet: UNet):
         self.prompts = KeptPrompts()
         self._unet = unet
+        self._whole: CompiledWhole | None = None
         self.release()
 
     def bind(
@@ -245,9 +221,10 @@ class CompiledUNet:
         self._layers, self._dtype = layers, dtype
         self.left: str | None = None
         self._embedding: CompiledEmbedding | None = None
+        self.give_up()
         if layers and (unit := units.get(self._unet.architecture.embedding)):
             self._embedding = CompiledEmbedding(unit, self._unet, dtype)
-        self._whole: CompiledWhole | None = None
+        self._whole = None
         if layers and not self._unet.extra_biases:
             whole = cast("WholeFn | None", units.get(self._unet.architecture))
             self._whole = CompiledWhole(whole, self._unet, dtype) if whole else None
@@ -256,6 +233,26 @@ class CompiledUNet:
     def release(self) -> None:
         """Hold no weight of anybody."""
         self.bind({}, {}, torch.float32)
+
+    def begin_image(self) -> None:
+        """Forget prompts, and have weights compared that code keeps a copy of."""
+        self.prompts.forget()
+        if self._whole:
+            self._whole.fn.begin_image()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Video memory that code for the whole keeps to be faster."""
+        return self._whole.fn.kept_bytes if self._whole else 0
+
+    def give_up(self) -> bool:
+        """Let that memory go; return whether there was any."""
+        return self._whole is not None and self._whole.fn.give_up()
+
+    def settled(self, *inputs: Tensor | None) -> bool:
+        """Return whether a call is computed as the next ones of its sizes will be."""
+        given = [tensor for tensor in inputs if tensor is not None]
+        return self._whole is None or self.left is not None or self._whole.fn.settled(given)
 
     def keys_and_values(self, context: Tensor) -> Tensor | None:
         """Return those of the prompt, computed now or kept; None where they are not kept."""

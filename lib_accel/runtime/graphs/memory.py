@@ -21,7 +21,13 @@ class KeptMemory:
     the WebUI decodes previews beside the UNet's calls.
     """
 
-    def __init__(self, device: torch.device, architecture: Architecture, graphs: GraphCache | None):
+    def __init__(
+        self,
+        device: torch.device,
+        architecture: Architecture | None = None,
+        graphs: GraphCache | None = None,
+    ):
+        """`architecture` is that of the UNet, None for what is no UNet."""
         self._device, self._architecture, self._graphs = device, architecture, graphs
         self._more: list[Callable[[], bool]] = []
         self._errors = out_of_memory_errors(device)
@@ -49,8 +55,10 @@ class KeptMemory:
         if not by_others and self._graphs is not None and self._graphs.has(x):
             self.make_room(0)  # the graph holds all that it needs
             return
-        if by_others and not self._has_room(call_bytes(x) + attention_bytes(self._architecture, x)):
-            self._give_up_graphs()
+        if by_others and self._architecture is not None:
+            needed = call_bytes(x) + attention_bytes(self._architecture, x)
+            if not self._has_room(needed):
+                self._give_up_graphs()
         self.make_room(call_bytes(x))
 
     def has_room_for_call(self, x: Tensor) -> bool:

@@ -31,16 +31,25 @@ from ...errors import AccelError
 from ...model.architecture import Architecture
 from ...model.precision import relative_error
 from ...model.random_weights import random_weights
-from .kernels import kernels
 from .loras import calls_with_loras, changes_of_loras, drawn_loras, places
-from .measure import Call, Inputs, Row, flops, interleave, matmul_rate, precise_call, timed
+from .measure import (
+    Call,
+    Inputs,
+    Row,
+    flops,
+    interleave,
+    kernels,
+    matmul_rate,
+    precise_call,
+    timed,
+)
 from .variants import DEFAULT, VARIANTS, Built, Setup, build
 from .weights import WeightCopy, copies_that_fit
 
 TURNS = 3
 """How often each group has its turn where the copies of the weights do not fit together."""
 
-MERGED = ("stock", "reference", "eager", "jit", "aoti", "tensorrt")
+MERGED = ("stock", "reference", "eager", "kernels", "jit", "aoti", "tensorrt")
 """Groups whose code reads the weights in each call, so that LoRAs can be merged beneath it."""
 
 
@@ -275,17 +284,11 @@ class Ladder:
         }
 
     def _row(self, row: Row, operations: int, rate: float) -> dict[str, Any]:
-        measured = bool(row.seconds)
-        if measured:
-            row.note = self._built[row.name].note() or ""
+        if not row.seconds:
+            return {**row.to_dict(), "of_matmul_rate": None}
+        row.note = self._built[row.name].note() or ""
         return {
-            "name": row.name,
-            "median_s": row.median if measured else None,
-            "min_s": min(row.seconds, default=None),
-            "max_s": max(row.seconds, default=None),
-            "of_matmul_rate": operations / row.median / rate if measured else None,
-            "compile_s": row.compile_s if measured else None,
-            "peak_bytes": self.weight_bytes + row.peak_bytes if measured else None,
-            "error": row.error if measured else None,
-            "note": row.note,
+            **row.to_dict(),
+            "of_matmul_rate": operations / row.median / rate,
+            "peak_bytes": self.weight_bytes + row.peak_bytes,
         }

@@ -1,4 +1,4 @@
-"""Time, memory, operations and error, measured the same way for every variant."""
+"""Time, memory, operations, error and kernels, measured the same way for every variant."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...model.architecture import Architecture
@@ -62,6 +63,19 @@ class Row:
     def median(self) -> float:
         """Median seconds of a call; NaN where none was timed."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measurements for JSON; None for all of them where no call was timed."""
+        known = {
+            "median_s": self.median,
+            "min_s": min(self.seconds, default=None),
+            "max_s": max(self.seconds, default=None),
+            "compile_s": self.compile_s,
+            "peak_bytes": self.peak_bytes,
+            "error": self.error,
+        }
+        measured = known if self.seconds else dict.fromkeys(known)
+        return {"name": self.name, **measured, "note": self.note}
 
 
 def interleave(
@@ -150,13 +164,18 @@ def precise_call(
 
 
 def flops(architecture: Architecture, inputs: tuple[Tensor | None, ...]) -> int:
-    """Return the operations of one UNet call, a multiply-add counted as 2."""
+    """Return the operations of one UNet call."""
+    return operations(UNet(architecture), *inputs)
+
+
+def operations(compute: Callable[..., Tensor], *inputs: Tensor | None) -> int:
+    """Return those of `compute(*inputs)`, a multiply-add counted as 2, with weights on `meta`."""
     meta = tuple(
         None if t is None else torch.empty_like(t, device="meta", dtype=torch.float32)
         for t in inputs
     )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        UNet(architecture)(*meta)
+        compute(*meta)
     return counter.get_total_flops()
 
 
@@ -167,3 +186,49 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     timed(lambda: a @ b, device)
     seconds = statistics.median(timed(lambda: a @ b, device)[0] for _ in range(7))
     return 2 * n**3 / seconds
+
+
+PROFILED_CALLS = 5
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """All launches of one kernel in a call (on a CPU: of one operator). Times in milliseconds."""
+
+    name: str
+    launches: float
+    ms: float
+    share: float  # of the time of all kernels
+
+
+def kernels(call: Call, device: torch.device) -> list[dict[str, Any]]:
+    """Return the kernels of a warmed-up call, slowest first. Numbers are means of a few calls."""
+    on_gpu = device.type == "cuda"
+    call()
+    synchronize(device)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as p:
+        for _ in range(PROFILED_CALLS):
+            call()
+        synchronize(device)
+    found = []
+    for event in p.key_averages():
+        if on_gpu and str(event.device_type).endswith("CPU"):
+            continue  # the rows of what launched the kernels would count them twice
+        found.append(
+            (
+                event.key,
+                event.count / PROFILED_CALLS,
+                _microseconds(event, on_gpu) / PROFILED_CALLS / 1000,
+            )
+        )
+    total = sum(ms for _, _, ms in found) or 1.0
+    found.sort(key=lambda k: -k[2])
+    return [asdict(Kernel(name, launches, ms, ms / total)) for name, launches, ms in found]
+
+
+def _microseconds(event: Any, on_gpu: bool) -> float:
+    if not on_gpu:
+        return float(event.self_cpu_time_total)
+    newer = getattr(event, "self_device_time_total", None)  # torch 2.4 and later
+    return float(event.self_cuda_time_total if newer is None else newer)

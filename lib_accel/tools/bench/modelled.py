@@ -220,7 +220,8 @@ def table(r: Mapping[str, Any]) -> str:
         f"and triton {r['triton']}, {r['date']}, source {r['source'][:12]}.",
         f"A launch takes max(bytes / {card['bandwidth'] / 1e9:.0f} GB/s, operations / "
         f"{card['rate'] / 1e12:.1f} TFLOP/s), the peaks of a {card['name']}; launching takes "
-        "nothing.",
+        "nothing. Of tensorrt, whose launches cannot be counted, it is a floor: convolutions, "
+        "products and attention alone.",
         "",
         "| backend (modelled) | launches | memory-bound MB | modelled ms |",
         "| --- " * 4 + "|",

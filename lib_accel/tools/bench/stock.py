@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from ...model.layers import Attention, FeedForward
 from ...model.parts.modules import Conv2d, GroupNorm, LayerNorm, Linear
 from ...model.specs import NORM_GROUPS
 from ...model.unet import Parameters, UNet
+from ...model.vae.layers import VaeAttention
+from ...model.vae.network import Half, Network
 
 CPU_SLICE_BYTES = 32 * 2**20
 GPU_SHARE = 1 / 3.3
@@ -46,6 +49,41 @@ def stock_unet(architecture: Architecture, parameters: Parameters, sdpa: bool = 
         if way := ways.get(type(module)):
             module.forward = functools.partial(way, module)
     return _under_autocast(unet)
+
+
+def stock_vae(half: Half, parameters: Parameters, sdpa: bool = False) -> Network:
+    """Return half a VAE of these very parameters that computes as the WebUI does by itself.
+
+    `sdpa`: as in `stock_unet`. The WebUI decodes without autocast.
+    """
+    network = Network(half).adopt(parameters)
+    ways: dict[type, Any] = {Conv2d: _conv2d}
+    if not sdpa:
+        ways[VaeAttention] = _vae_attention
+    for layer in network.modules():
+        for module in layer.modules():
+            if way := ways.get(type(module)):
+                module.forward = functools.partial(way, module)
+            if isinstance(module, Conv2d):
+                module.of_doubled = functools.partial(_doubled, module)
+    return network
+
+
+def _doubled(layer: Conv2d, x: Tensor) -> Tensor:
+    return layer(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _vae_attention(layer: VaeAttention, x: Tensor, *_: Tensor) -> Tensor:
+    n = layer.norm.tokens(x)
+    q, k, v = layer.q(n), layer.k(n).transpose(1, 2), layer.v(n)  # [B, N, C]
+    out, size = torch.zeros_like(q), q.shape[1]
+    needed = 2.5 * q.shape[0] * q.shape[1] ** 2 * q.element_size()
+    if q.device.type == "cuda" and needed > (free := free_memory(q.device)):
+        size //= 2 ** math.ceil(math.log2(needed / free))
+    for part in range(0, q.shape[1], size):
+        scores = q[:, part : part + size] @ k * q.shape[-1] ** -0.5
+        out[:, part : part + size] = scores.softmax(-1, dtype=q.dtype) @ v
+    return x + layer.proj_out(out).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 def _under_autocast(unet: UNet) -> UNet:

@@ -35,6 +35,26 @@ def _conditions(r: dict[str, Any]) -> list[str]:
     ]
 
 
+def line(row: Mapping[str, Any], ratios: Callable[[float], tuple[str, ...]], count: int) -> str:
+    """Return the line of a row of `Row.to_dict`, with `count` ratios of its seconds in the middle.
+
+    A row that was not timed has its note instead.
+    """
+    seconds = row["median_s"]
+    if not seconds:
+        return f"| {row['name']} | - |{' |' * (count + 3)} {row['note']} |"
+    cells = (
+        row["name"],
+        f"{seconds:.4g}",
+        f"{row['min_s']:.4g} - {row['max_s']:.4g}",
+        *ratios(seconds),
+        f"{row['compile_s']:.1f}",
+        f"{row['peak_bytes'] / GIB:.2f}",
+        f"{row['error']:.1e}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def _rows(r: dict[str, Any]) -> list[str]:
     base = next((row["median_s"] for row in r["rows"] if row["median_s"]), 0.0)
     lines = [
@@ -42,21 +62,10 @@ def _rows(r: dict[str, Any]) -> list[str]:
         "| built in s | peak GiB | error |",
         "| --- " * 8 + "|",
     ]
-    for row in r["rows"]:
-        if not row["median_s"]:
-            lines.append(f"| {row['name']} | - | | | | | | {row['note']} |")
-            continue
-        cells = (
-            row["name"],
-            f"{row['median_s']:.4g}",
-            f"{row['min_s']:.4g} - {row['max_s']:.4g}",
-            f"{base / row['median_s']:.2f}x",
-            f"{row['of_matmul_rate']:.0%}",
-            f"{row['compile_s']:.1f}",
-            f"{row['peak_bytes'] / GIB:.2f}",
-            f"{row['error']:.1e}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += (
+        line(row, lambda s, row=row: (f"{base / s:.2f}x", f"{row['of_matmul_rate']:.0%}"), 2)
+        for row in r["rows"]
+    )
     notes = [f"- {row['name']}: {row['note']}" for row in r["rows"] if row["median_s"]]
     return [*lines, "", *(note for note in notes if not note.endswith(": "))]
 

@@ -146,6 +146,8 @@ VARIANTS: dict[str, Variant] = {
     "openvino": Variant("openvino", _openvino),
     "eager": Variant("eager", lambda s: _engine(s, "eager")),
     "eager+graphs": Variant("eager", lambda s: _engine(s, "eager", graphs=True)),
+    "kernels": Variant("kernels", lambda s: _engine(s, "kernels")),
+    "kernels+graphs": Variant("kernels", lambda s: _engine(s, "kernels", graphs=True)),
     "jit": Variant("jit", lambda s: _engine(s, "jit"), default=False),
     "aoti": Variant("aoti", lambda s: _engine(s, "aoti")),
     "aoti+graphs": Variant("aoti", lambda s: _engine(s, "aoti", graphs=True)),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..bench import modelled
+from ...model.specs import NORM_GROUPS
+from ...model.vae.network import DECODER, ENCODER
+from ..bench import modelled, vae
 from ..bench.ladder import Ladder, Plan
 from ..bench.table import table
 from ..bench.variants import DEFAULT, VARIANTS
@@ -20,21 +22,23 @@ from . import bench_webui
 from .common import device_and_dtype, family, follow, make_config, write_files
 
 
-def variants(text: str) -> list[str]:
-    """Parse `A,B`, without repetitions."""
+def variants(text: str, known: Collection[str] = tuple(VARIANTS)) -> list[str]:
+    """Parse `A,B`, names that are `known`, without repetitions."""
     names = [n for n in text.split(",") if n]
-    unknown = [n for n in names if n not in VARIANTS]
+    unknown = [n for n in names if n not in known]
     if unknown or not names:
         raise argparse.ArgumentTypeError(
-            f"{', '.join(unknown) or 'nothing'}: expected some of {', '.join(VARIANTS)}"
+            f"{', '.join(unknown) or 'nothing'}: expected some of {', '.join(known)}"
         )
     return list(dict.fromkeys(names))
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write the result and print it. Exit status 1 where no row could be timed."""
-    if args.action:
+    if args.action == "webui":
         return bench_webui.run(args)
+    if args.action:
+        return _vae(args)
     if args.model:
         return _model(args)
     if args.stored or (args.device or "").startswith("cuda:sm_"):
@@ -59,6 +63,24 @@ def run(args: argparse.Namespace) -> int:
         result = ladder(plan).measure()
     write(result, args.out)
     show(result, args, table(result))
+    return 0 if any(row["median_s"] for row in result["rows"]) else 1
+
+
+def _vae(args: argparse.Namespace) -> int:
+    """Measure the decoder or the encoder, write the result and print it."""
+    device, dtype = device_and_dtype(args)
+    names = variants(args.variants, vae.VARIANTS)
+    if args.channels % NORM_GROUPS:
+        raise argparse.ArgumentTypeError(f"{args.channels} channels: expected a multiple of 32")
+    config, kind = make_config(args, "auto"), ENCODER if args.encoder else DECODER
+    given = (config, names, args.size, args.batch, args.rounds, args.channels)
+    plan = vae.Plan(kind, device, dtype, *given)
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = vae.measure(plan, say, lambda job: follow(job, "compiling"))
+    texts = {"json": json.dumps(result, indent=1), "md": vae.table(result)}
+    keys = ("date", "what", "size", "batch", "dtype", "device")
+    write_files(args.out, [result[key] for key in keys], texts)
+    show(result, args, vae.table(result))
     return 0 if any(row["median_s"] for row in result["rows"]) else 1
 
 

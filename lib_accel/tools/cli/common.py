@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ...compile.jobs import Job
-from ...config import MIB, Config
+from ...config import AUTO, MIB, Config
 from ...errors import AccelError
 from ...model import presets
 from ...model.architecture import Architecture
-from ...store.store import ArtifactStore
+from ...runtime.provider import store_of
+from ...store import ArtifactStore
+from ...store.exchange.shared import SharedStore
 from ..checkpoints.formats import FORMATS
 from ..checkpoints.reading import open_checkpoint
 from ..terminal import say
@@ -71,14 +74,40 @@ def make_config(args: argparse.Namespace, backend: str) -> Config:
     return Config(
         backend=backend,
         store=args.store,
+        remote=args.remote,
         store_bytes=args.store_mib * MIB,
         store_key=args.store_key,
+        trusted_keys=args.trusted_keys,
+        signing_key=args.signing_key,
     )
 
 
 def make_store(args: argparse.Namespace) -> ArtifactStore:
     """Open the store that the arguments describe."""
-    return ArtifactStore(args.store, args.store_mib * MIB, key_file=args.store_key)
+    return store_of(make_config(args, AUTO))
+
+
+def shared_store(args: argparse.Namespace, url: str) -> SharedStore:
+    """Return the store at `url`, with the folder that the arguments name as its cache.
+
+    Raises AccelError where nothing can be written there for others.
+    """
+    store = store_of(replace(make_config(args, AUTO), remote=url))
+    assert isinstance(store, SharedStore)
+    if not store.publishes:
+        raise AccelError(
+            f"{store.remote.shown}: nothing can be written by HTTP; expected s3:// or file://"
+            if not store.remote.writable
+            else f"{store.remote.shown}: others take only code that is signed for them; give "
+            "--signing-key FILE (`store key FILE --pair` makes one), or --store-key FILE with a "
+            "key that all machines have"
+        )
+    return store
+
+
+def publish(store: SharedStore, keys: Iterable[str]) -> int:
+    """Write to the remote store what it lacks; return how much that was. Raises AccelError."""
+    return sum(store.publish(key) for key in tqdm([*keys], desc="publishing", disable=None))
 
 
 def family(text: str) -> Architecture:

@@ -85,7 +85,7 @@ def _announce(args: argparse.Namespace, clock: Clock, device: torch.device, widt
     compiles = {
         Eager.name: "It compiles nothing",
         Jit.name: "It compiles the UNet for this run",
-    }.get(args.backend, f"It compiles the UNet for this machine (kept in {args.store}, some MB)")
+    }.get(args.backend, f"It compiles the UNet for this machine (kept in {args.store}, some MiB)")
     clock.say(
         f"{what}, on {device}. {limit}{compiles}, makes the same images with acceleration off and "
         f"on, with and without a LoRA, and writes {args.out / 'report.html'}"

@@ -69,7 +69,7 @@ def _how_to_install() -> str:
         return "start the WebUI once: it installs what it needs"
     own = setup_environment.python_of(setup_environment.ROOT)
     if own.exists():
-        return f"the other commands use {own}: look at that one"
+        return f"the other commands use {own}: run {own} -m lib_accel doctor"
     return (
         f"the other commands install it in {own.parents[1]}, once: about 3 GB, with CUDA 10 GB. "
         "Or call this with a Python that has it"

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
 from ...compile.backends.aoti.backend import Aoti
+from ...compile.backends.fetching import FetchJob, missing
+from ...compile.backends.kernels.backend import FusedKernels
 from ...compile.backends.tensorrt import libraries
 from ...compile.backends.tensorrt.child import build_into
 from ...compile.backends.tensorrt.engines import Wanted, engines_of
 from ...compile.jobs import Job
 from ...compile.machine import probe
 from ...compile.target import Target
-from ...config import Config
+from ...config import FETCH_S, MIB, Config
 from ...errors import ArtifactRejected, BackendUnavailable
 from ...store import ArtifactStore
+from ...store.exchange.shared import SharedStore
 from ...store.summary import bytes_of
 from ..terminal import say, show
 from . import webui_python
-from .common import device_and_dtype, family, follow, make_store
+from .common import device_and_dtype, family, follow, make_store, publish, shared_store
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,12 +35,14 @@ def run(args: argparse.Namespace) -> int:
     if why := webui_python.other():
         say(f"note: {why}")
     device, dtype = device_and_dtype(args)
-    store, backend = make_store(args), Aoti(args.workers)
+    store = _store(args)
+    backend = FusedKernels() if args.backend == FusedKernels.name else Aoti(args.workers)
     built, lines = [], []
     for architecture in map(family, args.family):
         target = Target.of_unet(architecture, dtype, device, probe(device))
         if why := backend.why_not(target, store, Config(store=args.store)):
             raise BackendUnavailable(why)
+        _fetch(target, store, backend.keys(target), architecture.name)
         compiled, seconds = _make(backend, target, store, architecture.name)
         size = backend.kept_bytes(target, store)
         assert size is not None
@@ -54,13 +61,35 @@ def run(args: argparse.Namespace) -> int:
             if compiled
             else f"{len(target.units)} units, all stored already"
         )
-        lines.append(f"{architecture.name}: {made}, {size / 1e6:.1f} MB")
+        lines.append(f"{architecture.name}: {made}, {size / MIB:.1f} MiB")
+        lines += _published(store, backend.keys(target))
     text = "\n".join([*lines, f"store: {store.root}"])
     show({"artifacts": built, "store": str(store.root)}, args, text)
     return 0
 
 
-def _make(backend: Aoti, target: Target, store: ArtifactStore, label: str) -> tuple[int, float]:
+def _store(args: argparse.Namespace) -> ArtifactStore:
+    return shared_store(args, args.remote) if args.remote else make_store(args)
+
+
+def _fetch(target: Target, store: ArtifactStore, keys: list[str], label: str) -> None:
+    """Take what the shared store has, where there is one."""
+    if isinstance(store, SharedStore) and (wanted := missing(store, keys)):
+        follow(FetchJob(target, store, wanted, FETCH_S).start(), label)
+
+
+def _published(store: ArtifactStore, keys: Iterable[str]) -> list[str]:
+    """Write to the shared store what it lacks, where there is one; return what to say of that."""
+    if not isinstance(store, SharedStore):
+        return []
+    store.settle(math.inf)  # what was put is being published already
+    publish(store, keys)
+    return [f"all of them are in {store.remote.shown}"]
+
+
+def _make(
+    backend: Aoti | FusedKernels, target: Target, store: ArtifactStore, label: str
+) -> tuple[int, float]:
     """Compile what is missing; return the number of units compiled and the seconds it took."""
     refused: set[str] = set()
     while True:
@@ -84,7 +113,7 @@ def _engines(args: argparse.Namespace) -> int:
     version = libraries.version()
     if version is None:
         raise BackendUnavailable(libraries.why_not())
-    store, dtype = make_store(args), args.dtype or "float16"
+    store, dtype = _store(args), args.dtype or "float16"
     built, lines = [], []
     for architecture in map(family, args.family):
         for cards in args.cards:
@@ -103,7 +132,8 @@ def _engines(args: argparse.Namespace) -> int:
                 }
             )
             made = f"{len(seconds)} of {len(wanted)} engines built in {sum(seconds):.0f} s"
-            lines.append(f"{architecture.name}, {cards}, {dtype}: {made}, {size / 1e6:.1f} MB")
+            lines.append(f"{architecture.name}, {cards}, {dtype}: {made}, {size / MIB:.1f} MiB")
+            lines += _published(store, wanted)
     text = "\n".join([*lines, f"store: {store.root}"])
     show({"artifacts": built, "store": str(store.root)}, args, text)
     return 0

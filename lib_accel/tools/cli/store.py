@@ -11,19 +11,23 @@ from typing import Any
 import torch
 
 from ...compile.machine import probe
-from ...compile.target import of_machine
+from ...compile.session import of_machine
+from ...config import MIB
 from ...errors import AccelError
 from ...store import ArtifactStore, Entry, Group, groups, named
+from ...store.exchange.public_keys import write_pair
+from ...store.exchange.shared import SharedStore
 from ...store.files import os_errors
 from ...store.signing import generate_key, read_key, write_key
 from ...store.summary import misfit, name_of
 from ..terminal import agreed, say, show
-from .common import default_device, make_store
+from .common import default_device, make_store, publish, shared_store
 
 
 def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
     recipe = entry.artifact.recipe if entry.artifact else {}
     machine = recipe.get("machine", {})
+    manifest = entry.artifact.manifest if entry.artifact else {}
     return {
         "name": name_of(entry),
         "key": entry.key,
@@ -33,9 +37,11 @@ def _row(entry: Entry, here: Mapping[str, Any]) -> dict[str, object]:
         "dtype": recipe.get("dtype"),
         "device": machine.get("device_type"),
         "capability": machine.get("capability"),
-        "torch": machine.get("torch"),
-        "origin": entry.artifact.manifest["origin"] if entry.artifact else None,
-        "made_with": entry.artifact.manifest.get("made_with") if entry.artifact else None,
+        **{name: machine.get(name) for name in ("torch", "tensorrt_rtx", "cards", "card")},
+        "origin": manifest.get("origin"),
+        "made_with": manifest.get("made_with"),
+        "published": manifest.get("published"),
+        "checksum": entry.artifact.checksum if entry.artifact else None,
         "problem": entry.problem,
         "misfit": misfit(entry, here) or None,
     }
@@ -50,7 +56,7 @@ def _line(group: Group, here: Mapping[str, Any]) -> str:
     if not group.problem:
         state = group.state(here)
         what = f"{group.name}, {group.made_for}, {group.origins}" + (f" ({state})" if state else "")
-    size = f"{group.bytes / 1e6:6.1f} MB"
+    size = f"{group.bytes / MIB:6.1f} MiB"
     return f"{group.key[:12]}  {size}  {_time(group.last_used)}  {what}"
 
 
@@ -61,9 +67,9 @@ def _time(seconds: float) -> str:
 def _list(args: argparse.Namespace) -> int:
     store = make_store(args)
     entries, here = store.list(), _here()
-    size = sum(e.bytes for e in entries) / 1e6
+    size = sum(e.bytes for e in entries)
     lines = [_line(group, here) for group in groups(entries)]
-    lines.append(f"{len(entries)} units, {size:.1f} MB in {store.root}")
+    lines.append(f"{len(entries)} units, {size / MIB:.1f} MiB in {store.root}")
     rows = {"store": str(store.root), "artifacts": [_row(e, here) for e in entries]}
     show(rows, args, "\n".join(lines))
     return 0
@@ -103,7 +109,7 @@ def _delete(args: argparse.Namespace) -> int:
 
 def _agreed(args: argparse.Namespace, count: int, size: int, store: ArtifactStore) -> bool:
     """Return whether the user wants to remove so much. Raises AccelError where nobody can say."""
-    what = f"{count} unit{'s' * (count != 1)}, {size / 1e6:.1f} MB, of {store.root}"
+    what = f"{count} unit{'s' * (count != 1)}, {size / MIB:.1f} MiB, of {store.root}"
     if args.yes or agreed(f"Remove {what}?"):
         return True
     say("nothing was removed")
@@ -111,7 +117,7 @@ def _agreed(args: argparse.Namespace, count: int, size: int, store: ArtifactStor
 
 
 def _show_freed(freed: int, store: ArtifactStore, args: argparse.Namespace) -> int:
-    text = f"{freed / 1e6:.1f} MB freed in {store.root}"
+    text = f"{freed / MIB:.1f} MiB freed in {store.root}"
     show({"store": str(store.root), "bytes_freed": freed}, args, text)
     return 0
 
@@ -156,6 +162,14 @@ def _make_key(file: Path) -> None:
 
 
 def _key(args: argparse.Namespace) -> int:
+    if args.pair:
+        line = write_pair(args.file)
+        say(
+            f"made a private key, {args.file}: keep it secret. The line of {args.file}.pub belongs "
+            "into the file of trusted keys of your servers."
+        )
+        show({"file": str(args.file), "public": line}, args, line)
+        return 0
     _make_key(args.file)
     show({"file": str(args.file)}, args, str(args.file))
     return 0
@@ -164,6 +178,8 @@ def _key(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     store = make_store(args)
     keys = _to_export(store, args.keys)
+    if isinstance(args.to, str):
+        return _publish(shared_store(args, args.to), keys, args)
     if args.to.exists() and not args.force:
         raise AccelError(f"{args.to} exists. Choose another name, or replace it with --force")
     signing_key = None
@@ -172,22 +188,35 @@ def _export(args: argparse.Namespace) -> int:
             _make_key(args.key)
         signing_key = read_key(args.key)
     store.export(keys, args.to, signing_key)
-    signed = "signed" if signing_key else "UNSIGNED: importing it needs --allow-unsigned"
+    is_signed = bool(signing_key or args.signing_key)
+    signed = "signed" if is_signed else "UNSIGNED: importing it needs --allow-unsigned"
     show(
-        {"file": str(args.to), "keys": keys, "signed": bool(signing_key)},
+        {"file": str(args.to), "keys": keys, "signed": is_signed},
         args,
         f"{len(keys)} units written to {args.to} ({signed})",
     )
     return 0
 
 
+def _publish(store: SharedStore, keys: list[str], args: argparse.Namespace) -> int:
+    if args.key:
+        raise AccelError(
+            "--key seals a file; for a shared store, name --signing-key or --store-key"
+        )
+    new = publish(store, keys)
+    text = f"{new} of {len(keys)} units written to {store.remote.shown}, the others were there"
+    show({"store": store.remote.shown, "keys": keys, "written": new}, args, text)
+    return 0
+
+
 def _import(args: argparse.Namespace) -> int:
     with os_errors(f"import {args.file}"):
         args.file.stat()
-    if not args.key and not args.allow_unsigned:
+    if not (args.key or args.allow_unsigned or args.trusted_keys):
         raise AccelError(
             f"An export brings native code: give --key FILE, the key that {args.file} was signed "
-            "with, or --allow-unsigned if you are sure of its origin"
+            "with, --trusted-keys FILE with its maker's public key, or --allow-unsigned if you are "
+            "sure of its origin"
         )
     store = make_store(args)
     signing_key = read_key(args.key) if args.key else None

@@ -9,10 +9,15 @@ from typing import Any
 from ...compile.accuracy import CHECK_SIZES, Verdict, check_unit
 from ...compile.backends.aoti.backend import Aoti
 from ...compile.backends.aoti.load import load_unit, misfit
+from ...compile.backends.kernels import nvrtc
+from ...compile.backends.kernels.backend import recipes_of
+from ...compile.backends.kernels.driver import load_kernels
+from ...compile.backends.kernels.job import keep
+from ...compile.backends.kernels.units import unit_fn
 from ...compile.jobs import Job as CompileJob
 from ...compile.machine import free_memory
 from ...compile.target import Target
-from ...compile.units import describe
+from ...compile.units import UnitFn, describe
 from ...config import Config
 from ...errors import AccelError, ArtifactRejected, BackendUnavailable
 from ...model.specs import Spec
@@ -116,6 +121,46 @@ def _check(artifact: Artifact, carried: ArtifactStore, unit: Spec, target: Targe
         raise ArtifactRejected(why, artifact.key)
     code = load_unit(folder, target.device)
     return check_unit(unit, code, target.dtype, target.device, alone=True)
+
+
+def get_kernels(job: Job, setting: Setting, tell: Teller) -> None:
+    """Compile the fused kernels, and store every unit that they compute well."""
+    target, store = setting.target(job), setting.store
+    recipes, rows = recipes_of(target), []
+    began, arch = time.perf_counter(), nvrtc.architecture(target.device)
+    code = nvrtc.compile_kernels(arch, target.dtype)
+    tell.know(
+        arch=arch,
+        nvrtc=nvrtc.version(),
+        compile_s=time.perf_counter() - began,
+        code_bytes=len(code),
+    )
+    kernels = load_kernels(code, target.device, target.dtype)
+    for key, (unit, _) in recipes.items():
+        name = describe(unit)
+        tell.at(name)
+        if name in setting.without:
+            rows.append({"unit": name, "origin": "missing", "problem": "it ended the process"})
+            continue
+        row = _verified(unit, unit_fn(unit, kernels), target, setting)
+        rows.append({"unit": name, "origin": "compiled here", **row})
+        tell.know(units=rows)
+        if "problem" not in row:
+            keep(store, code, recipes, key, Verdict.from_dict(row), target.name)
+    tell.at("")
+
+
+def _verified(unit: Spec, fn: UnitFn, target: Target, setting: Setting) -> dict[str, Any]:
+    """Return what a check on this card finds, with the `problem` where there is one."""
+    try:
+        verdict = check_unit(unit, fn, target.dtype, target.device, alone=True)
+    except RuntimeError as e:
+        synchronize(target.device)  # raises where the card takes no more work in this process
+        return {"problem": str(e).strip()[:500]}
+    if setting.pretended:
+        return PRETENDED.to_dict()
+    row = verdict.to_dict()
+    return row if verdict.passed else {**row, "problem": f"inaccurate: {verdict}"}
 
 
 def most_workers() -> int:

@@ -13,8 +13,9 @@ from ...model.presets import PRESETS, Structure
 class Job:
     """One thing to measure, in a process of its own: what fails or crashes in it costs it alone.
 
-    `kind` names the function of measure.py that does it. `seconds` is a guess of what it takes on
-    an H100, with the start of its process and code that is compiled already. `size` in pixels.
+    `kind` names the function of measure.py that does it. `seconds` is what it takes on an H200
+    about, with the start of its process and code that is compiled already (but engines of TensorRT
+    are built); from "tests" on it is a guess. `size` in pixels.
     """
 
     name: str
@@ -33,8 +34,12 @@ class Job:
         return cls(**read)
 
 
-_WAYS = ("reference", "reference+sdpa", "eager", "eager+graphs", "aoti", "aoti+graphs")
-_PROFILED = ("reference+sdpa", "eager", "aoti")
+_PLAIN = ("stock", "stock+sdpa", "reference", "reference+sdpa")
+_OURS = ("eager", "kernels", "aoti")
+_WAYS = (*_PLAIN, *(f"{way}{graphs}" for way in _OURS for graphs in ("", "+graphs")))
+_TENSORRT = ("reference+sdpa", "tensorrt", "tensorrt+graphs")
+_CONTROLLED = ("aoti", "aoti+blocks", "eager+control", "aoti+control")
+_PROFILED = ("stock+sdpa", *_OURS)
 
 
 def _autotune(name: str, seconds: int, family: str, size: int) -> Job:
@@ -43,27 +48,26 @@ def _autotune(name: str, seconds: int, family: str, size: int) -> Job:
 
 
 JOBS = (
-    Job("SD1.5, compiled code", "code", 40),
-    Job("SD1.5, every way", "ladder", 45, variants=_WAYS, profile=_PROFILED),
-    Job("SDXL, compiled code", "code", 60, "sdxl"),
-    Job("SDXL, every way", "ladder", 80, "sdxl", 1024, variants=_WAYS, profile=_PROFILED),
-    Job("SD1.5, changes of LoRAs", "loras", 25),
-    Job("SDXL, changes of LoRAs", "loras", 60, "sdxl", 1024),
-    Job("SD1.5, first image", "first", 15, variants=("aoti",)),
-    Job("SD1.5, first image without compiled code", "first", 15, variants=("stock+sdpa",)),
-    Job("SDXL, first image", "first", 25, "sdxl", 1024, variants=("aoti",)),
-    Job("SDXL, first image without compiled code", "first", 25, "sdxl", 1024, 2, ("stock+sdpa",)),
+    Job("SD1.5, compiled code", "code", 30),
+    Job("SD1.5, fused kernels", "kernels", 15),
+    Job("SD1.5, every way", "ladder", 60, variants=_WAYS, profile=_PROFILED),
+    Job("SDXL, compiled code", "code", 30, "sdxl"),
+    Job("SDXL, fused kernels", "kernels", 20, "sdxl"),
+    Job("SDXL, every way", "ladder", 100, "sdxl", 1024, variants=_WAYS, profile=_PROFILED),
+    Job("SD1.5, changes of LoRAs", "loras", 15),
+    Job("SDXL, changes of LoRAs", "loras", 55, "sdxl", 1024),
+    Job("SD1.5, first image", "first", 8, variants=("aoti",)),
+    Job("SD1.5, first image without compiled code", "first", 8, variants=("stock+sdpa",)),
+    Job("SDXL, first image", "first", 10, "sdxl", 1024, variants=("aoti",)),
+    Job("SDXL, first image without compiled code", "first", 10, "sdxl", 1024, 2, ("stock+sdpa",)),
     Job("tests that need a GPU", "tests", 30),
-    _autotune("SD1.5", 200, "sd1", 512),
-    Job(
-        "SD1.5, with a ControlNet",
-        "ladder",
-        35,
-        variants=("aoti", "aoti+blocks", "eager+control", "aoti+control"),
-    ),
+    Job("SD1.5, with a ControlNet", "ladder", 35, variants=_CONTROLLED),
     Job("SD1.5, eight images", "ladder", 30, "sd1", 512, 16, ("reference+sdpa", "aoti+graphs")),
     Job("SD1.5, large", "ladder", 30, "sd1", 1024, 2, ("reference+sdpa", "aoti+graphs")),
+    Job("SD1.5, TensorRT for RTX", "ladder", 180, variants=_TENSORRT),
+    _autotune("SD1.5", 200, "sd1", 512),
     Job("SD1.5, units under torch.compile", "ladder", 90, variants=("reference+sdpa", "jit")),
+    Job("SDXL, TensorRT for RTX", "ladder", 350, "sdxl", 1024, variants=_TENSORRT),
     _autotune("SDXL", 360, "sdxl", 1024),
 )
 

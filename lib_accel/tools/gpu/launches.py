@@ -12,12 +12,15 @@ from ...compile.source_digest import source_digest
 from ...errors import AccelError
 
 CLASSES = (
+    ("memory-bound", re.compile("triton_(poi|red|per)_")),
+    ("attention", re.compile("flash|fmha|attention|sdpa", re.IGNORECASE)),
     ("convolution", re.compile("fprop|implicit|conv|cudnn|nchwTo|nhwcTo", re.IGNORECASE)),
-    ("attention", re.compile("flash|fmha|attention", re.IGNORECASE)),
     ("matrix product", re.compile("gemm|gemv|cutlass|nvjet|splitk|cublas|_mm_", re.IGNORECASE)),
 )
-"""How NVIDIA's and torch's kernels are named, by the classes of the model; the rest is
-memory-bound. The first that fits: cuDNN has convolutions that are called implicit GEMMs."""
+"""How kernels are named, by the classes of the model; the rest is memory-bound.
+
+The first that fits: Inductor names its kernels after the convolution whose bias they add, cuDNN has
+attention of its own, and its convolutions are called implicit GEMMs."""
 
 
 def beside_the_model(

@@ -34,7 +34,7 @@ from ..bench.measure import Inputs, Row, synchronize, timed
 from ..bench.stock import stock_unet
 from ..laboratory.stand_ins import without_cudnn
 from . import gpu_tests
-from .code import get_code
+from .code import get_code, get_kernels
 from .jobs import Job
 from .launches import beside_the_model
 from .setting import Setting
@@ -65,7 +65,8 @@ def ladder(job: Job, setting: Setting, tell: Teller) -> None:
         setting.architecture(job),
         setting.device,
         setting.dtype,
-        replace(setting.config, compile="jit" in job.variants),  # that compiles or does nothing
+        # these compile or do nothing
+        replace(setting.config, compile=not {"jit", "tensorrt"}.isdisjoint(job.variants)),
         [name for name in job.variants if name not in setting.without],
         setting.size(job),
         min(job.batch, 4) if setting.dry_run else job.batch,
@@ -144,6 +145,7 @@ def _seconds(
 
 KINDS: dict[str, Callable[[Job, Setting, Teller], None]] = {
     "code": get_code,
+    "kernels": get_kernels,
     "ladder": ladder,
     "loras": loras,
     "first": first_image,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...compile.backends.tensorrt.backend import TensorRT
 from ...store import ArtifactStore
 from ..terminal import say
 from . import process
@@ -36,6 +37,9 @@ def run(
     give_up = began + 60 * minutes
     try:
         for job in _in_order(jobs, record):
+            if "tensorrt" in job.variants and (why := no_tensorrt(job, setting)):
+                _leave_out(job, record, f"left out: {why}")
+                continue
             left = give_up - time.monotonic()
             if (needs := expected(job, setting)) > left:
                 why = f"left out: it takes about {needs:.0f} s, and {max(0.0, left):.0f} s are left"
@@ -60,6 +64,12 @@ def expected(job: Job, setting: Setting) -> float:
         for key in target.keys.values()
     )
     return job.seconds + UNIT_SECONDS * math.ceil(compiled / most_workers())
+
+
+def no_tensorrt(job: Job, setting: Setting) -> str | None:
+    """Return why TensorRT cannot compute a job, whose other rows others measure as well."""
+    config = replace(setting.config, compile=True)
+    return TensorRT().why_not(setting.target(job), setting.store, config)
 
 
 def _in_order(jobs: Iterable[Job], record: Record) -> list[Job]:

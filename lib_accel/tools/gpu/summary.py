@@ -111,4 +111,16 @@ def _tests(result: dict[str, Any]) -> list[str]:
     return [*lines, *(f"- {t['test']}: {_cell(t['why'])}" for t in by["failed"])]
 
 
-_KINDS = {"ladder": _ladder, "code": _code, "loras": _loras, "first": _first, "tests": _tests}
+def _kernels(result: dict[str, Any]) -> list[str]:
+    made = "{arch}: {code_bytes} bytes, compiled by NVRTC {nvrtc} in {compile_s:.2f} s"
+    return [made.format(**result) if "arch" in result else "", "", *_code(result)]
+
+
+_KINDS = {
+    "ladder": _ladder,
+    "code": _code,
+    "kernels": _kernels,
+    "loras": _loras,
+    "first": _first,
+    "tests": _tests,
+}

@@ -20,8 +20,14 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ...compile.backends.aoti.compiler import compile_unit
+from ...compile.backends.kernels.driver import load_kernels
+from ...compile.backends.kernels.nvrtc import architecture, compile_kernels
+from ...compile.backends.kernels.operations import Kernels
+from ...compile.backends.kernels.units import unit_fn
+from ...compile.backends.tensorrt.network import unet_network
 from ...compile.jobs import CompiledUnits
 from ...compile.session import Choice, Session
 from ...compile.target import Target
@@ -33,8 +39,9 @@ from ...model.specs import Spec
 from ...model.unet import UNet
 from ...runtime.engine import Engine
 from ..bench.stock import stock_unet
+from . import floor
 from .generated import GeneratedCode
-from .launches import Counter
+from .launches import Counter, tensors_in
 
 CARD = torch.device("cuda:0")
 
@@ -59,6 +66,10 @@ def _aoti(plan: Plan, counter: Counter) -> UNetCall:
     return _engine(plan, "aoti", Replaying(counter))
 
 
+def _kernels(plan: Plan, counter: Counter) -> UNetCall:
+    return _engine(plan, "kernels", Fused(counter))
+
+
 def _eager(plan: Plan, counter: Counter) -> UNetCall:
     return _engine(plan, "eager", Session())
 
@@ -67,10 +78,25 @@ def _stock(plan: Plan, counter: Counter) -> UNetCall:
     return stock_unet(plan.architecture, dict(plan.network().named_parameters()))
 
 
+def _tensorrt(plan: Plan, counter: Counter) -> UNetCall:
+    """Return what reports the floor of a call: see floor.py."""
+    network = unet_network(plan.architecture)
+
+    def call(x: Tensor, *others: Tensor | None) -> Tensor:
+        given = [tuple(t.shape) for t in (x, *others) if t is not None]
+        activations = dict(zip(network.activations, given, strict=True))
+        counter.launches += floor.launches(network, activations, x.element_size())
+        return x
+
+    return call
+
+
 BACKENDS: dict[str, Callable[[Plan, Counter], UNetCall]] = {
     "aoti": _aoti,
+    "kernels": _kernels,
     "eager": _eager,
     "stock": _stock,
+    "tensorrt": _tensorrt,
 }
 
 
@@ -89,10 +115,10 @@ def _engine(plan: Plan, backend: str, session: Session) -> UNetCall:
     return call
 
 
-class Replaying(Session):
-    """Serves units by replaying the code that is generated for them when they are asked for."""
+class OneBackend(Session):
+    """A session that is its own backend, the only one there is, and stores nothing."""
 
-    name = "aoti"  # it is its own backend
+    name = ""
     channels_last = True
 
     def __init__(self, counter: Counter) -> None:
@@ -110,6 +136,51 @@ class Replaying(Session):
     def kept_bytes(self, *_: Any) -> None:
         """Return that nothing is stored."""
         return
+
+    def make(self, target: Target, *_: Any) -> CompiledUnits:
+        """Return the units of `target`."""
+        raise NotImplementedError
+
+
+class Fused(OneBackend):
+    """Serves units by the fused kernels, unchecked: on the pretend card they compute nothing."""
+
+    name = "kernels"
+
+    def make(self, target: Target, *_: Any) -> CompiledUnits:
+        """Compile the kernels, and count what each operation is given."""
+        code = compile_kernels(architecture(target.device), target.dtype)
+        kernels: Any = CountedKernels(
+            load_kernels(code, target.device, target.dtype), self._counter
+        )
+        return {unit: unit_fn(unit, kernels) for unit in target.units}
+
+
+class CountedKernels:
+    """The operations of the backend `kernels`, each of which a counter is told of."""
+
+    def __init__(self, kernels: Kernels, counter: Counter) -> None:
+        self._kernels, self._counter = kernels, counter
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._kernels, name)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            with _disable_current_modes():  # views that it makes are not operators of its own
+                result = operation(*given, **named)
+            read = tensors_in((given, named))
+            addresses = {t.data_ptr() for t in read}
+            written = [t for t in tensors_in(result) if t.data_ptr() not in addresses]
+            self._counter.operation(name, read, written)
+            return result
+
+        return counted
+
+
+class Replaying(OneBackend):
+    """Serves units by replaying the code that is generated for them when they are asked for."""
+
+    name = "aoti"
 
     def make(self, target: Target, *_: Any) -> CompiledUnits:
         """Generate the code of every unit of `target`; say on standard error how far that is."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 CLASSES = (
     "group norm statistics",
@@ -86,6 +86,21 @@ class Counter(TorchDispatchMode):
         kind = kind_of_generated(name, read, written)
         self.launches.append(Launch(name, kind, _bytes(read) + _bytes(written)))
 
+    def operation(self, name: str, read: list[Tensor], written: list[Tensor]) -> None:
+        """Count what an operation of the backend `kernels` has launched.
+
+        All of its launches together read and write each tensor once, but for a group norm, whose
+        first launch reads the images and whose second one reads them again.
+        """
+        kernels = self._logged()
+        for number, kernel in enumerate(kernels):
+            kind, total = _FUSED[name], 0
+            if name == "group_norm" and number == 0:
+                kind, total = "group norm statistics", _bytes(t for t in read if t.ndim == 4)
+            elif number == len(kernels) - 1:
+                total = _bytes([*read, *written])
+            self.launches.append(Launch(f"{name}: {kernel}", kind, total))
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -100,8 +115,7 @@ class Counter(TorchDispatchMode):
         if not kernels:
             return result
         name = func.overloadpacket.__name__
-        read = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
-        written = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        read, written = tensors_in(args), tensors_in(result)
         if name == "equal":
             result = True  # a step with the same prompt as the one before
         total = _bytes(read) + _bytes(written)
@@ -162,6 +176,11 @@ LAUNCH = re.compile(r"kernel |torch |product |convolution |copy .*kind=3|set ")
 """The lines of the driver's log that are launches: all but copies from and to the host."""
 
 
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in arguments or results."""
+    return [t for t in tree_flatten(tree)[0] if isinstance(t, Tensor)]
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of tensors on the card; what is expanded counts once."""
     total = 0
@@ -182,7 +201,7 @@ def _is_channels_last(t: Tensor) -> bool:
 def _flops(name: str, read: list[Tensor]) -> int:
     if name in ("mm", "bmm"):
         return 2 * read[0].numel() * read[1].shape[-1]
-    if name in ("addmm", "baddbmm"):
+    if name in ("addmm", "addmm_", "baddbmm"):
         return 2 * read[1].numel() * read[2].shape[-1]
     if name.startswith("_scaled_dot_product"):
         return 4 * read[0].numel() * read[1].shape[-2]
@@ -203,7 +222,17 @@ _OPERATORS = {
     "contiguous": "layout copies",
     "cat": "cat",
     "upsample_nearest2d": "upsample",
-    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), "matrix product"),
+    **dict.fromkeys(("mm", "bmm", "addmm", "addmm_", "baddbmm"), "matrix product"),
+}
+
+
+_FUSED = {
+    "group_norm": "group norm apply",
+    "layer_norm": "layer norm",
+    "geglu": "GEGLU",
+    "add": "residual/bias",
+    "upsample": "upsample",
+    "embedding": "embedding",
 }
 
 

@@ -6,6 +6,7 @@ import re
 import statistics
 from typing import Any
 
+from ...config import MIB
 from .verdict import FASTER, SAME, UNKNOWN, Verdict, seconds, short_seconds
 
 
@@ -113,7 +114,7 @@ def _compiled(r: dict[str, Any]) -> str:
         return f"Compiled: nothing; {r['backend']} serves."
     if r["compile_seconds"] is None or not r["compiled_units"]:
         return f"Compiled: nothing; all {units} units were in the store."
-    size = f" ({kept['bytes'] / 1e6:.1f} MB)" if kept else ""
+    size = f" ({kept['bytes'] / MIB:.1f} MiB)" if kept else ""
     return (
         f"Compiled: {r['compiled_units']} units in {took} s{size}, once for "
         "every checkpoint, LoRA, size and prompt of this architecture."

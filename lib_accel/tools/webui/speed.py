@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import AccelError
-from .client import Client, WebUIFailed
+from .client import Client, Refused, WebUIFailed
 from .pictures import Pictures, make
 
 OPTION = "accel_enable"
 MANY_LORAS = 10
+_LORAS_NAMED = 20
+"""How many are listed where one is not there."""
 STATES = {"off": False, "on": True}
 PARTS = ("image_s", "step_s", "around_s", "change_s")
 """Seconds of an image, of a step in it, around its steps, and more in the first after a change."""
@@ -82,8 +84,9 @@ def measure(
     """Make the images; return the result, ready for JSON. `tick` is called after each image.
 
     Leaves the switch as it was found, also when interrupted. Raises WebUIFailed, and AccelError
-    where acceleration cannot serve at all.
+    where acceleration cannot serve at all or a LoRA is not there.
     """
+    _check_loras(client, plan)
     sets = {count: _Set() for count in plan.sets}
     with _switch_restored(client):
         first: dict[str, float] = {}
@@ -116,6 +119,23 @@ def measure(
         "first_image_s": first,
         "sets": measured,
     }
+
+
+def _check_loras(client: Client, plan: Plan) -> None:
+    """Raise AccelError for a LoRA that is not there: the WebUI leaves it out without a word."""
+    if not plan.loras:
+        return
+    try:
+        known = client.get("/sdapi/v1/loras")
+    except Refused as e:
+        if e.code != 404:
+            raise
+        raise AccelError("this WebUI has no LoRAs: its extension Lora is switched off") from None
+    names = {lora[key] for lora in known for key in ("name", "alias") if lora.get(key)}
+    for name, _ in plan.loras:
+        if name not in names:
+            there = ", ".join(sorted(lora["name"] for lora in known)[:_LORAS_NAMED]) or "none"
+            raise AccelError(f"the WebUI has no LoRA {name!r}. It has: {there}")
 
 
 def _measure_one(

@@ -46,7 +46,7 @@ def table(result: dict[str, Any]) -> str:
             values, verdict = found["seconds"][part], _verdict(found["seconds"][part])
             # what is around the steps is a small difference of large times
             word = f"{verdict.short} ({verdict.spread})" if part in ("image_s", "step_s") else ""
-            cells = (_NAMES[part], found["loras"], *map(seconds, (values["off"], values["on"])))
+            cells = (_NAMES[part], found["loras"], *map(_time, (values["off"], values["on"])))
             lines.append(f"| {' | '.join(map(str, cells))} | {word} |")
     first = result["first_image_s"]
     lines += [
@@ -83,6 +83,11 @@ def passed(result: dict[str, Any]) -> bool:
         s["marked"] == {"off": 0, "on": images if result["state"] == "ready" else 0}
         for s in result["sets"]
     )
+
+
+def _time(values: list[float]) -> str:
+    """Return the median and the range; a difference of times that is not above 0 says nothing."""
+    return seconds(values) if min(values) > 0 else "within the noise"
 
 
 def _loras(found: dict[str, Any]) -> str:

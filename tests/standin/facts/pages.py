@@ -75,7 +75,7 @@ def _basic(given: str) -> dict[str, str]:
 
 def guard() -> dict[str, int]:
     """Return the HTTP status of a request for each kind of login and of credentials."""
-    from lib_accel.host import api
+    from lib_accel.host.pages import api
 
     out, before = {}, shared.cmd_opts.api_auth
     for pairs in (None, LOGIN):
@@ -98,7 +98,7 @@ def guard() -> dict[str, int]:
 
 def routes() -> dict[str, int]:
     """Return the HTTP status of methods and paths where no login is set."""
-    from lib_accel.host import api
+    from lib_accel.host.pages import api
 
     app: Any = fastapi.FastAPI()
     api.add_routes(app)

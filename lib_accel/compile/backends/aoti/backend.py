@@ -94,6 +94,11 @@ class Aoti:
         """Return what the units of `target` take in `store`; None where one of them is missing."""
         return bytes_of(map(store.entry, target.keys.values()))
 
+    def keys(self, target: Target) -> list[str]:
+        """Return the keys of the units."""
+        served = target.machine.device_type in ("cpu", "cuda") and target.machine.packaging
+        return [*target.keys.values()] if served else []
+
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""
         return stop(self._jobs.values())
@@ -112,7 +117,7 @@ class Aoti:
         self, store: ArtifactStore, artifact: Artifact, unit: specs.Spec, target: Target
     ) -> UnitFn:
         """Load one unit, or return what was loaded from the same bytes before."""
-        if not _passed(artifact):
+        if not passed(artifact):
             raise ArtifactRejected(
                 f"artifact {artifact.key[:12]} has no accuracy check for {describe(unit)}; "
                 "it was never allowed to serve",
@@ -139,7 +144,7 @@ def _missing(target: Target, store: ArtifactStore) -> dict[str, str | None]:
     return {key: e and e.problem for key, e in found.items() if e is None or e.foreign}
 
 
-def _passed(artifact: Artifact) -> bool:
+def passed(artifact: Artifact) -> bool:
     """Return whether the artifact records a passed accuracy check."""
     try:
         verdict = Verdict.from_dict(artifact.verdict or {})

@@ -101,8 +101,6 @@ def options_for(unit: specs.Spec, device: torch.device) -> dict[str, Any]:
         if isinstance(unit, specs.SpatialTransformer):
             # a sum of two activations is written, not computed again from both by the next ones
             options["realize_reads_threshold"] = 1
-        elif isinstance(unit, specs.ResBlock) and unit.skip_channels:
-            options["force_pointwise_cat"] = True  # what reads both tensors, reads them apart
     return options
 
 

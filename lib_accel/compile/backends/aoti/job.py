@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ....config import MIB
 from ....errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ....model import specs
 from ....store import ArtifactStore, LockBusy
@@ -19,7 +18,7 @@ from ....store.privacy import OTHER_TEMP, require_private
 from ....store.private_folder import temporary_folder
 from ...accuracy import Verdict
 from ...jobs import CompiledUnits, Job, Parts
-from ...machine import RESERVE, has_room
+from ...machine import has_room, waits_for
 from ...target import Target
 from ...units import describe
 from ..process_tree import remove
@@ -82,12 +81,17 @@ class CompileJob(Job):
                     raise
                 self.store.discard(e.key, str(e))  # it was stored before; compile it anew, once
                 return self._complete()
+            finally:
+                self.store.give_back()
 
     def _complete(self) -> CompiledUnits:
         if self._missing():
             with self._only_architecture():
                 while missing := self._missing():  # others may have made some in the meantime
-                    self._compile(missing, self._wait_for_memory())
+                    if any(self.store.begin(self.target.keys[unit]) for unit in missing):
+                        self._compile(missing, self._wait_for_memory())
+                    elif self._missing():  # not all were fetched just now
+                        self.wait_for_another_machine()
         code = self._load(self.target, self.store)
         if code is None:
             raise StoreError(
@@ -150,10 +154,7 @@ class CompileJob(Job):
             if not self.waits_for_memory:
                 return min(self.workers, free // needed)
             self.parts = None
-            self.report(
-                f"waiting for video memory: {max(free, 0) / MIB:.0f} MiB can be had beside the "
-                f"{RESERVE / MIB:.0f} MiB that stay free, the compiler needs {needed / MIB:.0f} MiB"
-            )
+            self.report(waits_for(free, needed))
             self._cancelled.wait(0.5)
 
     def _compile(self, units: list[specs.Spec], workers: int) -> None:
@@ -213,15 +214,17 @@ class CompileJob(Job):
                 self._give_next(worker, waiting)
 
     def _give_next(self, worker: Worker, waiting: list[specs.Spec]) -> None:
-        """Give the worker the first unit that no other process has stored in the meantime."""
+        """Give the worker the first unit that nobody else has stored, or is making."""
         assert self.parts is not None
         while waiting:
             unit = waiting.pop(0)
-            if not self._is_stored(unit):
+            stored = self._is_stored(unit)
+            if not stored and self.store.begin(self.target.keys[unit]):
                 self.parts.begin(unit, 0.0 if worker.given else self._times.start_s)
                 worker.give(unit, self.target)
                 return
-            self.parts.finish(unit)
+            if stored or self._is_stored(unit):  # else another machine is making it
+                self.parts.finish(unit)
 
     def _finished(self, worker: Worker, answer: Answer | None) -> bool:
         """Store the worker's unit if it is done, and return whether it is."""

@@ -39,18 +39,17 @@ class TensorRT:
         if cards is None:
             return (
                 f"{machine.device_name} has compute capability {machine.capability}; "
-                "TensorRT for RTX serves 7.5 and later"
+                "TensorRT for RTX serves 7.5, 8.0, 8.6, 8.9, and 12.0 and later"
             )
         if cards == "turing" and target.dtype != torch.float16:
             dtype = str(target.dtype).removeprefix("torch.")
             return f"TensorRT for RTX computes only float16 on {machine.device_name}, not {dtype}"
         if target.architecture is None:
             return "TensorRT engines are made for UNets alone"
-        version = libraries.version()
-        if version is None:
+        if libraries.version() is None:
             return libraries.why_not()
         try:
-            if all(map(store.contains, _wanted(target, version))):
+            if all(map(store.contains, wanted(target))):
                 return None
             store.check()
         except AccelError as error:
@@ -65,29 +64,34 @@ class TensorRT:
 
         There is one even where nothing is missing: the first use of an engine takes seconds.
         """
-        version = libraries.version()
-        assert version is not None  # `why_not` has seen it
-        wanted = _wanted(target, version)
         with self._starting:
             job = self._jobs.get((store.root, target.key))
             if job is None or job.done or job.cancelled:
-                job = EngineJob(target, store, wanted)
+                job = EngineJob(target, store, wanted(target))
                 self._jobs[store.root, target.key] = job
                 job.start()
             return job
 
     def kept_bytes(self, target: Target, store: ArtifactStore) -> int | None:
         """Return what the engines of `target` take in `store`; None where one is missing."""
-        version = libraries.version()
-        return None if version is None else bytes_of(map(store.entry, _wanted(target, version)))
+        keys = wanted(target)
+        return bytes_of(map(store.entry, keys)) if keys else None
+
+    def keys(self, target: Target) -> list[str]:
+        """Return the keys of the engines, where TensorRT for RTX can serve at all."""
+        return [*wanted(target)]
 
     def cancel(self) -> list[Target]:
         """Stop every job. Return what they were for."""
         return stop(self._jobs.values())
 
 
-def _wanted(target: Target, version: str) -> dict[str, Wanted]:
-    cards, dtype = cards_of(target.machine.capability), str(target.dtype).removeprefix("torch.")
-    assert target.architecture is not None  # `why_not` has seen it
-    assert cards is not None
-    return engines_of(target.architecture, dtype, cards, version)
+def wanted(target: Target) -> dict[str, Wanted]:
+    """Return the engines of `target` by their keys; none where they cannot serve it."""
+    version, architecture = libraries.version(), target.architecture
+    is_cuda = target.machine.device_type == "cuda"
+    cards = cards_of(target.machine.capability) if is_cuda else None
+    if version is None or architecture is None or cards is None:
+        return {}
+    dtype = str(target.dtype).removeprefix("torch.")
+    return engines_of(architecture, dtype, cards, version)

@@ -6,21 +6,28 @@ takes up to 1 GB of memory. It reads a request from a file and writes the engine
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ....errors import CompileFailed
 from ....model.architecture import Architecture
 from ....model.specs import Spec, spec_from_dict, spec_to_dict
-from .libraries import load, make_logger
+from .libraries import load, logger_of, no_message_boxes
 from .network import Network, unet_network, unit_network
 from .writer import Writer
 
 CARDS: dict[str, tuple[str, ...]] = {"ampere+": (), "turing": ("SM75",)}
 """TensorRT's names of the cards that one engine is for; by default all from Ampere on."""
+
+WEIGHTS_FILE = "weights"
 
 LATENTS = {"B": (1, 2, 16), "H": (8, 64, 256), "W": (8, 64, 256), "L": (1, 77, 1000)}
 """Smallest, usual and largest sizes that an engine for a whole UNet takes: H and W in latents."""
@@ -29,35 +36,35 @@ PIXELS = {**LATENTS, "H": (1, 64, 256), "W": (1, 64, 256)}
 """The same for a unit, whose H and W are those of its own level."""
 
 
-def build(network: Network, dtype: str, cards: str, channels_last: bool = False) -> bytes:
+def build(
+    network: Network,
+    dtype: str,
+    cards: str,
+    channels_last: bool = False,
+    constants: Mapping[str, int] | None = None,
+) -> bytes:
     """Return a serialized engine, whose inputs are the network's activations and weights.
 
+    With `constants`, the address of each weight in memory, they are built in.
     Raises ImportError without TensorRT for RTX, CompileFailed with TensorRT's reason.
     """
     trt = load()
-    logger = make_logger(trt)
+    logger = logger_of(trt)
     # The memory of activations is torch's, so that a call can be recorded in a CUDA graph. Where
     # TensorRT has no fused attention for the width of the heads, it cannot promise that.
     for recordable in (True, False):
-        engine = _build(trt, logger, network, dtype, cards, channels_last, recordable)
+        builder = trt.Builder(logger)
+        flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        target = builder.create_network(1 << int(flag))
+        Writer(trt, target, network, dtype, channels_last, constants).write()
+        config = _config(trt, builder, network, cards, recordable)
+        engine = builder.build_serialized_network(target, config)
         if engine is not None:
             return bytes(engine)
     raise CompileFailed(f"TensorRT cannot build this network: {logger.last_error()}")
 
 
-def _build(
-    trt: Any,
-    logger: Any,
-    network: Network,
-    dtype: str,
-    cards: str,
-    channels_last: bool,
-    recordable: bool,
-) -> Any:
-    builder = trt.Builder(logger)
-    flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    target = builder.create_network(1 << int(flag))
-    Writer(trt, target, network, dtype, channels_last).write()
+def _config(trt: Any, builder: Any, network: Network, cards: str, recordable: bool) -> Any:
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, network))
     if recordable:
@@ -66,7 +73,7 @@ def _build(
         config.num_compute_capabilities = len(named)
         for i, name in enumerate(named):
             config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
-    return builder.build_serialized_network(target, config)
+    return config
 
 
 def sizes_of(network: Network) -> Mapping[str, tuple[int, int, int]]:
@@ -97,11 +104,18 @@ def network_of(asked: Mapping[str, Any]) -> Network:
 
 
 def main(arguments: list[str]) -> int:
-    """Build what the file FOLDER/request.json asks for, into FOLDER/engine."""
+    """Build what the file FOLDER/request.json asks for, into FOLDER/engine.
+
+    Where there is a file FOLDER/weights, it holds the weights to build in, one after the other.
+    """
     folder = Path(arguments[0])
     asked = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    network, file = network_of(asked), folder / WEIGHTS_FILE
     try:
-        engine = build(network_of(asked), asked["dtype"], asked["cards"], "unit" in asked)
+        with contextlib.ExitStack() as held:
+            constants = _addresses(network, asked["dtype"], file, held) if file.exists() else None
+            is_unit = "unit" in asked
+            engine = build(network, asked["dtype"], asked["cards"], is_unit, constants)
     except (CompileFailed, ImportError) as error:
         print(str(error), file=sys.stderr)
         return 1
@@ -111,5 +125,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _addresses(
+    network: Network, dtype: str, file: Path, held: contextlib.ExitStack
+) -> dict[str, int]:
+    """Map `file` into memory; return where each weight begins, as long as `held` is open."""
+    mapped = np.memmap(file, np.uint8, "c")
+    held.callback(lambda: mapped)  # which keeps it
+    item, found, at = 4 if dtype == "float32" else 2, {}, mapped.ctypes.data
+    for name, shape in network.weights.items():
+        found[name] = at
+        at += item * math.prod(shape)
+    return found
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if hasattr(os, "nice"):  # making images comes first
+        os.nice(10)
+    with no_message_boxes():
+        sys.exit(main(sys.argv[1:]))

@@ -11,12 +11,14 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ....errors import ArtifactRejected, CompileFailed, NoRoom
 from ....store import ArtifactStore
 from ....store.private_folder import temporary_folder
 from ..isolated_python import python_command, python_environment
 from ..process_tree import end, remove
+from .build import WEIGHTS_FILE
 from .engines import Wanted
 from .libraries import MODULE
 
@@ -26,7 +28,11 @@ ENGINE_FILE = "engine.zlib"
 LARGEST = 1 << 30
 """The most bytes that an engine may unpack to."""
 
-_QUIET = subprocess.CREATE_NO_WINDOW if sys.platform == "win32" else 0
+_QUIET = (  # and making images comes first
+    subprocess.CREATE_NO_WINDOW | subprocess.BELOW_NORMAL_PRIORITY_CLASS
+    if sys.platform == "win32"
+    else 0
+)
 
 
 def build_into(
@@ -41,14 +47,26 @@ def build_into(
     there is no space for temporary files, StoreError.
     """
     with _own_folder() as folder:
-        request = json.dumps(wanted.request)
-        (folder / "request.json").write_text(request, encoding="utf-8")
-        _run(folder, wanted.name, watch)
+        _run(folder, wanted, watch)
         packed = folder / ENGINE_FILE
         packed.write_bytes(zlib.compress((folder / "engine").read_bytes()))
         made_with = {MODULE: wanted.version}
         files = {ENGINE_FILE: packed}
         store.put(wanted.recipe, files, keep=keep, name=wanted.family, made_with=made_with)
+
+
+def build_with(
+    wanted: Wanted, write_weights: Callable[[BinaryIO], None], watch: Callable[[], None]
+) -> bytes:
+    """Return the engine with weights built in, which `write_weights` writes in their order.
+
+    Raises as `build_into` does.
+    """
+    with _own_folder() as folder:
+        with (folder / WEIGHTS_FILE).open("wb") as stream:
+            write_weights(stream)
+        _run(folder, wanted, watch)
+        return (folder / "engine").read_bytes()
 
 
 def read_engine(store: ArtifactStore, key: str) -> bytes:
@@ -66,8 +84,9 @@ def read_engine(store: ArtifactStore, key: str) -> bytes:
     return engine
 
 
-def _run(folder: Path, name: str, watch: Callable[[], None]) -> None:
+def _run(folder: Path, wanted: Wanted, watch: Callable[[], None]) -> None:
     """Run the child until it ends, or `watch` raises."""
+    (folder / "request.json").write_text(json.dumps(wanted.request), encoding="utf-8")
     log = folder / "log"
     with log.open("wb") as stream:
         child = subprocess.Popen(
@@ -91,7 +110,9 @@ def _run(folder: Path, name: str, watch: Callable[[], None]) -> None:
     if child.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()
         said = " | ".join(lines[-3:]) or "it printed nothing"
-        raise CompileFailed(f"{name}: building its engine failed ({child.returncode}): {said}")
+        raise CompileFailed(
+            f"{wanted.name}: building its engine failed ({child.returncode}): {said}"
+        )
 
 
 @contextlib.contextmanager

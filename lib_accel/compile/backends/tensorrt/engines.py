@@ -8,8 +8,10 @@ from typing import Any
 from ....model import specs
 from ....model.architecture import Architecture
 from ....store import recipe_key
+from ...machine import Machine
 from ...source_digest import source_digest
 from ...units import describe, units_of
+from . import libraries
 from .build import network_of, request
 from .libraries import MODULE
 from .network import Network
@@ -17,7 +19,8 @@ from .network import Network
 SOURCES = ("compile/backends/tensorrt/build.py",)
 """The file that builds engines; what it imports shapes them as well."""
 
-TURING = (7, 5)
+TURING, AMPERE, BLACKWELL = (7, 5), ((8, 0), (8, 6), (8, 9)), (12, 0)
+"""Compute capabilities that TensorRT for RTX knows; it also serves what comes after the last."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,26 @@ def engines_of(
 
 
 def cards_of(capability: str) -> str | None:
-    """Return the name in CARDS of cards of this compute capability; None where none serves."""
+    """Return the name in CARDS of cards of this compute capability; None where none serves.
+
+    Engines name their cards one by one, and "every card after 12.0". Those of data centers after
+    8.0, and Jetson's, are not among them.
+    """
     major_minor = tuple(map(int, capability.split(".")))
-    if major_minor < TURING:
-        return None
-    return "turing" if major_minor == TURING else "ampere+"
+    if major_minor == TURING:
+        return "turing"
+    return "ampere+" if major_minor in AMPERE or major_minor >= BLACKWELL else None
+
+
+def of_machine(machine: Machine) -> dict[str, Any]:
+    """Return what the recipes of all engines and kernels for this machine have in common."""
+    is_cuda = machine.device_type == "cuda"
+    return {
+        "source": source_digest(SOURCES),
+        "machine": {
+            "device_type": machine.device_type,
+            MODULE: libraries.version(),
+            "cards": cards_of(machine.capability) if is_cuda else None,
+            "card": machine.device_name,
+        },
+    }

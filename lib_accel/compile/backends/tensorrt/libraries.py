@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import logging
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 MODULE = "tensorrt_rtx"
+NO_BOXES = 0x1 | 0x2 | 0x8000
+"""SEM_FAILCRITICALERRORS, SEM_NOGPFAULTERRORBOX and SEM_NOOPENFILEERRORBOX of Windows."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,28 +44,49 @@ def why_not() -> str:
 
 def load() -> ModuleType:
     """Import TensorRT for RTX. Raises ImportError where it, or a library of it, is missing."""
-    return importlib.import_module(MODULE)
+    with no_message_boxes():
+        return importlib.import_module(MODULE)
 
 
-def make_logger(trt: ModuleType) -> Any:
-    """Return a logger of TensorRT that speaks through ours, and keeps its errors in `errors`."""
+@contextlib.contextmanager
+def no_message_boxes() -> Iterator[None]:
+    """Have Windows raise, in this thread, where it would show a box and wait for a click.
+
+    That is where a library lacks another one, and where a process crashes.
+    """
+    if sys.platform != "win32":
+        yield
+        return
+    before, kernel = ctypes.c_uint(), ctypes.windll.kernel32
+    kernel.SetThreadErrorMode(NO_BOXES, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        kernel.SetThreadErrorMode(before, None)
+
+
+@functools.cache
+def logger_of(trt: ModuleType) -> Any:
+    """Return the logger of TensorRT, which speaks through ours and keeps its newest error.
+
+    There is one, because TensorRT goes on with the first that it was given, in the whole process.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             super().__init__()
-            self.errors: list[str] = []
+            self.error = ""
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (self.ERROR, self.INTERNAL_ERROR):
-                self.errors.append(message)
-                _log.error("TensorRT: %s", message)
+                self.error = " ".join(message.split())
+                _log.error("TensorRT: %s", self.error)
             elif severity == self.WARNING:
                 _log.debug("TensorRT: %s", message)
 
         def last_error(self) -> str:
-            """Return the newest error, in one line, and forget all."""
-            text = self.errors[-1] if self.errors else "it gives no reason"
-            self.errors.clear()
-            return " ".join(text.split())
+            """Return the newest error, in one line, and forget it."""
+            error, self.error = self.error, ""
+            return error or "it gives no reason"
 
     return Logger()

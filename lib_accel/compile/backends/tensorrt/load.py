@@ -7,8 +7,10 @@ job while images are made.
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ from ...accuracy import Verdict, check_unit
 from ...jobs import CompiledUnits
 from ...target import Target
 from .child import read_engine
+from .constants import ConstantsJob, TwoForms, timed
 from .engines import Wanted
 from .libraries import load
-from .run import Engine, EngineFn
+from .run import KERNELS_S, Engine, EngineFn
 
 CHECK_SIZES = ((2, 16, 16, 77), (1, 24, 8, 154), (3, 9, 11, 77))
 """(B, H, W, L) of a whole UNet, H and W in latents: square, wide, and odd at every level."""
@@ -55,21 +58,31 @@ def load_engines(
     units: dict[Spec | Architecture, Any] = {}
     for key, each in wanted.items():
         report(f"preparing {each.name} for this card")
-        kernels = _Kernels(store, each, target)
+        kernels = Kernels(store, each, target)
         engine = Engine(trt, read_engine(store, key), kernels.read())
-        fn = _function(engine, each)
+        fn = _function(engine, each, functools.partial(kernels.keep_soon, engine))
         verdict = _check(fn, each.of, target)
         if not verdict.passed:
             raise ArtifactRejected(f"the engine of {each.name} is inaccurate: {verdict}", key)
-        kernels.keep(engine.kernels)
         units[each.of] = fn
+        if isinstance(each.of, Architecture):
+            units[each.of] = _two_forms(trt, fn, each, target)
     return units
 
 
-def _function(engine: Engine, wanted: Wanted) -> EngineFn:
+def _two_forms(trt: Any, fn: EngineFn, wanted: Wanted, target: Target) -> TwoForms:
+    def start(weights: Sequence[Tensor]) -> ConstantsJob:
+        job = ConstantsJob(trt, wanted, weights, target)
+        job.start()
+        return job
+
+    return TwoForms(fn, start, timed)
+
+
+def _function(engine: Engine, wanted: Wanted, on_size: Callable[[], object]) -> EngineFn:
     of = wanted.of
     channels = of.channels if isinstance(of, SpatialTransformer) else of.out_channels  # type: ignore[union-attr]
-    return EngineFn(engine, wanted.network, channels, not isinstance(of, Architecture))
+    return EngineFn(engine, wanted.network, channels, not isinstance(of, Architecture), on_size)
 
 
 def _check(fn: EngineFn, of: Architecture | Spec, target: Target) -> Verdict:
@@ -131,25 +144,38 @@ def _inputs(
     return [x, timesteps, *others]
 
 
-class _Kernels:
-    """The kernels that TensorRT has made of an engine for this card, in the store."""
+class Kernels:
+    """The kernels that TensorRT has made of an engine for this card, in the store.
+
+    It makes some when an engine is loaded, and more in the background for each new size.
+    """
 
     def __init__(self, store: ArtifactStore, wanted: Wanted, target: Target):
         recipe = wanted.recipe
         machine = {**recipe["machine"], "card": target.machine.device_name}
         self._recipe = {**recipe, "machine": machine}
         self._store, self._wanted = store, wanted
+        self._kept = b""
+        self._timer: threading.Timer | None = None
 
     def read(self) -> bytes:
         """Return what was kept; nothing where there is none that is good."""
         with contextlib.suppress(AccelError, OSError):
             if artifact := self._store.get(recipe_key(self._recipe)):
-                return (artifact.path / KERNELS_FILE).read_bytes()
-        return b""
+                self._kept = (artifact.path / KERNELS_FILE).read_bytes()
+        return self._kept
+
+    def keep_soon(self, engine: Engine) -> None:
+        """Keep the kernels of `engine` when those for its present sizes should be made."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(KERNELS_S, lambda: self.keep(engine.kernels))
+        self._timer.daemon = True
+        self._timer.start()
 
     def keep(self, kernels: bytes) -> None:
-        """Keep them for the next start, where the store can be written."""
-        if self._store.readonly or not kernels:
+        """Keep them for the next start, where they are others and the store can be written."""
+        if self._store.readonly or kernels in (b"", self._kept):
             return
         with (
             contextlib.suppress(AccelError, OSError),  # it saves seconds, nothing depends on it
@@ -157,7 +183,6 @@ class _Kernels:
         ):
             file = Path(folder, KERNELS_FILE)
             file.write_bytes(kernels)
-            key = recipe_key(self._recipe)
-            if self._store.contains(key):
-                return
+            self._store.discard(recipe_key(self._recipe))
             self._store.put(self._recipe, {KERNELS_FILE: file}, name=self._wanted.family)
+            self._kept = kernels

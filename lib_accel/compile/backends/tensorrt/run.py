@@ -6,6 +6,7 @@ activations is torch's, asked for the shapes of the call.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,15 @@ from torch import Tensor
 from ....errors import ArtifactRejected, NoRoom
 from ...machine import free_memory
 from .build import sizes_of
-from .libraries import make_logger
+from .libraries import logger_of
 from .network import Network
 from .writer import OUTPUT
 
 MOST_ELEMENTS = 2**31
 """In one tensor, inside the network too."""
+
+KERNELS_S = 30.0
+"""How long TensorRT may take to make the kernels for new sizes, in threads of its own."""
 
 
 class Engine:
@@ -30,7 +34,7 @@ class Engine:
     """
 
     def __init__(self, trt: Any, serialized: bytes, cache: bytes = b""):
-        self._trt, self._logger = trt, make_logger(trt)
+        self._trt, self._logger = trt, logger_of(trt)
         self._runtime = trt.Runtime(self._logger)
         validity, why = self._runtime.get_engine_validity(serialized)
         if validity == trt.EngineValidity.INVALID:
@@ -99,21 +103,32 @@ class Call:
         Raises torch.cuda.OutOfMemoryError where less memory is free than it needs, RuntimeError
         with TensorRT's reason where it fails.
         """
+        if why := self.shortage(activations):
+            raise torch.cuda.OutOfMemoryError(why)
         given = dict(zip(self._activations, activations, strict=True))
-        self._set_shapes(given)
-        free = self._free(out.device)
-        if self._bytes > free:
-            raise torch.cuda.OutOfMemoryError(
-                f"TensorRT needs {self._bytes / 1e9:.1f} GB for this size and "
-                f"{free / 1e9:.1f} GB are free"
-            )
         tensors = {**given, **dict(zip(self._weights, weights, strict=True)), OUTPUT: out}
         self._bind(tensors)
         memory = torch.empty(self._bytes, dtype=torch.uint8, device=out.device)
         self._context.set_device_memory(memory.data_ptr(), memory.numel())
         stream = torch.cuda.current_stream(out.device).cuda_stream
+        if _records(out.device) and not self._context.is_stream_capturable(stream):
+            raise RuntimeError("TensorRT cannot be recorded at this size")
         if not self._context.execute_async_v3(stream):
             raise RuntimeError(f"TensorRT failed: {self._failure()}")
+
+    def shortage(self, activations: Sequence[Tensor]) -> str | None:
+        """Return that TensorRT needs more memory for these than is free, or None.
+
+        Raises RuntimeError where it takes no such shapes.
+        """
+        self._set_shapes(dict(zip(self._activations, activations, strict=True)))
+        free = self._free(activations[0].device)
+        if self._bytes <= free:
+            return None
+        return (
+            f"TensorRT needs {self._bytes / 1e9:.1f} GB for this size and "
+            f"{free / 1e9:.1f} GB are free"
+        )
 
     def _set_shapes(self, given: Mapping[str, Tensor]) -> None:
         shapes = {name: tensor.shape for name, tensor in given.items()}
@@ -136,23 +151,46 @@ class Call:
                 self._bound[name] = address
 
 
+def _records(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded; a torch without CUDA raises where it is asked."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class EngineFn:
     """An engine as a function of a list of tensors: a `UnitFn`, or a `WholeFn`.
 
     `[*activations, *weights]`, in the order of the network, -> `[B, channels, H, W]`, of the size
     of the first activation, and channels-last as that one is where `channels_last` is given.
+    `on_size` is called after the first call of each size.
     """
 
-    def __init__(self, engine: Engine, network: Network, channels: int, channels_last: bool):
+    def __init__(
+        self,
+        engine: Engine,
+        network: Network,
+        channels: int,
+        channels_last: bool,
+        on_size: Callable[[], object] = lambda: None,
+    ):
         names = list(network.activations), list(network.weights)
         self._call = Call(engine.context(), *names, engine.last_error)
         self.activations = tuple(network.activations)
         self._network, self._channels = network, channels
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._on_size = on_size
+        self._since: dict[tuple[torch.Size, ...], float] = {}  # when a size was called first
 
     def why_not(self, activations: list[Tensor]) -> str | None:
-        """Return that the sizes are not those that the engine was built for, or None."""
-        return misfit(self._network, activations)
+        """Return that it was not built for these sizes, or lacks the memory for them, or None."""
+        return misfit(self._network, activations) or self._call.shortage(activations)
+
+    def settled(self, activations: list[Tensor]) -> bool:
+        """Return whether TensorRT should have made the kernels for these sizes.
+
+        Until then it computes with kernels for all sizes, which are slower.
+        """
+        since = self._since.get(_sizes(activations))
+        return since is not None and time.monotonic() - since > KERNELS_S
 
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         """Compute. Raises what `Call` does."""
@@ -160,7 +198,14 @@ class EngineFn:
         size = (x.shape[0], self._channels, *x.shape[2:])
         out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=self._layout)
         self._call(tensors[:count], tensors[count:], out)
+        if (sizes := _sizes(tensors[:count])) not in self._since:
+            self._since[sizes] = time.monotonic()
+            self._on_size()
         return out
+
+
+def _sizes(activations: Sequence[Tensor]) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in activations)
 
 
 def misfit(network: Network, activations: Sequence[Tensor]) -> str | None:

@@ -9,7 +9,7 @@ sinusoids; the softmax of TensorRT's attention is as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -25,11 +25,19 @@ class Writer:
 
     `dtype` is "float16", "bfloat16" or "float32". `channels_last` asks for activations in and out
     in that layout, where TensorRT has a format for it: with a multiple of eight channels.
+    `constants`: the address of each weight, to be built in instead of becoming an input.
     """
 
     def __init__(
-        self, trt: ModuleType, target: Any, network: Network, dtype: str, channels_last: bool
+        self,
+        trt: ModuleType,
+        target: Any,
+        network: Network,
+        dtype: str,
+        channels_last: bool,
+        constants: Mapping[str, int] | None = None,
     ):
+        self._constants = constants or {}
         self._trt, self._target, self._network = trt, target, network
         names = {"float16": "HALF", "bfloat16": "BF16", "float32": "FLOAT"}
         self._dtype = getattr(trt.DataType, names[dtype])
@@ -44,7 +52,7 @@ class Writer:
             sizes = [n if isinstance(n, int) else -1 for n in shape]
             self._values[name] = self._laid_out(self._target.add_input(name, dtype, sizes))
         for name, shape in self._network.weights.items():
-            self._values[name] = self._target.add_input(name, self._dtype, shape)
+            self._values[name] = self._weight(name, shape)
         for operation in self._network.operations:
             inputs = [self._values[name] for name in operation.inputs]
             out = _WRITE[operation.kind](self, *inputs, **operation.settings)
@@ -54,6 +62,12 @@ class Writer:
         out.name = OUTPUT
         self._target.mark_output(out)
         self._laid_out(out)
+
+    def _weight(self, name: str, shape: tuple[int, ...]) -> Any:
+        if name not in self._constants:
+            return self._target.add_input(name, self._dtype, shape)
+        values = self._trt.Weights(self._dtype, self._constants[name], math.prod(shape))
+        return self._target.add_constant(shape, values).get_output(0)
 
     def _laid_out(self, tensor: Any) -> Any:
         shape = tuple(tensor.shape)

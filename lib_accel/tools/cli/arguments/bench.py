@@ -33,6 +33,9 @@ where there is no diffusers
   compile-max-autotune  the same under torch.compile in the mode max-autotune
   openvino              OpenVINO on a CPU (pip install openvino)
   eager, eager+graphs   our UNet run by torch, and with CUDA graphs
+  kernels, kernels+graphs
+                        fused kernels that NVRTC compiles (made first if they are not stored), and \
+with CUDA graphs
   jit                   our units under torch.compile
   aoti, aoti+graphs     our compiled artifact from the store (made first if it is not there), and \
 with CUDA graphs
@@ -48,6 +51,13 @@ examples:
 --variants reference+sdpa,aoti,aoti+graphs --loras 0,1,10
   PROGRAM bench --family sd1:64 --size 256 --rounds 3
   PROGRAM bench --device cuda:sm_86 --model --family sd1 --size 512"""
+
+_MORE_OF_VAE = """The rows are stock (the WebUI's own way), stock+sdpa, eager, jit and aoti, on
+random weights of the same values, timed in turn.
+
+examples:
+  PROGRAM bench vae
+  PROGRAM bench vae --encoder --size 1024 --variants stock+sdpa,eager"""
 
 
 def add(commands: Commands) -> None:
@@ -85,8 +95,29 @@ def add(commands: Commands) -> None:
     add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)
-    actions = p.add_subparsers(dest="action", title="instead of the ladder", metavar="webui")
+    actions = p.add_subparsers(dest="action", title="instead of the ladder", metavar="webui or vae")
     bench_webui.add(actions)
+    _add_vae(actions)
+
+
+def _add_vae(actions: Commands) -> None:
+    """Add `vae` to the actions of `bench`."""
+    p = command(actions, "vae", "measure the VAE by itself", _MORE_OF_VAE)
+    p.set_defaults(command="bench")
+    text = "measure the encoder, not the decoder"
+    p.add_argument("--encoder", action="store_true", help=text)
+    text = "width and height in pixels"
+    p.add_argument("--size", type=image_size, metavar="N", default=512, help=text)
+    p.add_argument("--batch", type=positive, metavar="N", default=1, help="images in a call")
+    text = "channels of the widest level; 128 is that of SD1, SD2 and SDXL"
+    p.add_argument("--channels", type=positive, metavar="N", default=128, help=text)
+    text = "timed calls of each variant, after three calls to warm up"
+    p.add_argument("--rounds", type=positive, metavar="N", default=5, help=text)
+    text = "which rows, in this order"
+    p.add_argument("--variants", metavar="A,B", default="stock,stock+sdpa,eager,aoti", help=text)
+    add_results_argument(p)
+    add_store_arguments(p)
+    add_device_arguments(p)
 
 
 def counts(text: str) -> list[int]:

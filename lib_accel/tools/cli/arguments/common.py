@@ -11,17 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ....config import AUTO, default_store, default_store_key
+from ....config import AUTO, key_file, places
 from ....errors import printable
 from ...setup_environment import is_own_environment
 from ...terminal import write
 
 Commands = Any  # argparse's sub-parser collection has no public type
 
-BACKENDS = (AUTO, "tensorrt", "aoti", "jit", "eager")
+BACKENDS = (AUTO, "tensorrt", "aoti", "jit", "kernels", "eager")
 DTYPES = ("float32", "float16", "bfloat16")
 
 _FIRST_COLUMN = re.compile(r" +\S+(?: \S+)*  +")
+_SECOND_COLUMN = re.compile(r" {8,}")
+"""Of a row whose first column is in a line of its own."""
 
 
 def program() -> str:
@@ -55,7 +57,8 @@ class Help(argparse.HelpFormatter):
                 continue
             lines += _wrap(flowing, width)
             flowing = ""
-            if column := _FIRST_COLUMN.match(line):
+            column = _FIRST_COLUMN.match(line) or _SECOND_COLUMN.match(line)
+            if column:
                 lines += _wrap(line, width, column.end())
             else:
                 lines += " \\\n".join(_wrap(line, width - 2, 6)).splitlines() or [""]
@@ -109,8 +112,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --backend, and the arguments of the store and of the device."""
     text = (
         "what computes: tensorrt is NVIDIA's TensorRT for RTX where it is installed, aoti compiles "
-        "once and keeps the result, jit is torch.compile, eager compiles nothing, auto takes the "
-        "best that works here (default: auto)"
+        "once and keeps the result, jit is torch.compile, kernels is fused kernels that need no "
+        "compiler to be installed, eager compiles nothing, auto takes the best that works here "
+        "(default: auto)"
     )
     parser.add_argument("--backend", choices=BACKENDS, metavar="NAME", default=AUTO, help=text)
     add_store_arguments(parser)
@@ -118,18 +122,35 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --store, --store-key and --store-mib."""
-    text = "folder of the artifacts"
-    parser.add_argument("--store", type=Path, metavar="DIR", default=default_store(), help=text)
+    """Add --store and its size, and the keys that sign and check what is in it."""
+    folder, url = places()
     text = (
-        "file with the key that signs and checks the artifacts, for a store that several users or "
-        "machines share; by default ACCEL_STORE_KEY_FILE, else your own key"
+        "folder of the artifacts (default: %(default)s), or the URL of a store that machines share "
+        "(s3://, https://, file://), with that folder as its cache"
     )
-    parser.add_argument(
-        "--store-key", type=Path, metavar="FILE", default=default_store_key(), help=text
-    )
+    parser.add_argument("--store", action=_Store, metavar="DIR|URL", default=folder, help=text)
+    parser.set_defaults(remote=url)
+    texts = {
+        "store_key": "file with the key that signs and checks the artifacts, for a store that "
+        "several users or machines share; by default ACCEL_STORE_KEY_FILE, else your own key",
+        "trusted_keys": "file of public keys whose owners may sign code for this machine (default: "
+        "ACCEL_TRUSTED_KEYS_FILE)",
+        "signing_key": "file with a private key that signs what is compiled or exported, for those "
+        "who trust it (default: ACCEL_SIGNING_KEY_FILE)",
+    }
+    for name, text in texts.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=Path, metavar="FILE", default=key_file(name), help=text)
     text = "largest size of the store in MiB; the artifact that was used longest ago goes first"
     parser.add_argument("--store-mib", type=positive, metavar="N", default=2048, help=text)
+
+
+class _Store(argparse.Action):
+    """Sets `store` to the folder and `remote` to the URL that go with what was given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Set both."""
+        namespace.store, namespace.remote = places(str(values))
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:

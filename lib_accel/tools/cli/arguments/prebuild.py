@@ -18,6 +18,9 @@ again. Inpainting and edit models need no units of their own.
 To seed a fleet: prebuild on one machine, `store export all --to fleet.zip --key fleet.key`, and on
 every machine of the same kind `store import fleet.zip --key fleet.key`.
 
+With --backend kernels it compiles the fused kernels and checks them on this card, in seconds and
+without a compiler to be installed.
+
 With --backend tensorrt it builds engines of TensorRT for RTX, which must be installed
 (pip install tensorrt_rtx). That needs no GPU, and an engine serves every card of its kind, under
 Windows and Linux, with every torch.
@@ -46,9 +49,10 @@ def add(commands: Commands) -> None:
     )
     p.add_argument(
         "--backend",
-        choices=("aoti", "tensorrt"),
+        choices=("aoti", "kernels", "tensorrt"),
         default="aoti",
-        help="what the code is for",
+        metavar="NAME",
+        help="what the code is for: aoti, kernels or tensorrt",
     )
     p.add_argument(
         "--cards",

@@ -19,9 +19,13 @@ _ASKS = "It asks first. Where nobody can answer, as in a script, it needs --yes.
 _EXPORT = """The key file is made when it does not exist. Copy it to the other machines by a way you
 trust: who has it can make files that they will run as code."""
 _KEY = """To share a store, give each of its users a copy of one key file: --store-key FILE here,
---accel-store-key FILE for the WebUI. On POSIX each copy must be its user's or root's, mode 0600."""
+--accel-store-key FILE for the WebUI. On POSIX each copy must be its user's or root's, mode 0600.
+
+With --pair, FILE is a private key, for --signing-key where code is compiled or exported. FILE.pub
+holds its public key: put that line into the file that the servers' --accel-trusted-keys name. Who
+has the public key alone can check code and sign none. Needs the package cryptography."""
 _IMPORT = """Artifacts are native code, so they are accepted only with the key they were signed
-with, or when you state that you trust the file."""
+with, signed with a trusted key (--trusted-keys), or when you state that you trust the file."""
 _KEYS = "as `store list` shows them (--json: single units), or the beginning of one"
 
 
@@ -39,7 +43,10 @@ def add(commands: Commands) -> None:
     for action in actions.choices.values():
         add_store_arguments(action)
     summary = "make a key file, for signing exports or for a store that machines share"
-    command(actions, "key", summary, _KEY).add_argument("file", type=Path, metavar="FILE")
+    key = command(actions, "key", summary, _KEY)
+    key.add_argument("file", type=Path, metavar="FILE")
+    text = "make a pair instead: a private key to sign with, and a public one to check with"
+    key.add_argument("--pair", action="store_true", help=text)
 
 
 def _add_removals(actions: Commands) -> None:
@@ -55,7 +62,8 @@ def _add_exchange(actions: Commands) -> None:
     summary = "write artifacts to one file, to seed other machines"
     export = command(actions, "export", summary, _EXPORT)
     export.add_argument("keys", nargs="+", metavar="KEY", help=f"{_KEYS}, or `all`")
-    export.add_argument("--to", type=Path, metavar="FILE", required=True, help="the file to write")
+    text = "the file to write, or the URL of a store that machines share"
+    export.add_argument("--to", type=_file_or_url, metavar="FILE|URL", required=True, help=text)
     text = "replace the file if there is one"
     export.add_argument("--force", action="store_true", help=text)
     text = "sign with this key file; without one the file is unsigned"
@@ -67,3 +75,7 @@ def _add_exchange(actions: Commands) -> None:
     importer.add_argument("--key", type=Path, metavar="FILE", help=text)
     text = "accept it without a signature; be sure of its origin"
     importer.add_argument("--allow-unsigned", action="store_true", help=text)
+
+
+def _file_or_url(text: str) -> Path | str:
+    return text if "://" in text else Path(text)

@@ -48,6 +48,13 @@ class Request:
         return dict(p.split("=", 1) for p in pairs if "=" in p)
 
 
+@dataclass
+class Response:
+    content: Any = None
+    status_code: int = 200
+    media_type: str | None = None
+
+
 class FastAPI:
     def __init__(self) -> None:
         self._routes: list[

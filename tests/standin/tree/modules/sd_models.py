@@ -45,6 +45,8 @@ class SdModelData:
 
 
 model_data = SdModelData()
+checkpoints_list: dict[str, Any] = {}
+checkpoint_aliases: dict[str, Any] = {}
 
 
 def load_model(unet: nn.Module) -> LatentDiffusion:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import specs
-from .parts.modules import Linear, empty_parameter
+from .. import specs
+from .modules import Linear, empty_parameter
 
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
-from ..errors import AccelError
-from . import webui
-from .service import service
+from ...errors import AccelError
+from .. import webui
+from ..service import service
+from . import metrics
 
 _given = Depends(HTTPBasic(auto_error=False))
 
@@ -21,6 +23,8 @@ def add_routes(app: FastAPI) -> None:
     guard = [Depends(_guard)]
     changing = [*guard, Depends(_from_our_pages)]
     app.add_api_route("/accel/v1/status", _status, methods=["GET"], dependencies=guard)
+    app.add_api_route("/accel/v1/health", _health, methods=["GET"], dependencies=guard)
+    app.add_api_route("/accel/v1/metrics", _metrics, methods=["GET"], dependencies=guard)
     app.add_api_route("/accel/v1/prebuild", _prebuild, methods=["POST"], dependencies=changing)
     app.add_api_route("/accel/v1/cancel", _cancel, methods=["POST"], dependencies=changing)
     app.add_api_route(
@@ -95,6 +99,24 @@ def _is_at(origin: str, host: str) -> bool:
 
 def _status() -> dict[str, Any]:
     return service.status()
+
+
+def _health() -> Response:
+    """Return 200 where compiled code serves, else 503; for load balancers."""
+    found = metrics.health()
+    code = 200 if found["state"] == "ready" else 503
+    return Response(json.dumps(found), code, media_type="application/json")
+
+
+def _metrics() -> Response:
+    """Return the metrics in Prometheus' text format."""
+    try:
+        content, kind = metrics.exposition()
+    except ImportError as e:
+        raise HTTPException(
+            501, "Metrics need the package prometheus_client; run: pip install prometheus-client"
+        ) from e
+    return Response(content, media_type=kind)
 
 
 def _prebuild() -> dict[str, Any]:

@@ -1,13 +1,4 @@
-"""Exports of artifacts: one zip, signed with a key that the operator holds.
-
-Why HMAC-SHA256: the one who exports and the one who imports are the same operator, who compiles
-once and seeds a fleet with the result. One secret on each machine is enough, and the standard
-library has it: no dependency, no certificate, no key server.
-
-What it does not give: whoever can check a signature can also make one, so one stolen key lets a
-thief run code on every machine of the fleet, and a signature from a stranger means nothing. It does
-not show who made an archive or when, an old archive stays valid, a key is withdrawn only by
-replacing it everywhere, and nothing is encrypted.
+"""Exports of artifacts: one zip, for which a key vouches (vouching.py).
 
 The archive holds `<artifact key>/manifest.json`, `<artifact key>/<file>`, ..., and `seal.json` last
 when it is signed. Members are stored, not compressed, so no archive can grow while it is read.
@@ -18,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import hmac
-import json
 import os
 import secrets
 import struct
@@ -28,10 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import ArtifactRejected
-from . import signing
-from .artifact import Artifact, read_artifact
-from .files import (
+from ...errors import ArtifactRejected, StoreError
+from .. import signing
+from ..artifact import Artifact, read_artifact
+from ..files import (
     ARTIFACT_KEY,
     copy,
     create,
@@ -42,11 +31,11 @@ from .files import (
     open_file,
     os_errors,
 )
-from .manifest import MANIFEST, damaged, encode
+from ..manifest import MANIFEST, damaged, encode, signed
+from .public_keys import PublicKeys
+from .vouching import MAX_SEAL_BYTES, SEAL, Vouching, make_seal
 
-SEAL = "seal.json"
 MAX_MEMBERS = 16384
-MAX_SEAL_BYTES = 4096
 MAX_DIRECTORY_ENTRY = 384  # a name has at most 265 bytes, and the rest of its entry 46 to 74
 
 _END, _LOCATOR_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL")
@@ -63,17 +52,25 @@ _ZIP_ERRORS = (
 )
 
 
-def members_of(artifact: Artifact) -> dict[str, tuple[Path, str]]:
-    """Return what `pack` takes for one artifact."""
+Members = dict[str, "tuple[Path | bytes, str]"]
+"""Name in the archive: where the file lies, or what it holds, and its sha256."""
+
+
+def members_of(artifact: Artifact, public: PublicKeys, store_key: bytes | None) -> Members:
+    """Return what `pack` takes for one artifact, signed anew where there is a private key."""
     digests = {name: entry["sha256"] for name, entry in artifact.manifest["files"].items()}
-    digests[MANIFEST] = _digest(artifact.manifest)
-    return {f"{artifact.key}/{name}": (artifact.path / name, digests[name]) for name in digests}
+    members: Members = {
+        f"{artifact.key}/{name}": (artifact.path / name, digest) for name, digest in digests.items()
+    }
+    manifest = public.signed(artifact.manifest)
+    if store_key is not None and manifest != artifact.manifest:
+        manifest = signed(manifest, store_key)
+    members[f"{artifact.key}/{MANIFEST}"] = encode(manifest), _digest(manifest)
+    return members
 
 
-def pack(
-    destination: Path, members: Mapping[str, tuple[Path, str]], signing_key: bytes | None
-) -> None:
-    """Write files into one archive. `members`: name in the archive: where it lies, and its sha256.
+def pack(destination: Path, members: Members, signing_key: bytes | None) -> None:
+    """Write files into one archive.
 
     It is written beside `destination` and then put in place in one step, so a reader sees the old
     file or the whole new one. Raises StoreError when it cannot be written, ArtifactRejected where a
@@ -81,17 +78,15 @@ def pack(
     """
     if signing_key is not None:
         signing.require_key(signing_key)
+    if not members:
+        raise StoreError(
+            f"Nothing to export to {destination}: no artifact was named. Name at least one."
+        )
     draft = destination.parent / f".{destination.name}.{secrets.token_hex(6)}.part"
     with os_errors(f"write the export {destination}"):
         try:
             with create(draft, 0o644) as stream:
-                with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                    for name, (path, digest) in sorted(members.items()):
-                        if _add(archive, name, path) != digest:
-                            raise damaged(path, "it was changed while it was exported")
-                    if signing_key is not None:
-                        digests = {name: digest for name, (_, digest) in members.items()}
-                        archive.writestr(zipfile.ZipInfo(SEAL), _seal(signing_key, digests))
+                write(stream, members, signing_key)
                 flush(stream)
             draft.replace(destination)
         finally:
@@ -99,65 +94,82 @@ def pack(
                 draft.unlink()
 
 
-def _add(archive: zipfile.ZipFile, name: str, path: Path) -> str:
+def write(stream: BinaryIO, members: Members, signing_key: bytes | None) -> None:
+    """Write an archive into a stream. Raises as `pack` does."""
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, (content, digest) in sorted(members.items()):
+            if _add(archive, name, content) != digest:
+                raise damaged(Path(name), "it was changed while it was exported")
+        if signing_key is not None:
+            digests = {name: digest for name, (_, digest) in members.items()}
+            archive.writestr(zipfile.ZipInfo(SEAL), make_seal(signing_key, digests))
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: Path | bytes) -> str:
     info = zipfile.ZipInfo(name)  # a fixed date: the same artifacts give the same archive
-    with open_file(path) as source:
+    if isinstance(content, bytes):
+        archive.writestr(info, content)
+        return hashlib.sha256(content).hexdigest()
+    with open_file(content) as source:
         info.file_size = os.fstat(source.fileno()).st_size
         with archive.open(info, "w") as target:
             return copy(source, target)[0]
 
 
-def _seal(signing_key: bytes, digests: Mapping[str, str]) -> str:
-    """Return the one seal that fits these members: each one's sha256 by its name."""
-    text = json.dumps(dict(digests), sort_keys=True, separators=(",", ":"))
-    signature = signing.sign(signing_key, "export", text.encode())
-    return json.dumps({"format": 1, "algorithm": "HMAC-SHA256", "signature": signature})
-
-
 def unpack(
-    source: Path, into: Path, signing_key: bytes | None, allow_unsigned: bool, max_bytes: int
+    source: Path, into: Path, vouching: Vouching, max_bytes: int
 ) -> dict[str, dict[str, Any]]:
     """Unpack into the private folder `into`; return the manifest of each artifact by its key.
 
     A given key is always checked when there is a signature, `allow_unsigned` or not: a signature
     that does not fit means damage. To take an archive that was signed with another key, pass no key
-    and `allow_unsigned`. Raises ArtifactRejected; nothing in `into` may be used then.
+    and `allow_unsigned`. What is revoked is never taken. Raises ArtifactRejected; nothing in `into`
+    may be used then.
     """
-    if signing_key is None and not allow_unsigned:
-        raise ArtifactRejected(
-            f"{source} was not imported: there is no signing key to check it with. "
-            "Give the key, or allow unsigned imports."
-        )
-    with os_errors(f"import {source}"), open_file(source) as stream:
-        if (size := os.fstat(stream.fileno()).st_size) > max_bytes + MAX_MEMBERS * 1024:
-            raise _rejected(source, f"it has {size} bytes, and the store holds {max_bytes}")
-        _check_end(source, stream, size)
-        try:
-            with zipfile.ZipFile(stream) as archive:
-                infos = _checked_members(source, archive, max_bytes)
-                if sum(info.file_size for info in infos) > size:  # Python 3.10.6 would read them
-                    raise _rejected(source, "its members lie in one another")
-                digests = {
-                    info.filename: _extract(archive, info, into)
-                    for info in infos
-                    if info.filename != SEAL
-                }
-                seal = archive.read(SEAL) if SEAL in archive.namelist() else None
-        except _ZIP_ERRORS as error:
-            raise _rejected(source, f"it is not a whole zip ({error})") from error
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: the archive points outside itself
-                raise
-            raise _rejected(source, "it is not a whole zip (an offset outside the file)") from error
-    checked = _check_seal(source, digests, seal, signing_key, allow_unsigned)
+    source = Path(source)
+    vouching.require_any(source)
     name = "".join(c if c.isprintable() else "?" for c in source.name)
-    how = "signature checked" if checked else "no signature checked"
+    with os_errors(f"import {source}"), open_file(source) as stream:
+        return unpack_stream(stream, source, f"imported from {name}", into, vouching, max_bytes)
+
+
+def unpack_stream(
+    stream: BinaryIO,
+    source: Path | str,
+    origin: str,
+    into: Path,
+    vouching: Vouching,
+    max_bytes: int,
+) -> dict[str, dict[str, Any]]:
+    """Unpack an open archive, as `unpack` does. `source` names it to users, `origin` for good."""
+    if (size := stream.seek(0, os.SEEK_END)) > max_bytes + MAX_MEMBERS * 1024:
+        raise _rejected(source, f"it has {size} bytes, and the store holds {max_bytes}")
+    _check_end(source, stream, size)
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            infos = _checked_members(source, archive, max_bytes)
+            if sum(info.file_size for info in infos) > size:  # Python 3.10.6 would read them
+                raise _rejected(source, "its members lie in one another")
+            digests = {
+                info.filename: _extract(archive, info, into)
+                for info in infos
+                if info.filename != SEAL
+            }
+            seal = archive.read(SEAL) if SEAL in archive.namelist() else None
+    except _ZIP_ERRORS as error:
+        raise _rejected(source, f"it is not a whole zip ({error})") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: the archive points outside itself
+            raise
+        raise _rejected(source, "it is not a whole zip (an offset outside the file)") from error
+    checked = vouching.check_seal(source, digests, seal)
     manifests = {}
     for key in sorted({member.split("/")[0] for member in digests}):
         manifest = read_artifact(into / key, key).manifest
         if _digest(manifest) != digests.get(f"{key}/{MANIFEST}"):  # another than the signed one
             raise damaged(into / key, "it was changed while it was imported")
-        manifests[key] = {**manifest, "origin": f"imported from {name}, {how}"}
+        how = vouching.require(source, manifest, checked)
+        manifests[key] = {**manifest, "origin": f"{origin}, {how}"}
     return manifests
 
 
@@ -166,14 +178,14 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(encode(manifest)).hexdigest()
 
 
-def _rejected(source: Path, why: str) -> ArtifactRejected:
+def _rejected(source: Path | str, why: str) -> ArtifactRejected:
     return ArtifactRejected(
         f"{source} was not imported: {why}. Expected an export of this extension, unchanged. "
         "Export it again and copy it again."
     )
 
 
-def _check_end(source: Path, stream: BinaryIO, size: int) -> None:
+def _check_end(source: Path | str, stream: BinaryIO, size: int) -> None:
     """Check how many members the archive has, from the records at its end.
 
     `zipfile` reads all of them at once, so nobody else counts them before they take the memory.
@@ -200,7 +212,7 @@ def _check_end(source: Path, stream: BinaryIO, size: int) -> None:
 
 
 def _checked_members(
-    source: Path, archive: zipfile.ZipFile, max_bytes: int
+    source: Path | str, archive: zipfile.ZipFile, max_bytes: int
 ) -> list[zipfile.ZipInfo]:
     """Check every member's name and size before one byte is written."""
     infos = archive.infolist()
@@ -240,28 +252,3 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, into: Path) -> str
         digest, _ = copy(source, target)
         flush(target)
     return digest
-
-
-def _check_seal(
-    source: Path,
-    digests: Mapping[str, str],
-    seal: bytes | None,
-    signing_key: bytes | None,
-    allow_unsigned: bool,
-) -> bool:
-    """Return whether the signature was checked; raise ArtifactRejected when it does not fit."""
-    if seal is None:
-        if allow_unsigned:
-            return False
-        raise ArtifactRejected(
-            f"{source} was not imported: it is not signed. "
-            "Export it with your signing key, or allow unsigned imports."
-        )
-    if signing_key is None:
-        return False
-    if not hmac.compare_digest(seal, _seal(signing_key, digests).encode()):
-        raise ArtifactRejected(
-            f"{source} was not imported: its signature does not fit your key. It was signed with "
-            "another key, or changed since. Use the key it was exported with, or export it again."
-        )
-    return True

@@ -1,0 +1,1 @@
+"""The backend `kernels`: convolutions, products and attention by torch, all else by its own."""

@@ -1,0 +1,1 @@
+"""The WebUI's VAEs: accelerated, and given back exactly as they were."""

@@ -1,0 +1,107 @@
+"""The VAEs that the WebUI has loaded: which halves are accelerated, and why others are refused."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import nn
+
+from ...compile.jobs import Job
+from ...compile.session import Session
+from ...config import Config
+from ...errors import AccelError
+from ...model.vae.network import DECODER, ENCODER
+from ...runtime.accelerated import accelerated
+from .. import webui
+from .attachment import VaeAttachment
+
+
+class Vaes:
+    """The decoder and the encoder of every model that was loaded. It keeps none of them alive.
+
+    They share the compiled code and the jobs of `session` with the UNets.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._refused: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+    def follow(self, sd_model: Any, config: Config | None) -> None:
+        """Accelerate the VAE of a model as `config` says, or no VAE at all. Idempotent.
+
+        Only between images: weights move, which a running image reads.
+        """
+        for half in list(self._seen):
+            here = _attachment(half)
+            if here is not None and here.engine.config != config:
+                here.remove(keep_compiling=here.engine.config.shares_code(config))
+        if config is None:
+            return
+        for half in halves_of(sd_model).values():
+            here = _attachment(half)
+            if here is None:
+                self._attach(half, config)
+            else:
+                here.install()
+                here.take_up()
+
+    def _attach(self, half: nn.Module, config: Config) -> None:
+        here = None
+        try:
+            here = VaeAttachment(half, config, self._session)
+            here.install()
+            here.engine.prepare()
+        except AccelError as error:
+            if here is not None:
+                here.remove()
+            if self._refused.get(half) != str(error):
+                self._refused[half] = str(error)
+                webui.say(f"this VAE is not accelerated: {error}")
+            return
+        self._seen.add(half)
+        self._refused.pop(half, None)
+        status = here.engine.status
+        webui.say(
+            f"{status.architecture}, {status.dtype}: backend {status.backend}, {status.state}"
+        )
+
+    def jobs(self, sd_model: Any) -> list[Job]:
+        """Return the jobs that make code for the VAE of a model."""
+        found = filter(None, map(_attachment, halves_of(sd_model).values()))
+        return [job for here in found if (job := here.engine.job) is not None]
+
+    def status(self, sd_model: Any) -> dict[str, Any]:
+        """Return how the halves of a model's VAE stand, by their kind, for the status."""
+        return {kind: self._state(half) for kind, half in halves_of(sd_model).items()}
+
+    def _state(self, half: nn.Module) -> dict[str, Any]:
+        here = _attachment(half)
+        if here is None:
+            reason = self._refused.get(half) or "it begins with the next image"
+            state, backend, calls = "fallback" if webui.vae_enabled() else "off", "", (0, 0)
+            return _row(state, reason if webui.vae_enabled() else None, backend, *calls)
+        s = here.status
+        return _row(s.state, s.reason, s.backend, s.counters.accelerated_calls, here.host_calls)
+
+
+def halves_of(sd_model: Any) -> dict[str, nn.Module]:
+    """Return the decoder and the encoder of a model's VAE, as far as it has them."""
+    vae = webui.host.vae_of(sd_model)
+    found = {kind: getattr(vae, kind, None) for kind in (DECODER, ENCODER)}
+    return {kind: half for kind, half in found.items() if isinstance(half, nn.Module)}
+
+
+def _attachment(half: nn.Module) -> VaeAttachment | None:
+    return accelerated(half)
+
+
+def _row(state: str, reason: str | None, backend: str, ours: int, theirs: int) -> dict[str, Any]:
+    return {
+        "state": state,
+        "reason": reason,
+        "backend": backend,
+        "accelerated_calls": ours,
+        "host_calls": theirs,
+    }

@@ -1,0 +1,143 @@
+"""The VAE of a loaded model: accelerated, left alone where somebody changed it, and undone."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from .conftest import Start
+from .host import Host, left_behind, own_attributes
+
+LATENT = (1, 4, 16, 12)
+
+
+@pytest.fixture
+def host(start: Start) -> Host:
+    host = start("--accel-backend", "eager")
+    load(host)
+    return host
+
+
+def load(host: Host, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a model with a VAE, as the WebUI does; return the VAE."""
+    torch.manual_seed(0)
+    host.load()
+    vae = host.module("ldm.vae").AutoencoderKL().eval().to(dtype)
+    host.model.first_stage_model = vae
+    host.module("modules.script_callbacks").model_loaded_callback(host.model)
+    return vae
+
+
+def plain(host: Host, vae: nn.Module) -> Any:
+    """Return an equal VAE that was never accelerated."""
+    other = host.module("ldm.vae").AutoencoderKL().eval().to(next(vae.parameters()).dtype)
+    other.load_state_dict(vae.state_dict())
+    return other
+
+
+@torch.no_grad()
+def both(host: Host, call: Any) -> tuple[Tensor, Tensor]:
+    """Compute something with the loaded VAE and with an equal one that is not accelerated."""
+    vae = host.model.first_stage_model
+    return call(vae), call(plain(host, vae))
+
+
+def rows(host: Host) -> Any:
+    return host.status()["vae"]
+
+
+def test_pictures_are_decoded_and_encoded_by_our_layers(host: Host):
+    latent, image = torch.randn(LATENT), torch.randn(1, 3, 64, 72)
+    for call in (lambda vae: vae.decode(latent), lambda vae: vae.encode(image)):
+        ours, theirs = both(host, call)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    for row in rows(host).values():
+        assert (row["state"], row["reason"], row["host_calls"]) == ("eager", None, 0)
+
+
+def test_nothing_is_left_on_a_vae_when_acceleration_ends(host: Host):
+    vae = host.module("ldm.vae").AutoencoderKL().eval()
+    before = own_attributes(vae)
+    host.model.first_stage_model = vae
+    host.module("modules.script_callbacks").model_loaded_callback(host.model)
+    assert "forward" in vars(vae.decoder)
+    host.opts.set("accel_vae", False)
+    assert left_behind(before, vae) == []
+    assert {row["state"] for row in rows(host).values()} == {"off"}
+    host.opts.set("accel_vae", True)
+    assert "forward" in vars(vae.encoder)
+    host.opts.set("accel_enable", False)
+    assert left_behind(before, vae) == []
+
+
+def test_a_changed_layer_runs_as_somebody_has_it(host: Host):
+    attention, calls = host.model.first_stage_model.decoder.mid.attn_1, []
+    attention.forward = lambda x: calls.append(x.shape) or 2 * x  # as HyperTile does
+    with torch.no_grad():
+        host.model.first_stage_model.decode(torch.ones(LATENT))
+    assert len(calls) == 1
+    row = rows(host)["decoder"]
+    assert "1 layer is not accelerated: the forward of a AttnBlock was replaced" in row["reason"]
+    assert row["host_calls"] == 0
+
+
+def test_tiling_is_left_to_the_webui_with_one_reason(host: Host):
+    vae = host.model.first_stage_model
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "circular"
+    with torch.no_grad():
+        vae.decode(torch.ones(LATENT))
+    row = rows(host)["decoder"]
+    assert row["reason"] == "the VAE is not accelerated: tiling changes the padding of convolutions"
+    assert row["host_calls"] == 1
+
+
+def test_a_forward_of_another_extension_stays_and_drives_the_webuis_own_blocks(host: Host):
+    decoder, calls = host.model.first_stage_model.decoder, []
+    original = decoder.forward  # as tiled decoding keeps it
+
+    def tiled(z: Tensor) -> Tensor:
+        calls.append(z.shape)
+        return original(z)
+
+    decoder.forward = tiled
+    host.image()
+    assert calls
+    assert decoder.forward is tiled
+    assert rows(host)["decoder"]["state"] == "eager"
+
+
+def test_a_vae_that_becomes_bfloat16_is_followed(host: Host):
+    vae = host.model.first_stage_model
+    vae.to(torch.bfloat16)  # the WebUI does so where a picture is NaN
+    with torch.no_grad():
+        out = vae.decode(torch.ones(LATENT, dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert out.isfinite().all()
+    assert rows(host)["decoder"]["host_calls"] == 0
+
+
+def test_a_discarded_vae_is_freed(host: Host):
+    vae = weakref.ref(host.model.first_stage_model)
+    host.model.first_stage_model.to("meta")
+    assert "forward" not in vars(vae().decoder)
+    host.model.first_stage_model = None
+    gc.collect()
+    assert vae() is None
+
+
+def test_another_decoder_is_refused_and_works(host: Host):
+    vae = host.module("ldm.vae").AutoencoderKL()
+    vae.decoder.up[1].attn.append(host.module("ldm.vae").AttnBlock(64))
+    host.model.first_stage_model = vae.eval()
+    host.image()
+    row = rows(host)["decoder"]
+    assert row["state"] == "fallback"
+    assert "another one than Stable Diffusion's" in row["reason"]
+    assert rows(host)["encoder"]["state"] == "eager"
