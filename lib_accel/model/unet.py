@@ -211,12 +211,11 @@ class UNet(nn.Module):
             else:
                 h = first(join(h, skip), emb, context)
             for name in names[1:]:
-                layer = layers[name]
-                size = skips[-1].shape[-2:] if self.resizes_first and skips else h.shape[-2:]
-                if isinstance(layer, Upsample) and size not in (h.shape[-2:], _doubled(h)):
-                    h = layer.conv(F.interpolate(h, size, mode="nearest"))
+                own, size = self.layers[name], skips[-1].shape[-2:] if skips else None
+                if self.resizes_first and isinstance(own, Upsample) and size != _doubled(h):
+                    h = own.conv(F.interpolate(h, size, mode="nearest"))
                 else:
-                    h = layer(h, emb, context)
+                    h = layers[name](h, emb, context)
         return layers["out"](h, emb, context).to(x.dtype)
 
     def fits(self, x: Tensor) -> bool:

@@ -11,6 +11,7 @@ One bound holds for every family and size. There are two kinds of sizes:
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 
@@ -78,6 +79,20 @@ def test_odd_sizes_equal_the_webui_wiring(family: str, shape: str) -> None:
     e = error(run(ours(family), i), webui_forward(small_unet(family), i))
     print(f"relative error {e:.1e}")
     assert e <= BOUND
+
+
+@pytest.mark.parametrize("shapes_of", [FITTING, ODD], ids=["fitting", "odd"])
+@pytest.mark.parametrize("shape", ODD)
+def test_resizing_first_equals_diffusers_also_with_other_code_for_layers(
+    shapes_of: dict[str, tuple[int, int, int, int]], shape: str
+) -> None:
+    """Forge does it as diffusers does. Compiled layers cannot be told by their class."""
+    i, unet = make_inputs("sd1", shapes_of[shape]), copy.copy(ours("sd1"))
+    unet.resizes_first = True
+    layers = {name: functools.partial(layer) for name, layer in unet.layers.items()}
+    with torch.no_grad():
+        got = unet(i.x, i.t, i.context, i.y, layers)
+    assert error(got, diffusers_forward(small_unet("sd1"), i)) <= BOUND
 
 
 @pytest.mark.parametrize("family", BASES)
