@@ -170,7 +170,10 @@ class Provider:
         except (CompileFailed, ArtifactRejected, StoreError) as error:
             self.compile_failures += 1
             passing = isinstance(error, (NoRoom, StoreError))
-            (self._failed if passing else self._lasting)[made_by] = str(error)
+            if not compiled and getattr(error, "key", None):  # it was there, and came unchecked
+                self._reject(error)
+            else:
+                (self._failed if passing else self._lasting)[made_by] = str(error)
             self.prepare(job.target)
 
     def drop(self, reason: str) -> None:

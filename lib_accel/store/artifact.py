@@ -6,6 +6,7 @@ torch loads them. It holds nothing else: torch takes whatever library it finds t
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -26,14 +27,16 @@ from .files import (
     flush_folders,
     folders_of,
     identity_of,
+    names_below,
     open_file,
     rename,
     sha256,
-    walk,
 )
-from .manifest import MANIFEST, checksum, damaged, read_manifest, require_own
+from .manifest import MANIFEST, checksum, damaged, read_manifest, require_own, write_manifest
 from .privacy import require_private, require_private_root
 from .private_folder import private_folder
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,7 @@ def read_artifact(path: Path, key: str, content: bool = True) -> Artifact:
         require_private(path / MANIFEST, folder=False)
         artifact = Artifact(key, path, read_manifest(path / MANIFEST, key))
         folders = folders_of(artifact.files)
-        there = {item.relative_to(path).as_posix() for item in walk(path)}
-        if extra := there - {MANIFEST, *artifact.files} - folders:
+        if extra := names_below(path) - {MANIFEST, *artifact.files} - folders:
             raise damaged(path, f"{sorted(extra)} is not in its manifest")
         for name in sorted(folders):
             require_private(path / name, folder=True)
@@ -159,10 +161,27 @@ def appear(draft: Path, final: Path) -> Artifact | None:
     return Artifact(final.name, final, manifest)
 
 
+def supersedes(draft: Path, theirs: Artifact) -> bool:
+    """Return whether the artifact in the folder `draft` was checked, and `theirs` never was."""
+    manifest = read_manifest(draft / MANIFEST, theirs.key)
+    return theirs.verdict is None and manifest["verdict"] is not None
+
+
+def replace_manifest(
+    artifact: Artifact, manifest: Mapping[str, Any], store_key: bytes, work: Path
+) -> None:
+    """Sign a manifest and put it in the place of the artifact's, in one step. Raises OSError."""
+    write_manifest(work, manifest, store_key)
+    (work / MANIFEST).replace(artifact.path / MANIFEST)
+
+
 def mark_used(artifact: Artifact) -> None:
-    """Note that the artifact was used now. Raises OSError."""
+    """Note that the artifact was used now."""
     now = time.time_ns()
-    os.utime(artifact.path / MANIFEST, ns=(now, now))
+    try:
+        os.utime(artifact.path / MANIFEST, ns=(now, now))
+    except OSError as error:  # the artifact is good; it is only evicted too early
+        _log.debug("Artifact %s was not marked as used: %s", artifact.key[:12], error)
 
 
 def load_artifact(

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from ..errors import StoreError
@@ -147,6 +147,17 @@ def _remove_lock(root: Path, lock: Path) -> None:
             with hold(root, lock.stem, 0):
                 pass
             lock.unlink()
+
+
+def make_room(
+    root: Path, entries: Callable[[], Iterable[Entry]], max_bytes: int, keep: Collection[str]
+) -> None:
+    """Remove what killed processes left, and what exceeds the limit; log it where that fails."""
+    try:
+        clean(root)
+        evict(root, entries(), max_bytes, keep)
+    except StoreError as error:  # what was put is in the store all the same
+        _log.warning("The store %s was not cleaned up: %s", root, error)
 
 
 def evict(root: Path, entries: Iterable[Entry], max_bytes: int, keep: Collection[str]) -> None:

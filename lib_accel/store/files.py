@@ -113,7 +113,8 @@ def is_file_name(name: str) -> bool:
 
 def folders_of(names: Collection[str]) -> set[str]:
     """Return the sub-folders that files of these names lie in: 'a' and 'a/b' for 'a/b/c.so'."""
-    return {str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."}
+    cuts = ((name, at) for name in names for at, letter in enumerate(name) if letter == "/")
+    return {name[:at] for name, at in cuts}
 
 
 def names_clash(names: Collection[str]) -> bool:
@@ -269,6 +270,12 @@ def walk(path: Path) -> Iterator[Path]:
                 yield Path(item.path)
                 if item.is_dir(follow_symlinks=False):
                     waiting.append(item.path)
+
+
+def names_below(path: Path) -> set[str]:
+    """Return the name of everything below `path`, as 'a/b.so'."""
+    start = len(os.fspath(path)) + 1
+    return {os.fspath(item)[start:].replace(os.sep, "/") for item in walk(path)}
 
 
 def bytes_in(path: Path) -> int:

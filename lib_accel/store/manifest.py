@@ -20,6 +20,7 @@ import hmac
 import json
 import re
 from collections.abc import Collection, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ from .exchange.public_keys import PublicKeys, wrong_signature
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+BUILT_HERE = "built here"
+UNTUNED = ", untuned"
+"""At the end of an origin: no choice of the compiler was timed, as no card was there."""
+
 MAX_BYTES = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENTRY = {"sha256", "bytes"}
@@ -43,9 +48,9 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 def new_manifest(
     recipe: Mapping[str, Any],
     verdict: Mapping[str, Any] | None,
-    created: str,
     name: str = "",
     made_with: Mapping[str, str | None] | None = None,
+    origin: str = BUILT_HERE,
 ) -> dict[str, Any]:
     """Return the manifest of an artifact made here, without files yet.
 
@@ -59,8 +64,8 @@ def new_manifest(
                     "key": recipe_key(recipe),
                     "recipe": recipe,
                     "verdict": verdict,
-                    "origin": "built here",
-                    "created": created,
+                    "origin": origin,
+                    "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     "files": {},
                     **({"name": name} if name else {}),
                     **({"made_with": made_with} if made_with else {}),

@@ -15,7 +15,6 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from .exchange.public_keys import PublicKeys
 from .exchange.vouching import Vouching
 from .files import os_errors
 from .locks import hold, workspace
-from .manifest import ForeignArtifact, new_manifest, require_names, write_manifest
+from .manifest import BUILT_HERE, ForeignArtifact, new_manifest, require_names, write_manifest
 from .privacy import closed_to_others, require_private_root
 
 _log = logging.getLogger(__name__)
@@ -67,10 +66,7 @@ class ArtifactStore:
         """
         artifact = self._load(key)
         if artifact is not None and not self.readonly:
-            try:
-                folders.mark_used(artifact)
-            except OSError as error:  # the artifact is good; it is only evicted too early
-                _log.debug("Artifact %s was not marked as used: %s", key[:12], error)
+            folders.mark_used(artifact)
         return artifact
 
     def place(self, artifact: Artifact) -> Path:
@@ -101,16 +97,17 @@ class ArtifactStore:
         keep: Collection[str] = (),
         name: str = "",
         made_with: Mapping[str, str | None] | None = None,
+        origin: str = BUILT_HERE,
     ) -> Artifact:
         """Copy `sources` (name in the artifact: where the file is now) into the store.
 
         The key is the sha256 of `recipe`. A good artifact that is there already is kept and
-        returned. Others are removed when the store exceeds its limit, but none whose key is in
-        `keep`. `name` is the model family and `made_with` the tools and the machine: neither is
-        part of the key. Raises StoreError when a name or the recipe is not acceptable.
+        returned, unless only this one was checked. Others are removed when the store exceeds its
+        limit, but none whose key is in `keep`. The model family `name`, the tools and the machine
+        in `made_with` and `origin` are no part of the key. Raises StoreError when a name or the
+        recipe is not acceptable.
         """
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        manifest = new_manifest(recipe, verdict, created, name, made_with)
+        manifest = new_manifest(recipe, verdict, name, made_with, origin)
         key = manifest["key"]
         require_names(sources)
         self._prepare(f"store artifact {key[:12]}")
@@ -121,8 +118,21 @@ class ArtifactStore:
             manifest["files"] = folders.write_files(draft, sources)
             write_manifest(draft, self._public.signed(manifest), store_key)
             artifact = self._publish(draft, key)
-        self._evict({key, *keep})
+        cleanup.make_room(self.root, self._scan, self.max_bytes, {key, *keep})
         return artifact
+
+    def record(self, artifact: Artifact, verdict: Mapping[str, Any]) -> None:
+        """Note what the check of an artifact that came unchecked has measured, and sign that.
+
+        Its maker's signature stays, so that it can be revoked. Raises StoreError, also where the
+        store key would not last.
+        """
+        doing = f"note the check of artifact {artifact.key[:12]}"
+        self._require_writable(doing)
+        store_key = signing.make_store_key(self._key_file, lasting=True)
+        manifest = self._public.signed({**artifact.manifest, "verdict": dict(verdict)}, anew=True)
+        with os_errors(doing), workspace(self.root) as work:
+            folders.replace_manifest(artifact, manifest, store_key, work)
 
     def begin(self, key: str) -> bool:
         """Return whether this process is to make the artifact now. It does not wait."""
@@ -198,10 +208,8 @@ class ArtifactStore:
         for key in keys:
             artifact = self._load(key)
             if artifact is None:
-                raise StoreError(
-                    f"Artifact {key[:12]} is not in {self.root}. Expected one of its "
-                    f"{len(self._scan())} artifacts. Compile it first."
-                )
+                what = f"Artifact {key[:12]} is not in {self.root}"
+                raise StoreError(f"{what}. Expected one that is. Compile it first.")
             members |= archive.members_of(artifact, self._public, store_key)
         archive.pack(Path(destination), members, signing_key)
 
@@ -227,7 +235,7 @@ class ArtifactStore:
             for key, manifest in manifests.items():
                 write_manifest(work / key, manifest, store_key)
             artifacts = [self._publish(work / key, key) for key in manifests]
-        self._evict(set(manifests))
+        cleanup.make_room(self.root, self._scan, self.max_bytes, set(manifests))
         return artifacts
 
     def _path(self, key: str) -> Path:
@@ -279,8 +287,9 @@ class ArtifactStore:
             if (ours := folders.appear(draft, final)) is not None:
                 return ours
             try:
-                if (theirs := self.get(key)) is not None:
+                if (theirs := self.get(key)) and not folders.supersedes(draft, theirs):
                     return theirs
+                self.discard(key, "replaced by one that was checked")
             except ForeignArtifact:  # who asked for the new one has said it, once for all units
                 cleanup.remove(self.root, final)
             except ArtifactRejected as error:
@@ -289,10 +298,3 @@ class ArtifactStore:
             f"Artifact {key[:12]} was put and removed by others again and again. "
             f"Expected the store {self.root} to be quiet. Try again."
         )
-
-    def _evict(self, keep: set[str]) -> None:
-        try:
-            cleanup.clean(self.root)
-            cleanup.evict(self.root, self._scan(), self.max_bytes, keep)
-        except StoreError as error:  # what was put is in the store all the same
-            _log.warning("The store %s was not cleaned up: %s", self.root, error)

@@ -31,6 +31,7 @@ def put_again(store: ArtifactStore, artifact: Artifact, **changes: Any) -> None:
     recipe, verdict = changes.get("recipe", artifact.recipe), artifact.verdict
     made_with = changes.get("made_with")
     store.put(recipe, files, changes.get("verdict", verdict), made_with=made_with)
+    shutil.rmtree(copy)
 
 
 def library(artifact: Artifact) -> str:
@@ -55,8 +56,8 @@ BAD: dict[str, tuple[Callable[[ArtifactStore, Artifact], Any], str]] = {
         lambda s, a: (a.path / MANIFEST).write_bytes(b'{"format": 1'),
         "its own checksum does not match",
     ),
-    "no verdict": (
-        lambda s, a: put_again(s, a, verdict=None),
+    "a verdict that it did not pass": (
+        lambda s, a: put_again(s, a, verdict={"compiled": [0.5], "eager": [1e-6]}),
         "has no accuracy check for Output 64 -> 4",
     ),
     "code for a newer processor": (
@@ -125,7 +126,6 @@ def test_code_made_for_another_machine_is_named_and_never_loaded(
         recipe = entry.artifact.recipe
         changed = {**recipe, "machine": {**recipe["machine"], **machine}}
         put_again(store, entry.artifact, recipe=changed)
-        shutil.rmtree(own_store.parent / "copied")
     for options in ({"store_readonly": True}, {"compile": False}):
         engine = tiny.engine(own_store, backend="aoti", **options)
         engine.prepare()
@@ -154,12 +154,13 @@ def test_code_of_another_machine_under_this_key_is_refused(own_store: Path):
 
 @pytest.mark.slow
 def test_a_bad_artifact_is_compiled_again_at_once(own_store: Path):
-    """Several are bad; only the units that they hold are compiled."""
+    """One is damaged, one came unchecked and does not load; only these two units are compiled."""
     store = ArtifactStore(own_store)
-    for layer in tiny.target().units[-2:]:
-        artifact = store.get(tiny.target().keys[layer])
-        assert artifact is not None
-        flip(artifact)
+    damaged, unchecked = (store.get(tiny.target().keys[u]) for u in tiny.target().units[-2:])
+    assert damaged is not None
+    assert unchecked is not None
+    flip(damaged)
+    put_again(store, unchecked, code=b"no library", verdict=None)
     engine = tiny.engine(own_store, backend="aoti")
     with contextlib.closing(engine):
         engine.prepare()
@@ -195,12 +196,13 @@ def test_an_artifact_that_is_bad_again_ends_the_trying(own_store: Path):
     store = ArtifactStore(own_store)
     good = store.get(KEY)
     assert good is not None
-    put_again(store, good, verdict=None)
+    failed = {"compiled": [0.5], "eager": [1e-6]}
+    copy = Path(shutil.copytree(good.path, own_store.parent / "copy"))
+    put_again(store, good, verdict=failed)
     engine = tiny.engine(own_store, backend="aoti", compile=False)
     engine.prepare()
     assert not store.contains(KEY)
-    copy = own_store.parent / "copied"
-    store.put(good.recipe, {name: copy / name for name in good.files}, None)
+    store.put(good.recipe, {name: copy / name for name in good.files}, failed)
     engine.prepare()
     assert store.contains(KEY)
     assert (engine.status.state, engine.status.backend) == ("fallback", "eager")

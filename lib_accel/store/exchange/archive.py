@@ -31,7 +31,7 @@ from ..files import (
     open_file,
     os_errors,
 )
-from ..manifest import MANIFEST, damaged, encode, signed
+from ..manifest import MANIFEST, UNTUNED, damaged, encode, signed
 from .public_keys import PublicKeys
 from .vouching import MAX_SEAL_BYTES, SEAL, Vouching, make_seal
 
@@ -169,7 +169,8 @@ def unpack_stream(
         if _digest(manifest) != digests.get(f"{key}/{MANIFEST}"):  # another than the signed one
             raise damaged(into / key, "it was changed while it was imported")
         how = vouching.require(source, manifest, checked)
-        manifests[key] = {**manifest, "origin": f"{origin}, {how}"}
+        untuned = UNTUNED if manifest["origin"].endswith(UNTUNED) else ""
+        manifests[key] = {**manifest, "origin": f"{origin}, {how}{untuned}"}
     return manifests
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import AccelError
+from ..terminal import say
 
 ROOT = Path(__file__).resolve().parents[3]
 HOME = ROOT / ".venv.gpu"
@@ -23,22 +24,23 @@ PROVIDED = re.compile(r"libcudart\.so|libcublas(Lt)?\.so")
 """The libraries that the driver stands in for, besides libcuda itself."""
 
 
-def home(torch: str = TORCH) -> Path:
-    """Return the folder of the environment with this version of torch."""
-    return HOME if torch == TORCH else HOME.with_name(f"{HOME.name}-{torch}")
+def home(torch: str | None = TORCH) -> Path:
+    """Return the folder of the environment with this version of torch; None: with this Python's."""
+    return HOME if torch == TORCH else HOME.with_name(f"{HOME.name}-{torch or 'own'}")
 
 
-def prepare(card: int = 86, torch: str = TORCH) -> tuple[Path, dict[str, str]]:
+def prepare(card: int = 86, torch: str | None = TORCH) -> tuple[Path, dict[str, str]]:
     """Return the Python of the laboratory, and the environment variables of a process in it.
 
-    The process has a pretend card of compute capability `card` / 10. What is missing is made.
-    Raises subprocess.CalledProcessError where the environment or the driver cannot be made,
-    AccelError where the system is not Linux.
+    The process has a pretend card of compute capability `card` / 10. What is missing is made. Where
+    `torch` is None, this Python is taken, whose torch must have CUDA. Raises
+    subprocess.CalledProcessError where the environment or the driver cannot be made, AccelError
+    where the system is not Linux.
     """
     if not sys.platform.startswith("linux"):
         raise AccelError("the laboratory needs Linux, because its driver is loaded by LD_PRELOAD")
     folder = home(torch)
-    python = _environment(folder, torch)
+    python = Path(sys.executable) if torch is None else _environment(folder, torch)
     _build(_site_packages(python), folder / "driver")
     return python, _variables(python, folder, card)
 
@@ -47,11 +49,12 @@ def _environment(folder: Path, torch: str) -> Path:
     """Return the Python of the laboratory; make its environment where there is none."""
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
-        print(f"Creating {folder} with torch {torch} and CUDA: once, about 7 GB.", flush=True)
+        say(f"Creating {folder} with torch {torch} and CUDA: once, about 7 GB.")
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         packages = [f"torch=={torch}", "numpy", "pytest", "pyyaml"]
         packages += ["-r", str(ROOT / "requirements.txt")]
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
+        install = [str(python), "-m", "pip", "install", "-q", *packages]
+        subprocess.run(install, check=True, stdout=sys.stderr)
         ready.touch()
     return python
 
@@ -94,7 +97,7 @@ def _build(packages: Path, folder: Path) -> None:
     newest = max(file.stat().st_mtime for file in (*SOURCES.iterdir(), Path(__file__)))
     if library.exists() and library.stat().st_mtime > newest:
         return
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     wanted = _symbols("--undefined-only", packages.glob("torch/lib/*.so"))
     theirs = (f for f in packages.glob("nvidia/**/*.so*") if PROVIDED.match(f.name))
     provided = wanted & _symbols("--defined-only", theirs)

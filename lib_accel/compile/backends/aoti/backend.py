@@ -12,13 +12,14 @@ from weakref import WeakValueDictionary
 from ....config import Config
 from ....errors import AccelError, ArtifactRejected
 from ....model import specs
-from ....store import Artifact, ArtifactStore
+from ....store import Artifact, ArtifactStore, Entry
 from ....store.summary import bytes_of
 from ...accuracy import Verdict
 from ...jobs import CompiledUnits, Job, stop
 from ...target import Target
 from ...toolchain import cannot_run, missing_tools
 from ...units import UnitFn, describe
+from .arrivals import Arrivals
 from .job import CompileJob
 from .load import load_unit, misfit
 
@@ -43,6 +44,7 @@ class Aoti:
         # torch never unloads code, and the code holds no weights: loaded once, it is kept
         self._loaded: dict[tuple[str, str], UnitFn] = {}
         self._loading = threading.Lock()
+        self._checked: set[str] = set()  # checksums of what came unchecked and has passed here
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
         """Return why the code of `target` can be neither loaded nor compiled, or None."""
@@ -61,7 +63,7 @@ class Aoti:
                 f"that needs torch {needs} or later"
             )
         try:
-            missing = _missing(target, store)
+            missing = _missing(_entries(target, store))
             if not missing:
                 return None  # loading needs no compiler
             store.check()
@@ -74,18 +76,23 @@ class Aoti:
     def make(self, target: Target, store: ArtifactStore) -> CompiledUnits | Job:
         """Load the code of `target` from `store`, or return the job that compiles what is missing.
 
-        A job that makes the same already, for whichever model, is shared. Raises ArtifactRejected
-        with the key of the artifact that must not serve.
+        What came unchecked is checked by a job. One that makes the same already, for whichever
+        model, is shared. Raises ArtifactRejected with the key of the artifact that must not serve.
         """
-        missing = _missing(target, store)
-        if not missing and (code := self._load(target, store)) is not None:
+        found = _entries(target, store)
+        missing = _missing(found)
+        arrived = [e.artifact for e in found.values() if e and e.artifact]
+        unchecked = any(map(Arrivals(target, store, self._checked).include, arrived))
+        if not (missing or unchecked) and (code := self._load(target, store)) is not None:
             return code
         with self._starting:
             job = self._jobs.get((store.root, target.key))
             if job is None or job.done or job.cancelled:
                 if foreign := [why for why in missing.values() if why]:
                     _log.warning("Compiling %d units again: %s", len(foreign), foreign[0])
-                job = CompileJob(target, store, self._load, self._turn, self._workers)
+                job = CompileJob(
+                    target, store, self._load, self._turn, self._workers, checked=self._checked
+                )
                 self._jobs[store.root, target.key] = job
                 job.start()
             return job
@@ -117,7 +124,7 @@ class Aoti:
         self, store: ArtifactStore, artifact: Artifact, unit: specs.Spec, target: Target
     ) -> UnitFn:
         """Load one unit, or return what was loaded from the same bytes before."""
-        if not passed(artifact):
+        if not (artifact.checksum in self._checked or passed(artifact)):
             raise ArtifactRejected(
                 f"artifact {artifact.key[:12]} has no accuracy check for {describe(unit)}; "
                 "it was never allowed to serve",
@@ -138,9 +145,12 @@ class Aoti:
             return self._loaded[name]
 
 
-def _missing(target: Target, store: ArtifactStore) -> dict[str, str | None]:
-    """Return the keys that `store` lacks, or has from somebody else: then with the reason."""
-    found = {key: store.entry(key) for key in target.keys.values()}
+def _entries(target: Target, store: ArtifactStore) -> dict[str, Entry | None]:
+    return {key: store.entry(key) for key in target.keys.values()}
+
+
+def _missing(found: Mapping[str, Entry | None]) -> dict[str, str | None]:
+    """Return the keys that the store lacks, or has from somebody else: then with the reason."""
     return {key: e and e.problem for key, e in found.items() if e is None or e.foreign}
 
 

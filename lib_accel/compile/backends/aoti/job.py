@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from ....errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ....model import specs
-from ....store import ArtifactStore, LockBusy
-from ....store.privacy import OTHER_TEMP, require_private
-from ....store.private_folder import temporary_folder
+from ....store import Artifact, ArtifactStore, LockBusy
 from ...accuracy import Verdict
 from ...jobs import CompiledUnits, Job, Parts
 from ...machine import has_room, waits_for
 from ...target import Target
 from ...units import describe
-from ..process_tree import remove
 from ..times import Times
-from .worker_environment import made_with
+from .arrivals import NO_ROOM, Arrivals, discard
+from .pool import workers_in_pool
+from .worker_environment import HERE, Elsewhere, made_with
 from .worker_process import (
     Answer,
     Results,
@@ -32,9 +28,6 @@ from .worker_process import (
     worker_bytes,
     worker_count,
 )
-
-# as torch and the system word it
-_NO_ROOM = ("out of memory", "No space left on device", "Disk quota exceeded")
 
 STALL_S = 900.0
 """A worker that is silent for this long hangs: one unit takes 10 to 60 s."""
@@ -50,8 +43,10 @@ Loader = Callable[[Target, ArtifactStore], CompiledUnits | None]
 class CompileJob(Job):
     """Puts every unit of a target that the store lacks into it, each as soon as it is checked.
 
-    The result is the code of the whole target, from `load`. `turn` is held while units are
-    compiled, so that architectures are compiled one after the other.
+    What is there unchecked is checked as well. Where nothing is missing at the start, nothing is
+    compiled: a unit that is refused then ends the job. The result is the code of the whole target,
+    from `load`. `turn` is held while units are compiled, so that architectures are compiled one
+    after the other. `checked`: as for `Arrivals`.
     """
 
     def __init__(
@@ -62,11 +57,15 @@ class CompileJob(Job):
         turn: threading.Lock,
         workers: int | None = None,
         stall_s: float = STALL_S,
+        checked: set[str] | None = None,
+        elsewhere: Elsewhere = HERE,
     ):
         super().__init__(f"accel-compile-{target.key[:8]}", target)
         self.store, self.stall_s = store, stall_s
         self.workers = workers or worker_count(target.device)
-        self._load, self._turn = load, turn
+        self._load, self._turn, self._elsewhere = load, turn, elsewhere
+        self._arrivals = Arrivals(target, store, set() if checked is None else checked)
+        self._compiles = True
         self._pool: list[Worker] = []
         self._given_up = threading.Event()  # of `_pool`: it has ended for want of video memory
         self._times = Times("aoti", target.device.type)
@@ -75,9 +74,10 @@ class CompileJob(Job):
         """Compile what is missing and load everything."""
         with self._only_process():
             try:
+                self._compiles = any(self._stored(unit) is None for unit in self.target.units)
                 return self._complete()
             except ArtifactRejected as e:
-                if e.key is None:
+                if e.key is None or not self._compiles:
                     raise
                 self.store.discard(e.key, str(e))  # it was stored before; compile it anew, once
                 return self._complete()
@@ -88,7 +88,7 @@ class CompileJob(Job):
         if self._missing():
             with self._only_architecture():
                 while missing := self._missing():  # others may have made some in the meantime
-                    if any(self.store.begin(self.target.keys[unit]) for unit in missing):
+                    if any(map(self._can_begin, missing)):
                         self._compile(missing, self._wait_for_memory())
                     elif self._missing():  # not all were fetched just now
                         self.wait_for_another_machine()
@@ -104,7 +104,7 @@ class CompileJob(Job):
     def _only_process(self) -> Iterator[None]:
         """Hold the target's lock; stay cancellable while another process compiles the target."""
         with contextlib.ExitStack() as held:
-            while True:
+            while not self.store.readonly:
                 try:
                     held.enter_context(self.store.lock(self.target.key, timeout=0.5))
                     break
@@ -123,13 +123,23 @@ class CompileJob(Job):
             self._turn.release()
 
     def _missing(self) -> list[specs.Spec]:
-        return [unit for unit in self.target.units if not self._is_stored(unit)]
+        return [unit for unit in self.target.units if not self._is_ready(unit)]
 
-    def _is_stored(self, unit: specs.Spec) -> bool:
+    def _stored(self, unit: specs.Spec) -> Artifact | None:
         try:
-            return self.store.get(self.target.keys[unit]) is not None
+            return self.store.get(self.target.keys[unit])
         except ArtifactRejected:
-            return False  # `put` replaces it
+            return None  # `put` replaces it
+
+    def _is_ready(self, unit: specs.Spec) -> bool:
+        artifact = self._stored(unit)
+        return artifact is not None and not self._awaits_check(artifact)
+
+    def _can_begin(self, unit: specs.Spec) -> bool:
+        return self._stored(unit) is not None or self.store.begin(self.target.keys[unit])
+
+    def _awaits_check(self, artifact: Artifact) -> bool:
+        return self._elsewhere.checks and self._arrivals.include(artifact)
 
     def give_up_memory(self) -> bool:
         """End the workers where they take video memory; `work` starts others later."""
@@ -162,30 +172,14 @@ class CompileJob(Job):
 
         It ends early where video memory is given up.
         """
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="accel-compile-", dir=temporary_folder()))
-        except OSError as e:
-            raise NoRoom(
-                f"there is no folder for temporary files: {e}; "
-                "expected one that can be written (TMPDIR, TEMP)"
-            ) from e
-        results: Results = queue.SimpleQueue()
-        pool = self._pool = []
-        self._given_up.clear()
         count = min(workers, len(units))
-        threads = max(1, (os.cpu_count() or 1) // count)
-        try:
-            # code is tried there before it is stored
-            require_private(folder, folder=True, remedy=OTHER_TEMP)
-            pool.extend(Worker(folder, results, threads, self.target.machine) for _ in range(count))
-            self._drive(units, pool, results)
-        except OSError as e:
-            raise NoRoom(
-                f"cannot write to {folder}: {e}; expected room for about 1 GB of temporary files"
-            ) from e
-        finally:
-            self._pool = []
-            _clean_up(pool, folder)
+        with workers_in_pool(self.target, count, self._elsewhere) as (pool, results):
+            self._pool = pool
+            self._given_up.clear()
+            try:
+                self._drive(units, pool, results)
+            finally:
+                self._pool = []
 
     def _drive(self, units: list[specs.Spec], pool: list[Worker], results: Results) -> None:
         """Give each unit to the next free worker, and store what comes back."""
@@ -199,7 +193,8 @@ class CompileJob(Job):
             if self._given_up.is_set():
                 return
             names = ", ".join(describe(worker.unit) for worker in busy if worker.unit)
-            self.report(f"compiling {names}")
+            doing = "checking" if all(worker.artifact for worker in busy) else "compiling"
+            self.report(f"{doing} {names}")
             try:
                 worker, answer = results.get(timeout=0.5)
             except queue.Empty:
@@ -218,22 +213,38 @@ class CompileJob(Job):
         assert self.parts is not None
         while waiting:
             unit = waiting.pop(0)
-            stored = self._is_stored(unit)
-            if not stored and self.store.begin(self.target.keys[unit]):
-                self.parts.begin(unit, 0.0 if worker.given else self._times.start_s)
-                worker.give(unit, self.target)
-                return
-            if stored or self._is_stored(unit):  # else another machine is making it
-                self.parts.finish(unit)
+            artifact = self._stored(unit)
+            if artifact is not None and self._awaits_check(artifact):
+                try:
+                    code = self._arrivals.place(artifact)
+                except ArtifactRejected as error:
+                    self._refuse(error)
+                else:
+                    self.parts.begin(unit)
+                    worker.check(unit, self.target, artifact, code)
+                    return
+            elif artifact is not None or not self.store.begin(self.target.keys[unit]):
+                if artifact is not None or self._is_ready(unit):  # else another machine makes it
+                    self.parts.finish(unit)
+                continue
+            self.parts.begin(unit, 0.0 if worker.given else self._times.start_s)
+            worker.give(unit, self.target)
+            return
+
+    def _refuse(self, error: ArtifactRejected) -> None:
+        """Remove unchecked code that must not serve, to compile it; else end the job."""
+        if not self._compiles:
+            raise error
+        discard(self.store, error)
 
     def _finished(self, worker: Worker, answer: Answer | None) -> bool:
         """Store the worker's unit if it is done, and return whether it is."""
         unit = worker.unit
-        if unit is None:
+        if unit is None or (answer is None and self._given_up.is_set()):
             return False
         name = describe(unit)
-        if answer is None and self._given_up.is_set():
-            return False
+        if worker.artifact is not None:
+            return self._checked(worker, answer)
         if answer is None:
             raise CompileFailed(
                 f"the compiler process ended (exit {worker.exit_code()}) at {name}: "
@@ -241,23 +252,11 @@ class CompileJob(Job):
             )
         if "error" in answer:
             text = answer["error"]
-            failure = NoRoom if any(words in text for words in _NO_ROOM) else CompileFailed
+            failure = NoRoom if any(words in text for words in NO_ROOM) else CompileFailed
             raise failure(f"{name} does not compile: {text}")
         if not answer.get("ok"):
             return False  # it only reports what it is doing
-        verdict = Verdict.from_dict(answer["verdict"])
-        if not verdict.passed:
-            raise ArtifactRejected(
-                f"the compiled {name} is inaccurate: {verdict}; it was discarded"
-            )
-        self.store.put(
-            self.target.recipe(unit),
-            worker.files(),
-            {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)},
-            keep=self.target.keys.values(),
-            name=self.target.name,
-            made_with={**made_with(self.target.machine), "options": answer["options"]},
-        )
+        self._put(unit, worker, answer)
         assert self.parts is not None
         self.parts.finish(unit, answer["seconds"])
         self._times.add(unit, answer["seconds"], first=worker.given == 1)
@@ -265,18 +264,35 @@ class CompileJob(Job):
         self.compiled += 1
         return True
 
+    def _put(self, unit: specs.Spec, worker: Worker, answer: Answer) -> None:
+        measured = None
+        if self._elsewhere.checks:
+            verdict = Verdict.from_dict(answer["verdict"])
+            if not verdict.passed:
+                raise ArtifactRejected(
+                    f"the compiled {describe(unit)} is inaccurate: {verdict}; it was discarded"
+                )
+            measured = {**verdict.to_dict(), "seconds": round(answer["seconds"], 1)}
+        self.store.put(
+            self.target.recipe(unit),
+            worker.files(),
+            measured,
+            keep=self.target.keys.values(),
+            name=self.target.name,
+            made_with={**made_with(self.target.machine), "options": answer["options"]},
+            origin=self._elsewhere.origin,
+        )
 
-def _clean_up(pool: list[Worker], folder: Path) -> None:
-    """End the workers and delete their files.
-
-    One worker lives until the files are gone: should this process be killed in the meantime, that
-    worker deletes the rest.
-    """
-    last = next((worker for worker in reversed(pool) if worker.exit_code() is None), None)
-    for worker in pool:
-        if worker is not last:
-            worker.kill()
-    if last is not None:
-        remove(folder, patience_s=0)
-        last.kill()
-    remove(folder)
+    def _checked(self, worker: Worker, answer: Answer | None) -> bool:
+        """Take the answer of a worker that checks unchecked code; return whether it is free."""
+        assert self.parts is not None
+        try:
+            if not self._arrivals.finish(worker, answer):
+                return False
+            self.parts.finish(worker.unit)
+        except ArtifactRejected as error:
+            self._refuse(error)  # it is compiled in the next pool
+        worker.take_back()
+        if answer is None:
+            self._given_up.set()  # that worker has ended: the next pool goes on
+        return True

@@ -4,8 +4,9 @@ FOLDER is made for the workers of one job. A worker reads tasks from standard in
 standard output, one line of JSON each. When standard input ends, the parent is gone: then it lets
 process_tree.py end its whole process group (the C++ compiler, Triton's workers) and delete FOLDER.
 
-Task: {"unit": a spec as a dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1}
-Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...},
+Task: {"unit": a spec as a dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1,
+"stages": ["compile", "check"]}: either or both. What is only checked lies in the folder already.
+Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...} or null,
 "seconds": s, "options": "..."} with the unit's files in its folder and the compiler's options, or
 {"error": "..."}.
 """
@@ -65,26 +66,33 @@ def _end(folder: Path) -> None:
 
 
 def _do(task: dict[str, Any], answers: TextIO) -> None:
-    """Compile one unit, check it, and answer."""
+    """Compile one unit, or take the code that is there; check it, and answer."""
     import torch
 
     from ....model.specs import spec_from_dict
     from ...accuracy import check_unit
-    from .compiler import compile_unit, options_for
+    from .load import load_unit
 
     start = time.monotonic()
     torch.set_num_threads(int(task["threads"]))
     unit, dtype = spec_from_dict(task["unit"]), getattr(torch, task["dtype"])
-    device = torch.device(task["device"])
-    _answer(answers, stage="compile")
-    code = compile_unit(unit, dtype, device, Path(task["folder"]))
-    _answer(answers, stage="check")
-    verdict = check_unit(unit, code, dtype, device, alone=True)
+    device, folder = torch.device(task["device"]), Path(task["folder"])
+    verdict, options = None, ""
+    if "compile" in task["stages"]:
+        from .compiler import compile_unit, options_for
+
+        _answer(answers, stage="compile")
+        code = compile_unit(unit, dtype, device, folder)
+        options = " ".join(f"{name}={value}" for name, value in options_for(unit, device).items())
+    else:
+        code = load_unit(folder, device)
+    if "check" in task["stages"]:
+        _answer(answers, stage="check")
+        verdict = check_unit(unit, code, dtype, device, alone=True).to_dict()
     if device.type == "cuda":
         torch.cuda.empty_cache()  # images are made on the same card
-    options = " ".join(f"{name}={value}" for name, value in options_for(unit, device).items())
     seconds = time.monotonic() - start
-    _answer(answers, ok=True, verdict=verdict.to_dict(), seconds=seconds, options=options)
+    _answer(answers, ok=True, verdict=verdict, seconds=seconds, options=options)
 
 
 def _answer(answers: TextIO, **message: object) -> None:

@@ -6,8 +6,11 @@ import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ....store.manifest import BUILT_HERE
 from ...machine import Machine, is_x86_64
 from ..isolated_python import python_environment
 
@@ -35,6 +38,26 @@ for flag do
 done
 exec {compiler} "$@" $level -mtune=native
 """
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """How code is compiled for another machine than this one; without arguments, for this one.
+
+    `command` starts a worker in another Python, with `variables` on top of those of
+    `worker_environment`. `device` is what its torch compiles for, "" for that of the target.
+    Without `checks` nothing here can run the code, and its artifacts come unchecked. `origin` is
+    what they tell of that.
+    """
+
+    command: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    checks: bool = True
+    origin: str = BUILT_HERE
+
+
+HERE = Elsewhere()
 
 
 def worker_environment(folder: Path, machine: Machine, threads: int = 1) -> dict[str, str]:

@@ -16,12 +16,15 @@ import psutil
 import torch
 
 from ....model import specs
+from ....store import Artifact
 from ...machine import RESERVE, Machine
 from ...target import Target
 from ...units import UnitModule, unit_key
 from ..isolated_python import python_command
 from ..process_tree import end, remove
-from .worker_environment import worker_environment
+from .worker_environment import HERE, Elsewhere, worker_environment
+
+WORKER = "lib_accel.compile.backends.aoti.worker"
 
 CONTEXT_BYTES = 512 * 2**20
 """Video memory that a worker takes at least: what CUDA and its libraries keep for a process."""
@@ -58,25 +61,34 @@ def free_for_workers(device: torch.device) -> int:
 
 
 class Worker:
-    """One child process that compiles one unit at a time.
+    """One child process that compiles or checks one unit at a time, or compiles for `elsewhere`.
 
     Its answers arrive in `results` as (worker, answer); (worker, None) when it has ended.
     """
 
-    def __init__(self, folder: Path, results: Results, threads: int, machine: Machine):
+    def __init__(
+        self,
+        folder: Path,
+        results: Results,
+        threads: int,
+        machine: Machine,
+        elsewhere: Elsewhere = HERE,
+    ):
         self.unit: specs.Spec | None = None
+        self.artifact: Artifact | None = None  # whose code is checked
         self.given = 0  # units
+        self._elsewhere = elsewhere
         self._killed = False
         self._threads, self._folder, self._results = threads, folder, results
         self._log = folder / f"worker-{id(self)}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                python_command("lib_accel.compile.backends.aoti.worker", folder),
+                [*(elsewhere.command or python_command(WORKER)), str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=folder,  # for what torch starts: it is private
-                env=worker_environment(folder, machine, threads),
+                env={**worker_environment(folder, machine, threads), **elsewhere.variables},
                 start_new_session=True,
                 creationflags=_APART,
             )
@@ -84,14 +96,24 @@ class Worker:
         threading.Thread(target=self._read, daemon=True).start()
 
     def give(self, unit: specs.Spec, target: Target) -> None:
-        """Let the worker compile and check a unit."""
-        self.unit, self.given = unit, self.given + 1
+        """Let the worker compile a unit, and check it unless it is for another card."""
+        stages = ["compile", "check"] if self._elsewhere.checks else ["compile"]
+        self.unit, self.artifact, self.given = unit, None, self.given + 1
+        self._ask(unit, target, self._output, stages)
+
+    def check(self, unit: specs.Spec, target: Target, artifact: Artifact, code: Path) -> None:
+        """Let the worker check the code of a unit, which lies in the folder `code`."""
+        self.unit, self.artifact = unit, artifact
+        self._ask(unit, target, code, ["check"])
+
+    def _ask(self, unit: specs.Spec, target: Target, folder: Path, stages: list[str]) -> None:
         task = {
             "unit": specs.spec_to_dict(unit),
             "dtype": str(target.dtype).removeprefix("torch."),
-            "device": str(target.device),
-            "folder": str(self._output),
+            "device": self._elsewhere.device or str(target.device),
+            "folder": str(folder),
             "threads": self._threads,
+            "stages": stages,
         }
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has died: `_read` reports that
@@ -106,7 +128,7 @@ class Worker:
     def take_back(self) -> None:
         """Delete the files of the finished unit; the worker is free."""
         remove(self._output, patience_s=0)
-        self.unit = None
+        self.unit = self.artifact = None
 
     @property
     def _output(self) -> Path:

@@ -76,20 +76,26 @@ class FusedKernels:
     def make(self, target: Target, store: ArtifactStore) -> CompiledUnits | Job:
         """Return the units of `target` where all are known or stored, else the job for the others.
 
-        Raises ArtifactRejected with the key of the artifact that must not serve.
+        It also checks those that came unchecked. Raises ArtifactRejected with the key of the
+        artifact that must not serve.
         """
         recipes, known = recipes_of(target), self._known(target)
+        arrived: dict[str, Artifact] = {}
         with self._loading:
             for key, (unit, _) in recipes.items():
-                if key not in known and (artifact := _stored(store, key)):
-                    known[key] = unit_fn(unit, self._load(store, artifact, unit, target))
+                if key in known or (artifact := _stored(store, key)) is None:
+                    continue
+                if artifact.verdict is None:
+                    arrived[key] = artifact
+                    continue
+                known[key] = unit_fn(unit, self._load(store, artifact, unit, target))
         if all(key in known for key in recipes):
             return {unit: known[key] for key, (unit, _) in recipes.items()}
         with self._starting:
             name = store.root, target.key, str(target.device)
             job = self._jobs.get(name)
             if job is None or job.done or job.cancelled:
-                job = KernelJob(target, store, recipes, known)
+                job = KernelJob(target, store, recipes, known, arrived)
                 self._jobs[name] = job
                 job.start()
             return job

@@ -14,7 +14,8 @@ import torch
 from ....config import MIB
 from ....errors import ArtifactRejected, BackendUnavailable, CompileFailed, NoRoom, StoreError
 from ....model import specs
-from ....store import ArtifactStore
+from ....store import Artifact, ArtifactStore
+from ....store.manifest import BUILT_HERE
 from ....store.private_folder import temporary_folder
 from ...accuracy import Verdict, check_unit
 from ...jobs import CompiledUnits, Job, Parts
@@ -41,7 +42,7 @@ class KernelJob(Job):
     """Adds to `known` the units of `recipes` that it lacks, each as soon as it is checked.
 
     `known` holds units of this process by key. What is made is kept in `store`, where that is
-    possible.
+    possible. `arrived`: artifacts by key that came unchecked. Their code is that of every unit.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class KernelJob(Job):
         store: ArtifactStore,
         recipes: Recipes,
         known: MutableMapping[str, UnitFn],
+        arrived: Mapping[str, Artifact],
     ):
         super().__init__(f"accel-kernels-{target.key[:8]}", target)
+        self._arrived = arrived
         self._store, self._recipes, self._known = store, recipes, known
         self._keeps = not store.readonly
 
@@ -65,7 +68,7 @@ class KernelJob(Job):
         self.parts = Parts({key: _seconds(unit) for key, (unit, _) in missing.items()})
         self.report("compiling the fused kernels")
         try:
-            code = nvrtc.compile_kernels(nvrtc.architecture(target.device), target.dtype)
+            code = self._code()
             kernels = load_kernels(code, target.device, target.dtype)
         except BackendUnavailable as error:
             raise CompileFailed(str(error)) from error
@@ -78,8 +81,14 @@ class KernelJob(Job):
             self._known[key] = fn
             self._keep(code, key, verdict)
             self.parts.finish(key, time.monotonic() - began)
-            self.compiled += 1
+            self.compiled += key not in self._arrived
         return {unit: self._known[key] for key, (unit, _) in self._recipes.items()}
+
+    def _code(self) -> bytes:
+        for artifact in self._arrived.values():
+            return (self._store.place(artifact) / CODE_FILE).read_bytes()
+        arch = nvrtc.architecture(self.target.device)
+        return nvrtc.compile_kernels(arch, self.target.dtype)
 
     def _checked(self, unit: specs.Spec, fn: UnitFn) -> Verdict:
         """Return the verdict on a unit, which has passed."""
@@ -100,7 +109,10 @@ class KernelJob(Job):
         if not self._keeps:
             return
         try:
-            keep(self._store, code, self._recipes, key, verdict, self.target.name)
+            if key in self._arrived:
+                self._store.record(self._arrived[key], verdict.to_dict())
+            else:
+                keep(self._store, code, self._recipes, key, verdict, self.target.name)
         except (OSError, StoreError, ArtifactRejected) as error:
             self._keeps = False
             _log.warning("The fused kernels are compiled again after the next start: %s", error)
@@ -118,7 +130,13 @@ class KernelJob(Job):
 
 
 def keep(
-    store: ArtifactStore, code: bytes, recipes: Recipes, key: str, verdict: Verdict, name: str
+    store: ArtifactStore,
+    code: bytes,
+    recipes: Recipes,
+    key: str,
+    verdict: Verdict | None,
+    name: str,
+    origin: str = BUILT_HERE,
 ) -> None:
     """Put the unit of a key into `store`; `name` is its model family.
 
@@ -129,7 +147,8 @@ def keep(
         file.write_bytes(code)
         made_with = {"nvrtc": nvrtc.version()}
         files, (_, recipe) = {CODE_FILE: file}, recipes[key]
-        store.put(recipe, files, verdict.to_dict(), recipes.keys(), name, made_with)
+        measured = verdict.to_dict() if verdict else None
+        store.put(recipe, files, measured, recipes.keys(), name, made_with, origin)
 
 
 def _seconds(unit: specs.Spec) -> float:

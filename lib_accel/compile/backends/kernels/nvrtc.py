@@ -33,13 +33,21 @@ def architecture(device: torch.device) -> str:
     """
     if device.type != "cuda":
         raise BackendUnavailable(f"these kernels run on NVIDIA cards, and the device is {device}")
+    name, capability = torch.cuda.get_device_name, torch.cuda.get_device_capability
+    return architecture_for(name(device), capability(device))
+
+
+def architecture_for(name: str, capability: tuple[int, int]) -> str:
+    """Return what the kernels are compiled for, so that a card `name` can run them.
+
+    Raises BackendUnavailable as `architecture` does.
+    """
     nvrtc = _Nvrtc()
-    capability = torch.cuda.get_device_capability(device)
     if found := best_architecture(capability, nvrtc.architectures()):
         return found
     raise BackendUnavailable(
-        f"{torch.cuda.get_device_name(device)} has compute capability "
-        f"{capability[0]}.{capability[1]}, for which NVRTC {nvrtc.version()} makes no code"
+        f"{name} has compute capability {capability[0]}.{capability[1]}, "
+        f"for which NVRTC {nvrtc.version()} makes no code"
     )
 
 

@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
     text = "use tiny UNets, to see that the command works"
     p.add_argument("--dry-run", action="store_true", help=text)
     text = (
-        "code that lib_accel.tools.laboratory.prebuild compiled elsewhere for this card and torch; "
+        "what `store export` wrote of code that `prebuild --for` compiled for this card and torch; "
         "every unit is checked here before it serves"
     )
     p.add_argument("--carried", type=Path, metavar="FILE", help=text)
