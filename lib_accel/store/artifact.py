@@ -27,10 +27,10 @@ from .files import (
     flush_folders,
     folders_of,
     identity_of,
-    names_below,
     open_file,
     rename,
     sha256,
+    walk,
 )
 from .manifest import MANIFEST, checksum, damaged, read_manifest, require_own, write_manifest
 from .privacy import require_private, require_private_root
@@ -111,7 +111,9 @@ def read_artifact(path: Path, key: str, content: bool = True) -> Artifact:
         require_private(path / MANIFEST, folder=False)
         artifact = Artifact(key, path, read_manifest(path / MANIFEST, key))
         folders = folders_of(artifact.files)
-        if extra := names_below(path) - {MANIFEST, *artifact.files} - folders:
+        start = len(os.fspath(path)) + 1
+        there = {item.path[start:].replace(os.sep, "/") for item in walk(path)}
+        if extra := there - {MANIFEST, *artifact.files} - folders:
             raise damaged(path, f"{sorted(extra)} is not in its manifest")
         for name in sorted(folders):
             require_private(path / name, folder=True)

@@ -119,10 +119,9 @@ def folders_of(names: Collection[str]) -> set[str]:
 
 def names_clash(names: Collection[str]) -> bool:
     """Return whether the names cannot stand side by side on a file system that ignores case."""
-    paths = {*names, *folders_of(names)}
-    return len({path.casefold() for path in paths}) < len(paths) or bool(
-        {*names} & folders_of(names)
-    )
+    folders = folders_of(names)
+    paths = {*names, *folders}
+    return len({path.casefold() for path in paths}) < len(paths) or bool({*names} & folders)
 
 
 def open_file(path: Path, links: bool = True) -> BinaryIO:
@@ -221,7 +220,7 @@ def flush_folder(path: Path) -> None:
 
 def flush_folders(path: Path) -> None:
     """Write the entries of a folder and of its sub-folders to the disk."""
-    for folder in (path, *(item for item in walk(path) if item.is_dir())):
+    for folder in (path, *(Path(i.path) for i in walk(path) if i.is_dir(follow_symlinks=False))):
         flush_folder(folder)
 
 
@@ -261,28 +260,23 @@ def replace_json(path: Path, value: object) -> None:
         new.unlink(missing_ok=True)
 
 
-def walk(path: Path) -> Iterator[Path]:
+def walk(path: Path) -> Iterator[os.DirEntry[str]]:
     """Yield every file, folder and link below `path`; links are not followed."""
     waiting = [os.fspath(path)]
     while waiting:
         with os.scandir(waiting.pop()) as items:
             for item in items:
-                yield Path(item.path)
+                yield item
                 if item.is_dir(follow_symlinks=False):
                     waiting.append(item.path)
-
-
-def names_below(path: Path) -> set[str]:
-    """Return the name of everything below `path`, as 'a/b.so'."""
-    start = len(os.fspath(path)) + 1
-    return {os.fspath(item)[start:].replace(os.sep, "/") for item in walk(path)}
 
 
 def bytes_in(path: Path) -> int:
     """Return the bytes of a file, or of all files below a folder."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
-    return sum(item.lstat().st_size for item in walk(path) if item.is_symlink() or item.is_file())
+    files = (item for item in walk(path) if not item.is_dir(follow_symlinks=False))
+    return sum(item.stat(follow_symlinks=False).st_size for item in files)
 
 
 def identity_of(path: Path) -> tuple[int, int, int] | None:

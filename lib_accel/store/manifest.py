@@ -15,6 +15,7 @@ two; `sha256` covers every other field, so any changed byte is found.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -148,26 +149,33 @@ def read_manifest(path: Path, key: str) -> dict[str, Any]:
     """Return the manifest in `path`; raise ArtifactRejected unless it is whole and makes sense."""
     with files.open_file(path) as stream:
         raw = stream.read(MAX_BYTES + 1)
+    manifest, why = _parsed(raw, key)
+    if why:
+        raise damaged(path, why)
+    return {**manifest}
+
+
+@functools.lru_cache(maxsize=4096)  # of the very bytes: nothing else has to be trusted
+def _parsed(raw: bytes, key: str) -> tuple[Mapping[str, Any], str | None]:
+    """Return what a manifest says, and what is wrong with it or None."""
     manifest: Any = None
     whole = False
     with contextlib.suppress(ValueError, RecursionError):  # refused below
         manifest = json.loads(raw)
         whole = isinstance(manifest, dict) and encode(manifest) == raw
     if not whole:
-        raise damaged(path, "its own checksum does not match")
+        return {}, "its own checksum does not match"
     version = manifest.get("format")
     if type(version) is not int or version != FORMAT:
-        raise damaged(path, f"it has format {version!r}, this version reads {FORMAT}")
+        return {}, f"it has format {version!r}, this version reads {FORMAT}"
     if wrong := _wrong_fields(manifest):
-        raise damaged(path, f"these fields are missing or wrong: {', '.join(wrong)}")
+        return {}, f"these fields are missing or wrong: {', '.join(wrong)}"
     if manifest["key"] != key:
         theirs = manifest["key"][:12]
-        raise damaged(path, f"it belongs to another artifact ({theirs}, expected {key[:12]})")
+        return {}, f"it belongs to another artifact ({theirs}, expected {key[:12]})"
     if recipe_key(manifest["recipe"]) != key:
-        raise damaged(path, "its key is not the sha256 of its recipe")
-    if why := _wrong_files(manifest["files"]):
-        raise damaged(path, why)
-    return manifest
+        return {}, "its key is not the sha256 of its recipe"
+    return manifest, _wrong_files(manifest["files"])
 
 
 def require_names(names: Collection[str]) -> None:

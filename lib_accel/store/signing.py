@@ -20,6 +20,7 @@ import re
 import secrets
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ..config import own_key_file
@@ -131,6 +132,14 @@ def store_key(given: Path | None) -> bytes | None:
     if own.is_absolute() and os.path.lexists(own):
         return read_key(own, links=False)
     return _of_this_process() if _of_this_process.cache_info().currsize else None
+
+
+KeyReader = Callable[[], "bytes | None"]
+
+
+def key_reader(given: Path | None) -> KeyReader:
+    """Return what returns the store key, which it reads once. Raises as `store_key` does."""
+    return functools.lru_cache(functools.partial(store_key, given))
 
 
 def make_store_key(given: Path | None, lasting: bool = False) -> bytes:

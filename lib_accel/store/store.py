@@ -82,7 +82,7 @@ class ArtifactStore:
         """Return what `list` has of one artifact; None when there is none."""
         with os_errors(f"look for artifact {key[:12]} in {self.root}"):
             entry = folders.entry_of(self._path(key))
-        return self._inspect(entry) if entry else None
+        return next(self._inspect([entry] if entry else []), None)
 
     def contains(self, key: str) -> bool:
         """Return whether there is an artifact, good or damaged; reads none of it."""
@@ -101,11 +101,10 @@ class ArtifactStore:
     ) -> Artifact:
         """Copy `sources` (name in the artifact: where the file is now) into the store.
 
-        The key is the sha256 of `recipe`. A good artifact that is there already is kept and
-        returned, unless only this one was checked. Others are removed when the store exceeds its
-        limit, but none whose key is in `keep`. The model family `name`, the tools and the machine
-        in `made_with` and `origin` are no part of the key. Raises StoreError when a name or the
-        recipe is not acceptable.
+        The key is the sha256 of `recipe`; `name` is the model family. A good artifact that is there
+        already is kept and returned, unless only this one was checked. Others are removed when the
+        store exceeds its limit, but none whose key is in `keep`. Raises StoreError when a name or
+        the recipe is not acceptable.
         """
         manifest = new_manifest(recipe, verdict, name, made_with, origin)
         key = manifest["key"]
@@ -146,7 +145,7 @@ class ArtifactStore:
 
         Sizes are compared with the manifest, checksums are not (`verify` does that).
         """
-        return [entry for entry in map(self._inspect, self._scan()) if entry]
+        return [*self._inspect(self._scan())]
 
     def check(self) -> None:
         """Raise StoreError or ArtifactRejected when nothing can be kept here. Leaves nothing."""
@@ -161,8 +160,7 @@ class ArtifactStore:
 
     def verify(self) -> builtins.list[tuple[str, str | None]]:
         """Return every key with what is wrong with it, or None. Reads every byte."""
-        checked = (self._inspect(entry, content=True) for entry in self._scan())
-        return [(entry.key, entry.problem) for entry in checked if entry]
+        return [(e.key, e.problem) for e in self._inspect(self._scan(), content=True)]
 
     def discard(self, key: str, reason: str = "") -> None:
         """Remove an artifact if it is there, and log the reason, if it is not the user's wish."""
@@ -177,10 +175,7 @@ class ArtifactStore:
             _log.warning("Discarded artifact %s: %s", key[:12], reason)
 
     def clear(self) -> int:
-        """Remove every artifact, locked or not, and what dead processes left unfinished.
-
-        Returns the bytes freed.
-        """
+        """Remove every artifact, locked or not, and what dead processes left; return the bytes."""
         self._require_writable("clear the store")
         if not os.path.lexists(self.root):
             return 0
@@ -261,20 +256,24 @@ class ArtifactStore:
             require_private_root(self.root)
             cleanup.claim(self.root)
 
-    def _load(self, key: str, content: bool = True) -> Artifact | None:
+    def _load(
+        self, key: str, content: bool = True, read_key: signing.KeyReader | None = None
+    ) -> Artifact | None:
         """Return the artifact, checked; None when there is none."""
         with os_errors(f"read artifact {key[:12]}"):
-            store_key = signing.store_key(self._key_file)
+            store_key = (read_key or signing.key_reader(self._key_file))()
             return folders.load_artifact(self._path(key), store_key, self._public, content)
 
-    def _inspect(self, entry: Entry, content: bool = False) -> Entry | None:
-        """Return the entry with its artifact or its problem; None when it is gone by now."""
-        try:
-            artifact = self._load(entry.key, content)
-        except AccelError as error:
-            foreign = isinstance(error, ForeignArtifact)
-            return replace(entry, problem=str(error), foreign=foreign)
-        return replace(entry, artifact=artifact, problem=None) if artifact else None
+    def _inspect(self, entries: Iterable[Entry], content: bool = False) -> Iterator[Entry]:
+        """Yield the entries with their artifacts or their problems, without what is gone by now."""
+        read_key = signing.key_reader(self._key_file)
+        for entry in entries:
+            try:
+                if artifact := self._load(entry.key, content, read_key):
+                    yield replace(entry, artifact=artifact, problem=None)
+            except AccelError as error:
+                foreign = isinstance(error, ForeignArtifact)
+                yield replace(entry, problem=str(error), foreign=foreign)
 
     def _scan(self) -> builtins.list[Entry]:
         with os_errors(f"list the store {self.root}"):

@@ -147,6 +147,8 @@ OPTIONS = (
     "gpu --minutes",
     "prebuild --family",
     "prebuild --workers",
+    "prebuild --for",
+    "prebuild --torch",
     "cost --pictures",
     "cost --flags",
     "doctor --device",

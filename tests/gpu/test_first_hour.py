@@ -9,14 +9,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from lib_accel.store import ArtifactStore
+from lib_accel.store.manifest import UNTUNED
+from lib_accel.tools.cli import main, prebuild
 from lib_accel.tools.gpu import process
-from lib_accel.tools.gpu.jobs import JOBS
+from lib_accel.tools.gpu.jobs import JOBS, architecture_of
 from lib_accel.tools.gpu.setting import Setting
-from lib_accel.tools.laboratory import prebuild
 
 CARD = int(os.environ.get("PRETEND_CARD", "86"))
 
@@ -24,8 +26,16 @@ CARD = int(os.environ.get("PRETEND_CARD", "86"))
 @pytest.fixture(scope="module")
 def carried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the laboratory compiles ahead for the dry run."""
-    file = tmp_path_factory.mktemp("carried") / "carried.zip"
-    assert prebuild.main(["--inside", "--dry-run", "--workers", "2", "--to", str(file)]) == 0
+    folder = tmp_path_factory.mktemp("carried")
+    given = ["prebuild", "--family", "sd1", "--family", "sdxl", "--for", f"cuda:sm_{CARD}"]
+    given += ["--workers", "2", "--store", str(folder / "store")]
+    with mock.patch.object(prebuild, "family", lambda name: architecture_of(name, dry_run=True)):
+        assert main(given) == 0
+    store, file = ArtifactStore(folder / "store"), folder / "carried.zip"
+    entries = store.list()
+    assert all(e.artifact and e.artifact.verdict is None for e in entries)
+    assert all(e.artifact and e.artifact.manifest["origin"].endswith(UNTUNED) for e in entries)
+    store.export([entry.key for entry in entries], file, None)
     return file
 
 

@@ -108,6 +108,24 @@ def test_a_store_that_keeps_nothing_costs_the_next_start_alone(compiler: Compile
     assert not list(tmp_path.iterdir())
 
 
+def test_code_that_came_unchecked_is_checked_before_it_serves(compiler: Compiler, tmp_path: Path):
+    """As `prebuild --for cuda:sm_86 --backend kernels` makes it; NVRTC may be missing here."""
+    store, target = ArtifactStore(tmp_path), tiny.target()
+    recipes, code = recipes_of(target), f"sm_86 {target.dtype}".encode()
+    for key in recipes:
+        job.keep(store, code, recipes, key, None, target.name, "built without a card")
+    made = FusedKernels().make(target, store)
+    assert isinstance(made, job.KernelJob), "nothing serves at once"
+    assert set(made.result()) == set(target.units)
+    assert (made.compiled, compiler.compiled) == (0, 0)
+    for key in recipes:
+        artifact = store.get(key)
+        assert artifact is not None
+        assert artifact.verdict is not None
+        assert artifact.manifest["origin"] == "built without a card"
+    assert not isinstance(FusedKernels().make(target, store), job.KernelJob), "it is known now"
+
+
 @pytest.mark.parametrize("bytes_", [b"", b"of another card"], ids=["empty", "another"])
 def test_code_that_does_not_load_is_discarded_and_made_again(
     bytes_: bytes, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

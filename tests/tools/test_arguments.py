@@ -75,6 +75,16 @@ def test_help_explains_each_command(run: Run, command: str) -> None:
         ("bench --family \udcff.ckpt", r"\udcff.ckpt has a name that is no Unicode"),
         ("bench --family sd1:x", "'x': expected a whole number"),
         (f"prebuild --family {__file__}", "ends in '.py'. Expected .safetensors"),
+        ("prebuild --family sd1 --for sm_86", "'sm_86': expected cuda:sm_86 or the like"),
+        ("prebuild --family sd1 --for cpu:x86-64-v5", "expected cuda:sm_86 or the like, or cpu:"),
+        ("prebuild --family sd1 --torch 2.10", "and there is none"),
+        ("prebuild --family sd1 --for cuda:sm_86 --windows", "nobody has ever loaded any"),
+        ("prebuild --family sd1 --for cpu:x86-64-v2 --backend kernels", "is for cards alone"),
+        ("prebuild --family sd1 --for cuda:sm_86 --device cpu", "is a device of this machine"),
+        (
+            "prebuild --family sd1 --backend tensorrt --for cuda:sm_90",
+            "cuda:sm_90: TensorRT for RTX serves 7.5, 8.0, 8.6, 8.9, and 12.0 and later",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(run: Run, arguments: str, message: str) -> None:

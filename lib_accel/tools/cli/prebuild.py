@@ -190,10 +190,10 @@ def _kernels(target: Target, store: ArtifactStore, origin: str) -> tuple[int, fl
 
 def _engines(args: argparse.Namespace) -> int:
     """Build the engines of TensorRT that are missing, and print what the store has then."""
-    version = libraries.version()
+    kinds, version = _kinds_of_cards(args), libraries.version()
     if version is None:
         raise BackendUnavailable(libraries.why_not())
-    kinds, store, dtype = _kinds_of_cards(args), _store(args), args.dtype or "float16"
+    store, dtype = _store(args), args.dtype or "float16"
     built, lines = [], []
     for architecture in map(family, args.family):
         for cards in kinds:

@@ -35,7 +35,7 @@ WINDOWS = "win32-amd64"
 _LEVELS = {"x86-64-v2": "default", "x86-64-v3": "avx2", "x86-64-v4": "avx512"}
 """What tells torch (ATEN_CPU_CAPABILITY) to compute with the instructions of a level."""
 
-_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(\+[a-z0-9]+)?")
+_VERSION = re.compile(r"([0-9]+)\.([0-9]+)(?:\.([0-9]+))?(\+[a-z0-9]+)?")
 
 
 @dataclass(frozen=True)

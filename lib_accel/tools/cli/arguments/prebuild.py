@@ -7,7 +7,7 @@ import re
 
 from .common import Commands, add_device_arguments, add_store_arguments, command, positive
 
-_FOR = re.compile(r"cuda:sm_([1-9]\d{1,2})|cpu:(x86-64-v[234])")
+_FOR = re.compile(r"cuda:sm_([1-9][0-9]{1,2})|cpu:(x86-64-v[234])")
 
 _NO_DLL = (
     "--windows: code of AOTInductor for Windows could be linked here, and nobody has ever loaded "
