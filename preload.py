@@ -67,6 +67,11 @@ def preload(parser: argparse.ArgumentParser) -> None:
         "unaccelerated meanwhile",
     )
     parser.add_argument(
+        "--accel-log-json",
+        action="store_true",
+        help="print what this extension says as JSON, one line for each event",
+    )
+    parser.add_argument(
         "--accel-disable",
         action="store_true",
         help="leave the UNet alone in this run, whatever the settings are",

@@ -23,6 +23,9 @@ else:
     from lib_accel.host.service import service
     from lib_accel.host.taiyi.hooks import taiyi
 
+    if webui.flag("accel_log_json"):
+        webui.events.begin()
+        script_callbacks.on_script_unloaded(webui.events.end)
     settings.register(service.options_changed)
     service.fetch_ahead()
     if webui.host.taiyi:

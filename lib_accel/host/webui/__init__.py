@@ -23,6 +23,7 @@ from ...config import FETCH_S, MIB, Config, key_file, places
 from ...errors import printable_lines
 from .. import is_forge
 from ..options import OPTIONS, Number
+from . import events
 from .protocol import Host
 
 
@@ -218,10 +219,13 @@ def idle() -> Iterator[bool]:
 
 
 def say(text: str) -> None:
-    """Print in the console, which only shows it.
+    """Print in the console, which only shows it; with --accel-log-json as a line of JSON.
 
     A character that the console's encoding lacks becomes `?`: it must not make an image fail.
     """
+    if flag("accel_log_json"):
+        print(events.line("info", __name__, text), flush=True)
+        return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(
         f"Acceleration: {printable_lines(text)}".encode(encoding, "replace").decode(encoding),
