@@ -78,6 +78,7 @@ def test_help_explains_each_command(run: Run, command: str) -> None:
         ("prebuild --family sd1 --for sm_86", "'sm_86': expected cuda:sm_86 or the like"),
         ("prebuild --family sd1 --for cpu:x86-64-v5", "expected cuda:sm_86 or the like, or cpu:"),
         ("prebuild --family sd1 --torch 2.10", "and there is none"),
+        ("prebuild --family vae --backend kernels", "kernels computes UNets alone"),
         ("prebuild --family sd1 --for cuda:sm_86 --windows", "nobody has ever loaded any"),
         ("prebuild --family sd1 --for cpu:x86-64-v2 --backend kernels", "is for cards alone"),
         ("prebuild --family sd1 --for cuda:sm_86 --device cpu", "is a device of this machine"),

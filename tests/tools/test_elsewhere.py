@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from lib_accel.compile import machine
+from lib_accel.compile.backends.aoti.backend import Aoti
 from lib_accel.compile.backends.aoti.worker_environment import worker_environment
 from lib_accel.compile.backends.kernels import nvrtc
 from lib_accel.compile.backends.kernels.backend import recipes_of
@@ -17,7 +19,10 @@ from lib_accel.compile.backends.tensorrt import libraries
 from lib_accel.compile.target import Target
 from lib_accel.errors import AccelError
 from lib_accel.model import presets
+from lib_accel.model.vae.network import DECODER, ENCODER, Half, Network
+from lib_accel.runtime.vae import VaeEngine
 from lib_accel.store import ArtifactStore
+from lib_accel.tools.cli import prebuild
 from lib_accel.tools.laboratory import elsewhere
 
 from .commands import Run, failure
@@ -99,12 +104,34 @@ def test_tensorrt_needs_a_card_to_be_named(
     assert "needs --for here: there is no card" in failure(run(*given), status=2)
 
 
+def test_the_units_of_a_vae_are_those_that_a_webui_asks_for() -> None:
+    order = prebuild.Order("", Aoti(), None, elsewhere.CPU, torch.float32)
+    target = order.target(prebuild._network("vae:32"))
+    asked = set[str]()
+    for kind in (DECODER, ENCODER):
+        half = Half.preset(kind, 32)
+        network = Network(half).adopt(
+            {name: nn.Parameter(torch.zeros(shape)) for name, shape in half.shapes().items()}
+        )
+        module = nn.Module()
+        for name, parameter in network.named_parameters():
+            *parents, last = name.split(".")
+            home = module
+            for parent in parents:
+                if not hasattr(home, parent):
+                    home.add_module(parent, nn.Module())
+                home = getattr(home, parent)
+            home.register_parameter(last, parameter)
+        asked |= {*VaeEngine(module).target.keys.values()}
+    assert {*target.keys.values()} == asked
+
+
 def test_a_lower_level_of_processors_is_compiled_for_and_checked_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(elsewhere, "instruction_set", lambda: "x86-64-v3")
     place = elsewhere.processor("x86-64-v2")
-    target = place.target(presets.sd1(32), torch.float32)
+    target = Target.of_unet(presets.sd1(32), torch.float32, elsewhere.CPU, place.machine)
     assert target.machine.identity()["capability"] == "x86-64-v2"
     assert place.elsewhere.checks
     made = worker_environment(tmp_path, target.machine) | dict(place.elsewhere.variables)

@@ -25,9 +25,12 @@ from ...compile.backends.tensorrt.engines import SERVED, Wanted, cards_of, engin
 from ...compile.jobs import CompiledUnits, Job
 from ...compile.machine import probe
 from ...compile.target import Target
+from ...compile.units import units_among
 from ...config import FETCH_S, MIB, Config
 from ...errors import ArtifactRejected, BackendUnavailable
 from ...model.architecture import Architecture
+from ...model.specs import Spec
+from ...model.vae.network import DECODER, ENCODER, Half
 from ...store import ArtifactStore
 from ...store.exchange.shared import SharedStore
 from ...store.summary import bytes_of
@@ -35,7 +38,8 @@ from ..laboratory import elsewhere
 from ..laboratory.elsewhere import Place
 from ..terminal import say, show
 from . import webui_python
-from .arguments.prebuild import number_of, require_possible
+from .arguments.common import positive
+from .arguments.prebuild import VAE, number_of, require_possible
 from .common import device_and_dtype, family, follow, make_store, publish, shared_store
 
 
@@ -49,11 +53,12 @@ class Order:
     device: torch.device
     dtype: torch.dtype
 
-    def target(self, architecture: Architecture) -> Target:
-        """Return what is to be compiled for a UNet."""
-        if self.place is not None:
-            return self.place.target(architecture, self.dtype)
-        return Target.of_unet(architecture, self.dtype, self.device, probe(self.device))
+    def target(self, network: Architecture | tuple[Spec, ...]) -> Target:
+        """Return what is to be compiled for a UNet, or for the units of a VAE."""
+        machine = self.place.machine if self.place else probe(self.device)
+        if isinstance(network, Architecture):
+            return Target.of_unet(network, self.dtype, self.device, machine)
+        return Target(network, self.dtype, self.device, machine, VAE.upper())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
         say(f"note: {why}")
     orders = [_order(args, word) for word in args.places or [""]]
     store, built, lines = _store(args), [], []
-    for order, architecture in itertools.product(orders, map(family, args.family)):
-        target = order.target(architecture)
-        label = f"{architecture.name}, {order.word}" if order.word else architecture.name
+    for order, network in itertools.product(orders, map(_network, args.family)):
+        target = order.target(network)
+        label = f"{target.name}, {order.word}" if order.word else target.name
         keys = _keys(order, target)
         _fetch(target, store, keys, label)
         compiled, seconds = _make(order, target, store, label, args.workers)
@@ -75,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         assert size is not None
         built.append(
             {
-                "architecture": architecture.name,
+                "architecture": target.name,
                 "for": order.word or "this machine",
                 "key": target.key,
                 "bytes": size,
@@ -95,6 +100,16 @@ def run(args: argparse.Namespace) -> int:
     text = "\n".join([*lines, f"store: {store.root}"])
     show({"artifacts": built, "store": str(store.root)}, args, text)
     return 0
+
+
+def _network(text: str) -> Architecture | tuple[Spec, ...]:
+    """Return the UNet of a family, or the units of both halves of the VAE that they share."""
+    name, _, width = text.partition(":")
+    if name != VAE:
+        return family(text)
+    channels = {"channels": positive(width)} if width else {}
+    halves = (Half.preset(kind, **channels) for kind in (DECODER, ENCODER))
+    return units_among(spec for half in halves for _, spec in half.layers)
 
 
 def _order(args: argparse.Namespace, word: str) -> Order:

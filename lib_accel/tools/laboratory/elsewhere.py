@@ -22,13 +22,13 @@ from ...compile.backends.aoti.worker_environment import HERE, Elsewhere
 from ...compile.backends.aoti.worker_process import WORKER
 from ...compile.backends.isolated_python import isolating_variables, python_command
 from ...compile.machine import Machine, instruction_set, probe
-from ...compile.target import Target
 from ...errors import AccelError
-from ...model.architecture import Architecture
 from ...store.manifest import UNTUNED
 from . import environment
 
 CPU = torch.device("cpu")
+"""The device of what is compiled for elsewhere: nothing here may ask for the card."""
+
 WINDOWS = "win32-amd64"
 """As `Machine.platform` has it."""
 
@@ -44,10 +44,6 @@ class Place:
 
     machine: Machine
     elsewhere: Elsewhere = HERE
-
-    def target(self, architecture: Architecture, dtype: torch.dtype) -> Target:
-        """Return what is compiled. Its device is this CPU: nothing here may ask for the card."""
-        return Target.of_unet(architecture, dtype, CPU, self.machine)
 
 
 def processor(level: str) -> Place:

@@ -9,6 +9,9 @@ from .common import Commands, add_device_arguments, add_store_arguments, command
 
 _FOR = re.compile(r"cuda:sm_([1-9][0-9]{1,2})|cpu:(x86-64-v[234])")
 
+VAE = "vae"
+"""The family of the units of a VAE, which those of SD1, SD2 and SDXL share."""
+
 _NO_DLL = (
     "--windows: code of AOTInductor for Windows could be linked here, and nobody has ever loaded "
     "any: it would depend on the Windows names of torch's and CUDA's libraries. Expected --backend "
@@ -37,7 +40,7 @@ serves. For aoti that needs Linux and gcc, and takes this Python's torch if it w
 else one of its own (7 GB, once). As no card can be asked which variant is fastest, it is untuned.
 
 examples:
-  PROGRAM prebuild --family sd1 --family sdxl
+  PROGRAM prebuild --family sd1 --family sdxl --family vae
   PROGRAM prebuild --family model.safetensors --dtype bfloat16
   PROGRAM prebuild --family sd1 --for cuda:sm_86 --for cuda:sm_89 --torch 2.10
   PROGRAM prebuild --family sd1 --for cpu:x86-64-v3
@@ -52,7 +55,8 @@ def add(commands: Commands) -> None:
         action="append",
         required=True,
         metavar="NAME",
-        help="sd1, sd2, sdxl, sdxl-refiner, or a checkpoint file; may be repeated",
+        help="sd1, sd2, sdxl, sdxl-refiner, vae (that of SD1, SD2 and SDXL), or a checkpoint "
+        "file; may be repeated",
     )
     p.add_argument(
         "--workers",
@@ -111,6 +115,8 @@ def number_of(word: str) -> tuple[str, int]:
 def require_possible(args: argparse.Namespace) -> None:
     """Raise ArgumentTypeError where arguments do not go together."""
     kinds = {number_of(word)[0] for word in args.places}
+    if args.backend != "aoti" and any(name.partition(":")[0] == VAE for name in args.family):
+        raise argparse.ArgumentTypeError(f"--family vae: {args.backend} computes UNets alone")
     if args.windows and args.backend == "aoti":
         raise argparse.ArgumentTypeError(_NO_DLL)
     if (args.torch or args.windows) and "cuda" not in kinds:
