@@ -74,7 +74,7 @@ def test_the_record_says_that_the_card_is_pretended(known: dict[str, Any]):
 def test_carried_code_is_found_and_not_called_checked(known: dict[str, Any]):
     for name in ("SD1.5, compiled code", "SDXL, compiled code"):
         units = known["jobs"][name]["result"]["units"]
-        assert len(units) == 4
+        assert len(units) == 5
         for unit in units:
             assert unit["origin"] in ("carried", "stored before")
             if unit["origin"] == "carried":
@@ -105,12 +105,12 @@ def test_without_carried_code_the_rows_that_need_it_say_so(carried: Path, tmp_pa
     outcome = process.run(first, given, tmp_path / "log", results.append)
     assert outcome.state == "failed"
     assert "a pretend card checks nothing" in outcome.why
-    assert [unit["origin"] for unit in results[-1]["units"]] == ["missing"] * 4
+    assert [unit["origin"] for unit in results[-1]["units"]] == ["missing"] * 5
     rows_of = replace(second, variants=("eager", "aoti"))
     assert process.run(rows_of, given, tmp_path / "log", results.append).state == "done"
     eager, aoti = results[-1]["rows"]
     assert eager["median_s"] > 0
-    assert "4 of 4 compiled units are missing" in aoti["note"]
+    assert "5 of 5 compiled units are missing" in aoti["note"]
 
 
 def test_code_for_another_card_is_not_called(carried: Path, tmp_path: Path):
@@ -134,5 +134,5 @@ def test_code_for_another_card_is_not_called(carried: Path, tmp_path: Path):
         process_of.terminate()
         process_of.wait()
         process_of.stderr.close()
-    assert "4 of 4 units of" in said
+    assert "5 of 5 units of" in said
     assert "which was made for capability" in said

@@ -81,5 +81,5 @@ _SMALL = {
 
 
 def architecture_of(family: str, dry_run: bool) -> Architecture:
-    """Return the UNet of a family; for a dry run one like it, with four units."""
+    """Return the UNet of a family; for a dry run one like it, with five units."""
     return _SMALL[family].build() if dry_run else PRESETS[family]()
