@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -91,10 +92,10 @@ def test_carried_code_is_checked_and_then_serves(carried: Target, tmp_path: Path
     tiny.check(e, tiny.inputs())
 
 
-def test_unchecked_code_serves_nobody(carried: Target, tmp_path: Path) -> None:
-    e = tiny.engine(tmp_path / "carried", compile=False, backend="aoti")
-    e.prepare()
-    assert e.status.state != "ready"
+def test_unchecked_code_serves_nobody_before_its_check(carried: Target, tmp_path: Path) -> None:
+    with contextlib.closing(tiny.engine(tmp_path / "carried", compile=False)) as e:
+        e.prepare()
+        assert e.status.state != "ready"
 
 
 def test_carried_code_that_is_inaccurate_is_not_stored(

@@ -21,7 +21,7 @@ from ...compile.backends.kernels.backend import FusedKernels, recipes_of
 from ...compile.backends.kernels.job import keep
 from ...compile.backends.tensorrt import libraries
 from ...compile.backends.tensorrt.child import build_into
-from ...compile.backends.tensorrt.engines import SERVED, Wanted, cards_of, engines_of
+from ...compile.backends.tensorrt.engines import Wanted, cards_of, engines_of
 from ...compile.jobs import CompiledUnits, Job
 from ...compile.machine import probe
 from ...compile.target import Target
@@ -246,7 +246,9 @@ def _kinds_of_cards(args: argparse.Namespace) -> list[str]:
     kinds = {word: cards_of(capability) for word, capability in named.items()}
     for word, kind in kinds.items():
         if kind is None:
-            raise argparse.ArgumentTypeError(f"{word}: {SERVED}")
+            raise argparse.ArgumentTypeError(
+                f"{word}: TensorRT for RTX serves 7.5, 8.0, 8.6, 8.9, and 12.0 and later"
+            )
     return [*dict.fromkeys(filter(None, kinds.values()))]
 
 

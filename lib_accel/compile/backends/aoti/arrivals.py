@@ -54,8 +54,9 @@ class Arrivals:
         artifact = worker.artifact
         assert artifact is not None
         if answer is None:
-            why = f"it ended the process that checked it (exit {worker.exit_code()})"
-            raise self._refusal(artifact, f"{why}: {worker.log_tail()}")
+            said, code = worker.log_tail(), worker.exit_code()
+            why = f"it ended the process that checked it (exit {code}): {said}"
+            raise self._refusal(artifact, why)
         if "error" in answer:
             text = answer["error"]
             if any(words in text for words in NO_ROOM):

@@ -15,7 +15,7 @@ from ....store.summary import bytes_of
 from ...jobs import CompiledUnits, Job, stop
 from ...target import Target
 from . import libraries
-from .engines import SERVED, Wanted, cards_of, engines_of
+from .engines import Wanted, cards_of, engines_of
 from .job import EngineJob
 
 
@@ -37,7 +37,10 @@ class TensorRT:
             return f"TensorRT runs on NVIDIA's cards alone, not on {machine.device_name}"
         cards = cards_of(machine.capability)
         if cards is None:
-            return f"{machine.device_name} has compute capability {machine.capability}; {SERVED}"
+            return (
+                f"{machine.device_name} has compute capability {machine.capability}; "
+                "TensorRT for RTX serves 7.5, 8.0, 8.6, 8.9, and 12.0 and later"
+            )
         if cards == "turing" and target.dtype != torch.float16:
             dtype = str(target.dtype).removeprefix("torch.")
             return f"TensorRT for RTX computes only float16 on {machine.device_name}, not {dtype}"

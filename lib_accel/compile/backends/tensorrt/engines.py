@@ -22,8 +22,6 @@ SOURCES = ("compile/backends/tensorrt/build.py",)
 TURING, AMPERE, BLACKWELL = (7, 5), ((8, 0), (8, 6), (8, 9)), (12, 0)
 """Compute capabilities that TensorRT for RTX knows; it also serves what comes after the last."""
 
-SERVED = "TensorRT for RTX serves 7.5, 8.0, 8.6, 8.9, and 12.0 and later"
-
 
 @dataclass(frozen=True)
 class Wanted:
