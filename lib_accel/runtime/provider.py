@@ -96,7 +96,7 @@ class Provider:
             try:
                 made = backend.make(target, self._store)
             except (ArtifactRejected, StoreError) as error:
-                self._reject(error)
+                self._reject(error, backend.name)
                 continue
             if isinstance(made, Job):
                 self.job = made
@@ -171,7 +171,7 @@ class Provider:
             self.compile_failures += 1
             passing = isinstance(error, (NoRoom, StoreError))
             if not compiled and getattr(error, "key", None):  # it was there, and came unchecked
-                self._reject(error)
+                self._reject(error, made_by)
             else:
                 (self._failed if passing else self._lasting)[made_by] = str(error)
             self.prepare(job.target)
@@ -212,7 +212,7 @@ class Provider:
         with contextlib.suppress(StoreError):  # shown only; the units serve without the store
             self._loaded_bytes = self.kept_bytes
 
-    def _reject(self, error: AccelError) -> None:
+    def _reject(self, error: AccelError, backend: str) -> None:
         """Remove a refused artifact, once, to have it made again; else give up the backend."""
         key = getattr(error, "key", None)
         if key is not None and key not in self._discarded and not self._store.readonly:
@@ -222,7 +222,7 @@ class Provider:
                 return
             except StoreError as failure:
                 error = failure
-        self._failed[self.backend] = str(error)
+        self._failed[backend] = str(error)
 
     @property
     def channels_last(self) -> bool:
