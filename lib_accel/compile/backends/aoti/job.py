@@ -39,6 +39,10 @@ _NO_ROOM = ("out of memory", "No space left on device", "Disk quota exceeded")
 STALL_S = 900.0
 """A worker that is silent for this long hangs: one unit takes 10 to 60 s."""
 
+HEADERS_FROM = 6
+"""So many units pay for compiling torch's C++ headers first: on a CPU that takes 11 s of processor
+time, and each unit then 2 s less."""
+
 QUIET_S = 10.0
 """How long there must be room for a worker again after memory was given up: an image takes it in
 several pieces."""
@@ -191,8 +195,9 @@ class CompileJob(Job):
         """Give each unit to the next free worker, and store what comes back."""
         parts = self.parts = Parts({u: self._times.expected(u) for u in units}, len(pool))
         waiting, heard = parts.longest_first, time.monotonic()
+        headers = len(units) >= HEADERS_FROM
         for worker in pool:
-            self._give_next(worker, waiting)
+            self._give_next(worker, waiting, headers)
         while busy := [worker for worker in pool if worker.unit is not None]:
             if not has_room(self.target.device, 0):
                 self.give_up_memory()
@@ -211,9 +216,9 @@ class CompileJob(Job):
                 continue
             heard = time.monotonic()
             if self._finished(worker, answer):
-                self._give_next(worker, waiting)
+                self._give_next(worker, waiting, headers)
 
-    def _give_next(self, worker: Worker, waiting: list[specs.Spec]) -> None:
+    def _give_next(self, worker: Worker, waiting: list[specs.Spec], headers: bool) -> None:
         """Give the worker the first unit that nobody else has stored, or is making."""
         assert self.parts is not None
         while waiting:
@@ -221,7 +226,7 @@ class CompileJob(Job):
             stored = self._is_stored(unit)
             if not stored and self.store.begin(self.target.keys[unit]):
                 self.parts.begin(unit, 0.0 if worker.given else self._times.start_s)
-                worker.give(unit, self.target)
+                worker.give(unit, self.target, headers)
                 return
             if stored or self._is_stored(unit):  # else another machine is making it
                 self.parts.finish(unit)

@@ -4,7 +4,8 @@ FOLDER is made for the workers of one job. A worker reads tasks from standard in
 standard output, one line of JSON each. When standard input ends, the parent is gone: then it lets
 process_tree.py end its whole process group (the C++ compiler, Triton's workers) and delete FOLDER.
 
-Task: {"unit": a spec as a dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1}
+Task: {"unit": a spec as a dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1,
+"headers": whether to compile C++ headers first}
 Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...},
 "seconds": s, "options": "..."} with the unit's files in its folder and the compiler's options, or
 {"error": "..."}.
@@ -77,7 +78,7 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
     unit, dtype = spec_from_dict(task["unit"]), getattr(torch, task["dtype"])
     device = torch.device(task["device"])
     _answer(answers, stage="compile")
-    code = compile_unit(unit, dtype, device, Path(task["folder"]))
+    code = compile_unit(unit, dtype, device, Path(task["folder"]), task["headers"])
     _answer(answers, stage="check")
     verdict = check_unit(unit, code, dtype, device, alone=True)
     if device.type == "cuda":

@@ -83,8 +83,8 @@ class Worker:
         self._lower_priority()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def give(self, unit: specs.Spec, target: Target) -> None:
-        """Let the worker compile and check a unit."""
+    def give(self, unit: specs.Spec, target: Target, headers: bool = True) -> None:
+        """Let the worker compile and check a unit. headers: C++ headers are compiled first."""
         self.unit, self.given = unit, self.given + 1
         task = {
             "unit": specs.spec_to_dict(unit),
@@ -92,6 +92,7 @@ class Worker:
             "device": str(target.device),
             "folder": str(self._output),
             "threads": self._threads,
+            "headers": headers,
         }
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has died: `_read` reports that
