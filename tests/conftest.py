@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +17,21 @@ from filelock import FileLock
 if TYPE_CHECKING:
     from .tiny import Built
 
+TRUST_VECTORS = "TORCHINDUCTOR_VEC_ISA_OK"
+"""torch's variable: what the processor can do, the compiler can too."""
+
 
 def pytest_configure() -> None:
-    """Give torch one thread, as test tensors are small and two workers share the cores.
-
-    With more threads some tests take fifty times as long on a busy machine.
-    """
+    """Prepare this process, and by it all that the tests start."""
+    # Test tensors are small and two workers share the cores: with more threads some tests take
+    # fifty times as long on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Each compile job would ask the C++ compiler for its vector units, 4 s of processor time. It
+    # does so in `built`.
+    os.environ.setdefault(TRUST_VECTORS, "1")
+    # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -31,6 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "built" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections.
+
+    The extension makes one whenever a model goes: with all of torch to look through, each takes
+    half a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +90,9 @@ def built(packaging: None, tmp_path_factory: pytest.TempPathFactory) -> Built:
     with FileLock(base / "tiny.lock"):
         if not report.exists():
             report.parent.mkdir(exist_ok=True)  # it exists if an earlier try failed
-            report.write_bytes(pickle.dumps(tiny.build(report.parent / "store")))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.delenv(TRUST_VECTORS)
+                report.write_bytes(pickle.dumps(tiny.build(report.parent / "store")))
     return pickle.loads(report.read_bytes())
 
 

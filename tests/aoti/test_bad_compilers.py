@@ -61,8 +61,12 @@ def test_a_compiler_that_hangs_is_ended(
 def test_code_that_computes_something_else_never_serves(
     temp: Path, all_but_one: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The compiler takes another epsilon in the normalisation: the code runs and is refused."""
+    """The compiler takes another epsilon in the normalisation: the code runs and is refused.
+
+    For so few units no headers are compiled first.
+    """
     wrong = (
+        f'echo "$@" >> {tmp_path}/asked; '
         'for f in "$@"; do case $f in *.cpp) sed -i "s/1e-05/1e-02/g" "$f";; esac; done; '
         'exec /usr/bin/env g++ "$@"'
     )
@@ -78,3 +82,6 @@ def test_code_that_computes_something_else_never_serves(
     assert torch.equal(engine.compute(*given), expected)
     assert_nothing_left(temp)
     assert not all_but_one.contains(tiny.target().keys[OUTPUT])
+    asked = (tmp_path / "asked").read_text()
+    assert ".cpp" in asked
+    assert ".gch" not in asked

@@ -15,8 +15,6 @@ import pytest
 from lib_accel.store import signing
 from lib_accel.store.exchange.shared import SharedStore
 
-from .. import tiny
-
 Fault = Callable[[BaseHTTPRequestHandler, bytes], None]
 
 
@@ -35,6 +33,8 @@ def fleet_key(folder: Path) -> Path:
 
 def published(folder: Path, units: int | None = None) -> Path:
     """Return the folder of a shared store with the first `units` of the tiny UNet, without code."""
+    from .. import tiny  # here, as processes without torch use this module too
+
     there, code, target = folder / "there", folder / "code", tiny.target()
     there.mkdir()
     code.write_bytes(b"no code")

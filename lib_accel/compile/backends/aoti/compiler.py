@@ -40,20 +40,29 @@ def _without_cudnn_attention() -> Iterator[None]:
 
 @_without_cudnn_attention()
 def compile_unit(
-    unit: specs.Spec, dtype: torch.dtype, device: torch.device, folder: Path
+    unit: specs.Spec,
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Path,
+    headers: bool = True,
 ) -> UnitFn:
     """Compile a unit for dynamic batch, height, width and context length.
 
-    Writes its files into the new folder `folder` and returns the code, loaded from there. Raises
-    whatever torch's compiler or loader raises; the caller names the unit.
+    Writes its files into the new folder `folder` and returns the code, loaded from there.
+    `headers`: torch may compile its C++ headers first, once for all units of a worker.
+    Raises whatever torch's compiler or loader raises; the caller names the unit.
     """
-    import torch._inductor  # takes seconds to import
+    from torch._inductor import aoti_compile_and_package, config  # takes seconds to import
+
+    options = options_for(unit, device)
+    if not headers and hasattr(config.aot_inductor, "precompile_headers"):
+        options["aot_inductor.precompile_headers"] = False
 
     package = folder.with_suffix(".pt2")
-    torch._inductor.aoti_compile_and_package(
+    aoti_compile_and_package(
         _exported(unit, dtype, device),
         package_path=str(package),
-        inductor_configs=options_for(unit, device),
+        inductor_configs=options,
     )
     _unpack(package, folder)
     try:

@@ -172,8 +172,8 @@ class CompileJob(Job):
 
         It ends early where video memory is given up.
         """
-        count = min(workers, len(units))
-        with workers_in_pool(self.target, count, self._elsewhere) as (pool, results):
+        given = self.target, len(units), workers, self._elsewhere
+        with workers_in_pool(*given) as (pool, results):
             self._pool = pool
             self._given_up.clear()
             try:

@@ -5,7 +5,8 @@ standard output, one line of JSON each. When standard input ends, the parent is 
 process_tree.py end its whole process group (the C++ compiler, Triton's workers) and delete FOLDER.
 
 Task: {"unit": a spec as a dict, "dtype": "float32", "device": "cpu", "folder": "...", "threads": 1,
-"stages": ["compile", "check"]}: either or both. What is only checked lies in the folder already.
+"stages": ["compile", "check"], "headers": whether to compile C++ headers first}. Stages are either
+or both. What is only checked lies in the folder already.
 Answer: {"stage": "compile" | "check"} while at work, then {"ok": true, "verdict": {...} or null,
 "seconds": s, "options": "..."} with the unit's files in its folder and the compiler's options, or
 {"error": "..."}.
@@ -82,7 +83,7 @@ def _do(task: dict[str, Any], answers: TextIO) -> None:
         from .compiler import compile_unit, options_for
 
         _answer(answers, stage="compile")
-        code = compile_unit(unit, dtype, device, folder)
+        code = compile_unit(unit, dtype, device, folder, task["headers"])
         options = " ".join(f"{name}={value}" for name, value in options_for(unit, device).items())
     else:
         code = load_unit(folder, device)

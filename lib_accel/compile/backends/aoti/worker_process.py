@@ -63,6 +63,7 @@ def free_for_workers(device: torch.device) -> int:
 class Worker:
     """One child process that compiles or checks one unit at a time, or compiles for `elsewhere`.
 
+    `headers`: it compiles torch's C++ headers first, once for all its units.
     Its answers arrive in `results` as (worker, answer); (worker, None) when it has ended.
     """
 
@@ -73,11 +74,12 @@ class Worker:
         threads: int,
         machine: Machine,
         elsewhere: Elsewhere = HERE,
+        headers: bool = True,
     ):
         self.unit: specs.Spec | None = None
         self.artifact: Artifact | None = None  # whose code is checked
         self.given = 0  # units
-        self._elsewhere = elsewhere
+        self._elsewhere, self._headers = elsewhere, headers
         self._killed = False
         self._threads, self._folder, self._results = threads, folder, results
         self._log = folder / f"worker-{id(self)}.log"
@@ -114,6 +116,7 @@ class Worker:
             "folder": str(folder),
             "threads": self._threads,
             "stages": stages,
+            "headers": self._headers,
         }
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has died: `_read` reports that
