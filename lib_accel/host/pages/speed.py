@@ -94,7 +94,7 @@ def _both_ways(like: Timing) -> Speed | None:
     found = [t for t in times if (t.backend, _work(t)) == (backend, _work(like))]
     if len(found) < _LEAST_STEPS:
         return None
-    on, off = (tuple(1000 * t[way] for t in found) for way in (1, 0))
+    on, off = tuple(1000 * t.ours_s for t in found), tuple(1000 * t.theirs_s for t in found)
     return Speed(on, off, backend, len(found), like.size, both_ways=True)
 
 

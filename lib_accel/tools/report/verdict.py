@@ -76,8 +76,9 @@ class Verdict:
         if ranges:
             both = (seconds(self.off, off, more), seconds(self.on, on, more))
         else:
-            both = (f"{write(s, more)} s" if number is None else write(s, more) for s in (off, on))
-        return *both, size + self.word
+            unit = "" if number else " s"
+            both = (f"{write(off, more)}{unit}", f"{write(on, more)}{unit}")
+        return both[0], both[1], size + self.word
 
     @property
     def short(self) -> str:
