@@ -104,7 +104,15 @@
         if (line && picture) picture.before(line);
     }
 
-    // -- the settings: gradio makes the least number of an emptied field, which may switch something off
+    // -- the settings: gradio makes the least number of an emptied field or of -5, which may switch something off
+
+    // Return the answer to what an option cannot be, and what the option is instead.
+    function correction({ value, min, max, dataset: { accelBefore } }) {
+        if (value === "") return [translate("Empty; it stays {0}"), accelBefore];
+        if (Number(value) < Number(min)) return [translate("The least is {0}"), min];
+        if (Number(value) > Number(max)) return [translate("The most is {0}"), max];
+        return Number.isInteger(Number(value)) ? null : [translate("Not a whole number; it stays {0}"), accelBefore];
+    }
 
     function keepNumbers() {
         const field = (target) => target.matches?.("[id^=setting_accel_] input[type=number]") ? target : null;
@@ -114,13 +122,15 @@
             target.closest("[id^=setting_accel_]").querySelector(".accel-kept")?.remove();
         }, true);
         document.addEventListener("blur", ({ target }) => { // before gradio hears of it
-            if (!field(target) || target.value !== "" || !target.dataset.accelBefore) return;
-            target.value = target.dataset.accelBefore;
+            if (!field(target) || !target.dataset.accelBefore) return;
+            const [why, instead] = correction(target) || [];
+            if (!why) return;
+            target.value = instead;
             target.dispatchEvent(new Event("input", { bubbles: true }));
             const note = document.createElement("small");
             note.className = "accel-kept";
             note.setAttribute("role", "status");
-            note.textContent = translate("Empty; it stays {0}").replace("{0}", target.value);
+            note.textContent = why.replace("{0}", target.value);
             target.closest("[id^=setting_accel_]").append(note);
         }, true);
     }

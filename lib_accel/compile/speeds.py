@@ -30,6 +30,7 @@ BOUND = 1.05
 STEADY, CLEAR = 1.2, 1.5
 """Pairs agree where the largest ratio is at most 1.2 times the smallest, or all are above 1.5."""
 
+_MOST_DIGITS = 4  # beyond the usual ones, see `agreeing`
 _MOST_ENTRIES = 16  # of the file: the machines, models and ways to compute attention that came last
 _MOST_BYTES = 512 * 1024
 
@@ -187,6 +188,23 @@ class Speeds:
         self._known = dict(list(known.items())[-_MOST_ENTRIES:])
         with contextlib.suppress(OSError):  # no profile, no room: see the class
             replace_json(own_speeds_file(), self._known)
+
+
+def agreeing(
+    a: float, b: float, number: Callable[[float, int], str], ratio: Callable[[float], str]
+) -> tuple[int, str]:
+    """Return with how many more digits than usual to write two times, and their ratio in words.
+
+    The two agree: 30 s and 34 s, as one writes 30.4 s and 33.6 s, tell of another ratio. `number`
+    writes a time with so many more digits. The fewest are taken whose ratio reads as that of the
+    times themselves, and at last the ratio of what is written.
+    """
+    more = 0
+    while True:
+        words = ratio(float(number(a, more)) / float(number(b, more)))
+        if words == ratio(a / b) or more == _MOST_DIGITS:
+            return more, words
+        more += 1
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Measures how long the steps of the last images took, with compiled code and without.
+"""Measures how long the steps of the last images took, by us and by the WebUI's own code.
 
 It measures around the sampler's UNet calls, so it sees what any UNet costs, whoever computes it.
 """
@@ -25,7 +25,7 @@ class Timing:
     """One batch of images, or one of its passes where the second has another size."""
 
     times: tuple[float, ...]  # of its steps, milliseconds
-    backend: str  # whose compiled code served it; "" where none did
+    backend: str  # that computed it, "eager" included; "" for the WebUI's own code
     shape: Shape  # of the latents of a step, [B, 4, H/8, W/8]: B counts both prompts
     images: int  # in the batch
     model: str  # the checkpoint

@@ -63,15 +63,19 @@ class Number:
 
     def read(self, stored: object) -> int:
         """Return the whole number that `stored` means. Raises ValueError where it means none."""
-        number = _number(stored)
-        if number is not None and self.least <= number <= self.most:
-            return math.trunc(number)
-        raise ValueError(f"expected {self.least} to {self.most} {self.unit}")
+        number, expected = _number(stored), f"expected {self.least} to {self.most} {self.unit}"
+        if number is None or not self.least <= number <= self.most:
+            raise ValueError(expected)
+        if not number.is_integer():  # 0.5 meant as GiB would be 0, which switches things off
+            raise ValueError(f"{expected}, a whole number")
+        return int(number)
 
     def nearest(self, stored: object) -> int | None:
         """Return the limit that a number out of range is nearest to; None for what is none."""
         number = _number(stored)
-        return None if number is None else self.least if number < self.least else self.most
+        if number is None or self.least <= number <= self.most:
+            return None
+        return self.least if number < self.least else self.most
 
 
 def _number(stored: object) -> float | None:

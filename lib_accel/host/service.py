@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..compile.backends.eager import Eager
 from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
@@ -234,15 +235,15 @@ class Service:
         each = [c.to_dict() for c in (AttachmentCounters(Counters()), *self._counts)]
         return {name: sum(c[name] for c in each) for name in each[0]}
 
-    def served(self) -> tuple[int, str]:
-        """Return how many UNet calls compiled code has computed, and the current backend."""
+    def served(self) -> tuple[dict[str, int], str]:
+        """Return how many UNet calls each way has computed so far, and the current backend."""
         here = self.current()
-        return self._sums()["accelerated_calls"], here.engine.status.backend if here else ""
+        return self._sums(), here.engine.status.backend if here else ""
 
     def note_images(self, count: int, backend: str) -> None:
         """Note that images were made, by a backend or with "" by the WebUI's own code."""
         why = self._state(self.current()).reason or "none"
-        self.images[backend, "" if backend else why] += count
+        self.images[backend, why if backend in ("", Eager.name) else ""] += count
 
     def measured(self) -> dict[str, float]:
         """Return what only the metrics show."""

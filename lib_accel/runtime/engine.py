@@ -114,6 +114,8 @@ class Engine(BoundNetwork):
             out = self._guard(functools.partial(self._run, replaced, inputs, residuals), clean)
         if self.binding.compiled:
             self.counters.accelerated_calls += 1
+        else:
+            self.counters.eager_calls += 1
         return out
 
     def compiled_layers(self) -> Mapping[str, CompiledLayer]:

@@ -14,6 +14,7 @@ class Counters:
     compiles: int = 0  # units compiled
     binds: int = 0  # times that weights were bound, the first time included
     accelerated_calls: int = 0  # UNet calls that compiled code has computed
+    eager_calls: int = 0  # UNet calls that the clean UNet has computed, not compiled
     compile_seconds: float = 0.0  # that jobs took which compiled something
     compile_failures: int = 0  # jobs that failed
 

@@ -76,6 +76,11 @@ class Trial:
             self._now = self._engine.target, self._engine.status.backend
         return self._now
 
+    @property
+    def backend(self) -> str:
+        """The backend that serves."""
+        return self._serving()[1]
+
     # -- what the user asks for and sees
 
     @property

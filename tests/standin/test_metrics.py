@@ -38,7 +38,11 @@ def test_images_and_calls_are_counted_with_the_reason(eager_host: Host):
     assert before["accel_calls_total[]"] == before["accel_host_calls_total[]"] == 0
     eager_host.image()
     (name,) = [name for name in metrics(eager_host) if name.startswith("accel_images_total")]
-    assert name == "accel_images_total['', 'none']"
+    assert name == "accel_images_total['eager', 'none']"
+    assert metrics(eager_host)["accel_eager_calls_total[]"] == 2
+    eager_host.opts.set("accel_enable", False)
+    eager_host.image()
+    assert metrics(eager_host)["accel_images_total['', 'none']"] == 1
     eager_host.service.note_images(4, "aoti")
     assert metrics(eager_host)["accel_images_total['', 'aoti']"] == 4
 

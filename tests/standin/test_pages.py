@@ -116,7 +116,7 @@ def test_the_tab_shows_its_parts_and_answers_its_buttons(start: Start, own_store
     assert "<span class='accel-plain'>2</span>" in _shown(host, "details")  # UNet calls
     assert group.key in _shown(host, "artifacts")
     assert "5 units, float32, torch" in _shown(host, "artifacts")
-    assert "<rect class='accel-on'" in _shown(host, "plot")
+    assert "<rect class='accel-by-aoti'" in _shown(host, "plot")
     assert "data-level=" in _shown(host, "findings")
     assert not _button(host, "build").interactive
     assert not _button(host, "cancel").visible

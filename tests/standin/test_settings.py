@@ -119,6 +119,10 @@ ODD = pytest.mark.parametrize(
         ("accel_store_mib", 0, "expected 64 to 16384 MiB"),
         ("accel_store_mib", -64, "expected 64 to 16384 MiB"),
         ("accel_store_mib", 0.5, "expected 64 to 16384 MiB"),
+        ("accel_store_mib", 100.5, "expected 64 to 16384 MiB, a whole number"),
+        ("accel_graphs_mib", 0.5, "expected 0 to 8192 MiB, a whole number"),
+        ("accel_graphs_mib", "0.25", "expected 0 to 8192 MiB, a whole number"),
+        ("accel_witness_steps", 0.5, "expected 0 to 4000 steps, a whole number"),
         ("accel_store_mib", 1e300, "expected 64 to 16384 MiB"),
         ("accel_store_mib", 10**400, "expected 64 to 16384 MiB"),
         ("accel_store_mib", "1e999", "expected 64 to 16384 MiB"),
@@ -150,9 +154,10 @@ def _instead(name: str, value: Any, otherwise: Any) -> Any:
     """Return what is used in place of a value that means nothing."""
     if name not in LIMITS or value is True or not isinstance(value, (int, float)):
         return otherwise
-    if not -1e308 < value < 1e308:
+    least, most = LIMITS[name]
+    if not -1e308 < value < 1e308 or least <= value <= most:  # in range, and no whole number
         return otherwise
-    return LIMITS[name][0] if value < LIMITS[name][0] else LIMITS[name][1]
+    return least if value < least else most
 
 
 @ODD

@@ -9,7 +9,7 @@ from ..tiny import inputs
 from .conftest import Start
 from .host import Host, counted, left_behind, own_attributes
 
-COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "host_calls"}
+COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "eager_calls", "host_calls"}
 FIELDS = {
     "enabled",
     "state",

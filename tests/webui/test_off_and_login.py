@@ -29,7 +29,7 @@ FIELDS = {
 }
 FIELDS |= {"control_models", "difference", "images_wait", "speeds", "speedup"}
 FIELDS |= {"witnessed", "worst_error", "witness_seconds"}
-COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "host_calls"}
+COUNTERS = {"compiles", "binds", "lora_merges", "accelerated_calls", "eager_calls", "host_calls"}
 
 
 def _some(server: Server) -> list[Pictures]:

@@ -51,7 +51,7 @@ class _Collector:
         yield ready
         images = CounterMetricFamily(
             "accel_images",
-            "Images made, by the backend that computed them; those without have a reason.",
+            "Images made, by the backend that computed them; those not compiled have a reason.",
             labels=["backend", "reason"],
         )
         for (backend, reason), count in _few(service.images).items():
@@ -59,6 +59,7 @@ class _Collector:
         yield images
         for name, text, value in (
             ("accel_calls", "UNet calls computed by compiled code.", counts["accelerated_calls"]),
+            ("accel_eager_calls", "UNet calls by our code, not compiled.", counts["eager_calls"]),
             ("accel_host_calls", "UNet calls computed by the WebUI.", counts["host_calls"]),
             ("accel_compiles", "Units compiled.", counts["compiles"]),
             ("accel_compile_seconds", "Time that compiling took.", more["compile_seconds"]),

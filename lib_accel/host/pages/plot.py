@@ -42,20 +42,20 @@ def plot(timings: Sequence[Timing]) -> str:
 
 
 def _top(shown: Sequence[Timing]) -> float:
-    """Return the end of the scale: a multiple of the usual time of the slower kind."""
-    kinds = ([t.milliseconds for t in shown if bool(t.backend) is on] for on in (True, False))
-    usual = max(statistics.median(times) for times in kinds if times)
+    """Return the end of the scale: a multiple of the usual time of the slowest backend."""
+    usual = max(map(_usual, _by_backend(shown).values()))
     return min(max(t.milliseconds for t in shown), _CUT * usual)
 
 
 def _bar(timing: Timing, x: float, step: float, top: float) -> str:
     height = max(1.0, min(timing.milliseconds / top, 1) * (_HEIGHT - _TOP))
     size = timing.size if timing.images == 1 else f"{timing.images} x {timing.size}"
-    what = (f"{seconds(timing.milliseconds)} s", size, timing.model, timing.backend)
+    by = timing.backend or "WebUI"
+    what = (f"{seconds(timing.milliseconds)} s", size, timing.model, by)
     title = html.escape(", ".join(filter(None, what)))
     left, width = x + step * 0.1, step * 0.8
     bar = (
-        f"<rect class='accel-{'on' if timing.backend else 'off'}' "
+        f"<rect class='{_kind(timing.backend)}' "
         f"x='{left:.1f}' y='{_HEIGHT - height:.1f}' "
         f"width='{width:.1f}' height='{height:.1f}'><title>{title}</title></rect>"
     )
@@ -67,6 +67,20 @@ def _bar(timing: Timing, x: float, step: float, top: float) -> str:
     return f"{bar}<polygon class='accel-cut' points='{gap}'/>"
 
 
+def _by_backend(shown: Sequence[Timing]) -> dict[str, list[Timing]]:
+    return {b: [t for t in shown if t.backend == b] for b in {t.backend for t in shown}}
+
+
+def _usual(timings: Sequence[Timing]) -> float:
+    """Return the usual milliseconds of a step, as in the sentence above the plot."""
+    return statistics.median(itertools.chain(*(t.times for t in timings)))
+
+
+def _kind(backend: str) -> str:
+    """Return the class of what a backend has computed; style.css gives each its colour."""
+    return f"accel-by-{backend or 'webui'}"
+
+
 def _tick(y: float, label: str) -> str:
     return (
         f"<line class='accel-grid' x1='{_LEFT}' x2='{_WIDTH}' y1='{y:.1f}' y2='{y:.1f}'/>"
@@ -76,15 +90,10 @@ def _tick(y: float, label: str) -> str:
 
 def _legend(shown: Sequence[Timing], top: float) -> str:
     entries = []
-    for on, css, words in (
-        (False, "accel-off", "without compiled code"),
-        (True, "accel-on", "with compiled code"),
-    ):
-        values = [t.times for t in shown if bool(t.backend) is on]
-        if values:
-            median = statistics.median(itertools.chain(*values))  # as in the sentence above
-            number = plain(f"{seconds(median)} s ({len(values)})")
-            entries.append(f"<span><i class='{css}'></i>{fixed(words)} {number}</span>")
+    for backend, timings in sorted(_by_backend(shown).items()):  # the WebUI, "", comes first
+        who = plain(backend) if backend else fixed("the WebUI's own code")
+        number = plain(f"{seconds(_usual(timings))} s ({len(timings)})")
+        entries.append(f"<span><i class='{_kind(backend)}'></i>{who} {number}</span>")
     if any(t.milliseconds > top for t in shown):
         entries.append(fixed("bars with a gap are cut off"))
     return f"<div class='accel-legend'>{' '.join(entries)}</div>"

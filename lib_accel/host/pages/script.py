@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from modules import scripts
 
+from ...compile.backends.eager import Eager
 from ..service import service
 from ..taiyi.hooks import taiyi
 from .status_line import announced_line
@@ -16,6 +17,17 @@ from .xyz import is_cell
 def _compiling() -> bool:
     here = service.current()
     return here is not None and (job := here.engine.job) is not None and not job.done
+
+
+def _made_by(before: tuple[dict[str, int], str], now: tuple[dict[str, int], str]) -> str:
+    """Return the backend that has computed a batch, between two answers of `service.served`.
+
+    "" is the WebUI's own code: without compiled code, one call by it makes the batch its own.
+    """
+    rose = {name: count - before[0][name] for name, count in now[0].items()}
+    if rose["accelerated_calls"]:
+        return now[1] or before[1]  # a job may change the model
+    return Eager.name if rose["eager_calls"] and not rose["host_calls"] else ""
 
 
 class AccelScript(scripts.Script):
@@ -41,7 +53,7 @@ class AccelScript(scripts.Script):
         service.before_job(p)
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Do the same before each batch, and note how many UNet calls were accelerated so far."""
+        """Do the same before each batch, and note how many UNet calls each way has computed."""
         service.before_images(p)
         service.clock.begin()
         p._accel_served, p._accel_compiling = service.served(), _compiling()
@@ -51,9 +63,8 @@ class AccelScript(scripts.Script):
         service.before_sampling(p.sd_model)
 
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Write `Accel: <backend>` into the infotext where compiled code served this batch."""
-        (calls_before, before), (calls, now) = p._accel_served, service.served()
-        backend = (now or before) if calls > calls_before else ""  # a job may change the model
+        """Write `Accel: <backend>` into the infotext where we have computed this batch."""
+        backend = _made_by(p._accel_served, service.served())
         service.clock.finish(backend, p, p._accel_compiling or _compiling())
         service.note_images(len(kwargs.get("images", [0])), backend)
         if backend:

@@ -1,4 +1,4 @@
-"""How much faster images are with compiled code: only images that do the same work are compared."""
+"""How much faster images are with acceleration: only images that do the same work are compared."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...compile.speeds import agreeing
 from .. import webui
 from ..clock import Timing
 from ..service import service
+from ..unet.comparison import Both
 
 _LEAST_STEPS = 3
 """Fewer say nothing: the first step of an image warms up."""
@@ -19,38 +21,44 @@ _ALIKE = 1.05
 
 @dataclass(frozen=True)
 class Speed:
-    """The times of steps with compiled code and without, in milliseconds."""
+    """The times of steps by a backend and by the WebUI's own code, in milliseconds."""
 
     on: tuple[float, ...]
     off: tuple[float, ...]
+    backend: str
     count: int
-    size: str | None  # of the `count` images; None where they are steps, each computed both ways
+    size: str
+    both_ways: bool = False  # `count` steps, each computed both ways, instead of images
 
     @property
     def factor(self) -> float | None:
-        """How many times faster a step is with compiled code; None within the noise.
+        """How many times faster a step is with the backend; None within the noise.
 
         Within the noise are times whose middle halves overlap.
         """
         (on_low, on, on_high), (off_low, off, off_high) = _quartiles(self.on), _quartiles(self.off)
         apart = on_high < off_low or off_high < on_low
-        return off / on if apart and max(off / on, on / off) >= _ALIKE else None
+        if not apart or min(on, off) <= 0:
+            return None
+        return off / on if max(off / on, on / off) >= _ALIKE else None
 
     @property
     def sentence(self) -> str:
-        """What was measured: `1.7x faster: 6.9 s a step instead of 11.9 s, 12 images of ...`."""
-        on, off, factor = *map(seconds, map(statistics.median, (self.on, self.off))), self.factor
-        what = f"{self.count} steps computed both ways"
-        if self.size:
-            what = f"{self.count} images of {self.size}"
-        if factor is None:
+        """What was measured: `1.7x faster with aoti: 6.9 s a step instead of 11.9 s, ...`."""
+        on, off = map(statistics.median, (self.on, self.off))
+        what = f"{self.count} images of {self.size}"
+        if self.both_ways:
+            what = f"{self.count} steps of {self.size} computed both ways"
+        if self.factor is None:
             return (
-                f"No difference within the noise: {on} s a step with compiled code, {off} s "
-                f"without, {what}"
+                f"No difference within the noise: {seconds(on)} s a step with {self.backend}, "
+                f"{seconds(off)} s by the WebUI's own code, {what}"
             )
-        if factor < 1:
-            return f"{1 / factor:.1f}x slower: {on} s a step instead of {off} s, {what}"
-        return f"{factor:.1f}x faster: {on} s a step instead of {off} s, {what}"
+        more, times = agreeing(on, off, seconds, _times)
+        instead = f"{seconds(on, more)} s a step instead of {seconds(off, more)} s, {what}"
+        if self.factor < 1:
+            return f"{times}x slower with {self.backend}: {instead}"
+        return f"{times}x faster with {self.backend}: {instead}"
 
 
 def alike(timings: Sequence[Timing]) -> list[Timing]:
@@ -59,20 +67,35 @@ def alike(timings: Sequence[Timing]) -> list[Timing]:
 
 
 def measured() -> Speed | None:
-    """Return how fast images like the last one are; None where that cannot be told yet."""
+    """Return how fast images like the last one are; None where that cannot be told yet.
+
+    What the last of them was accelerated by is compared with the WebUI's own code.
+    """
     shown = alike(service.clock.timings)
-    on, off = (
-        tuple(time for t in shown if bool(t.backend) is compiled for time in t.times)
-        for compiled in (True, False)
-    )
-    if min(len(on), len(off)) >= _LEAST_STEPS:
-        return Speed(on, off, sum(t.images for t in shown), size_of(shown[-1]))
-    current = service.current()
-    pairs = list(current.counts.tally.times) if current else []
-    if len(pairs) < _LEAST_STEPS:
+    if not shown:
         return None
-    theirs, ours = ([1000 * seconds for seconds in way] for way in zip(*pairs, strict=True))
-    return Speed(tuple(ours), tuple(theirs), len(pairs), None)
+    backend, last = next((t.backend for t in reversed(shown) if t.backend), None), shown[-1]
+    compared = [t for t in shown if t.backend in ("", backend)]
+    on, off = (
+        tuple(time for t in compared if bool(t.backend) is ours for time in t.times)
+        for ours in (True, False)
+    )
+    if backend and min(len(on), len(off)) >= _LEAST_STEPS:
+        return Speed(on, off, backend, sum(t.images for t in compared), size_of(last))
+    return _both_ways(last)
+
+
+def _both_ways(like: Timing) -> Speed | None:
+    """Return what steps tell that were computed both ways, like those of an image."""
+    current = service.current()
+    if current is None:
+        return None
+    backend, times = current.witness.trial.backend, current.counts.tally.times
+    found = [t for t in times if (t.backend, _work(t)) == (backend, _work(like))]
+    if len(found) < _LEAST_STEPS:
+        return None
+    on, off = tuple(1000 * t.ours_s for t in found), tuple(1000 * t.theirs_s for t in found)
+    return Speed(on, off, backend, len(found), like.size, both_ways=True)
 
 
 def headline() -> str:
@@ -90,10 +113,10 @@ def headline() -> str:
     if current and (why := current.witness.trial.why_not(shown[-1].shape)):
         return why
     if not any(t.backend for t in shown):
-        return f"Not compared yet: no image of {size} was made with compiled code"
+        return f"Not compared yet: no image of {size} was accelerated"
     if all(t.backend for t in shown):
         return (
-            f"Not compared yet: no image of {size} was made without compiled code; "
+            f"Not compared yet: no image of {size} was made by the WebUI's own code; "
             "the axis Acceleration of the X/Y/Z plot makes both"
         )
     return f"Not compared yet: images of {size} had fewer than {_LEAST_STEPS} steps"
@@ -111,11 +134,20 @@ def size_of(timing: Timing) -> str:
     return timing.size if timing.images == 1 else f"{timing.size} in batches of {timing.images}"
 
 
+def _work(of: Timing | Both) -> tuple[int, ...]:
+    """Return B, H/8 and W/8: an inpainting model's UNet gets more channels than the sampler."""
+    return of.shape[0], *of.shape[-2:]
+
+
 def _quartiles(times: Sequence[float]) -> list[float]:
     return statistics.quantiles(times, n=4)
 
 
-def seconds(milliseconds: float) -> str:
-    """Return a time in seconds: two digits, or one decimal."""
+def _times(ratio: float) -> str:
+    return f"{max(ratio, 1 / ratio):.1f}"
+
+
+def seconds(milliseconds: float, more: int = 0) -> str:
+    """Return a time in seconds: two digits, or one decimal, and so many `more`."""
     s = milliseconds / 1000
-    return f"{s:.1f}" if s >= 1 else f"{s:.2g}"
+    return f"{s:.{1 + more}f}" if s >= 1 else f"{s:.{2 + more}g}"

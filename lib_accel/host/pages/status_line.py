@@ -41,9 +41,9 @@ def status_line() -> str:
 
 def _standing(s: dict[str, Any]) -> str:
     state, parts = s["state"], [fixed(_STATES[s["state"]], "b")]
-    if state == "ready":
+    if state in ("ready", "eager"):
         speed = measured()
-        factor = speed.factor if speed else None
+        factor = speed.factor if speed and speed.backend == s["backend"] else None
         parts.append(plain(s["backend"] + (f", {factor:.1f}x" if factor else "")))
         if s["progress"]:  # of the code that comes next
             parts += _progress(s["progress"], "small")

@@ -10,7 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,15 @@ _ROUNDING = 0.6
 """The relative error (L2) of one rounding, in eps: the bound of tests/test_merge.py."""
 
 
+class Both(NamedTuple):
+    """The seconds of a step that both ways have computed, as they had before."""
+
+    theirs_s: float
+    ours_s: float
+    backend: str  # that computed it our way
+    shape: tuple[int, ...]  # of its latents, [B, 4, H/8, W/8]
+
+
 @dataclass
 class Tally:
     """What the witnesses of one UNet and its control networks have done and found."""
@@ -41,9 +50,7 @@ class Tally:
     witnessed: int = 0
     worst_error: float = 0.0  # relative, of all steps and layers that were compared
     seconds: float = 0.0  # beyond those that our way takes
-    times: deque[tuple[float, float]] = field(  # of a step: the WebUI's and ours, seconds
-        default_factory=functools.partial(deque, maxlen=100)
-    )
+    times: deque[Both] = field(default_factory=functools.partial(deque, maxlen=100))
     said: str | None = None  # the last difference, in one line
 
 
@@ -64,18 +71,21 @@ class AttachmentCounters:
             "binds": e.binds,
             "lora_merges": self.lora_merges,
             "accelerated_calls": e.accelerated_calls,
+            "eager_calls": e.eager_calls,
             "host_calls": self.host_calls,
         }
 
 
 def summed(tallies: Sequence[Tally], current: Tally) -> dict[str, Any]:
     """Return the fields of the status, of all UNets there were; times are the current one's."""
-    ours_s = sum(ours for _, ours in current.times)
+    last = current.times[-1] if current.times else None
+    times = [t for t in current.times if last and t[2:] == last[2:]]  # only these can be compared
+    ours_s = sum(t.ours_s for t in times)
     return {
         "witnessed": sum(t.witnessed for t in tallies),
         "worst_error": max((t.worst_error for t in tallies), default=0.0),
         "witness_seconds": sum(t.seconds for t in tallies),
-        "speedup": sum(theirs for theirs, _ in current.times) / ours_s if ours_s else None,
+        "speedup": sum(t.theirs_s for t in times) / ours_s if ours_s else None,
         "difference": current.said,
     }
 

@@ -23,7 +23,7 @@ from ...runtime.accelerated import Call
 from ...runtime.attributes import Weakly
 from ...runtime.trial import Trial
 from .. import webui
-from .comparison import Outcome, Tally, both_ways, difference, noise
+from .comparison import Both, Outcome, Tally, both_ways, difference, noise
 from .inspection import Inspector
 from .layer_forwards import HostLayer, Recording, listen
 from .lora.layers import Loras
@@ -177,7 +177,8 @@ class Witness:
     def _keep_times(self, shapes: tuple[tuple[int, ...], ...], outcome: Outcome) -> None:
         """Keep how long both ways took. First runs of a shape pay for more than the step."""
         if shapes in self._compared:
-            self._tally.times.append((outcome.theirs_s, outcome.ours_s))
+            times = outcome.theirs_s, outcome.ours_s
+            self._tally.times.append(Both(*times, self.trial.backend, shapes[0]))
             self.trial.add(shapes[0], outcome.ours_s, outcome.theirs_s)
         self._compared.add(shapes)
 

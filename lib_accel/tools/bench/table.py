@@ -63,11 +63,16 @@ def _rows(r: dict[str, Any]) -> list[str]:
         "| --- " * 8 + "|",
     ]
     lines += (
-        line(row, lambda s, row=row: (f"{base / s:.2f}x", f"{row['of_matmul_rate']:.0%}"), 2)
+        line(row, lambda s, row=row: (_speed_up(base, s), f"{row['of_matmul_rate']:.0%}"), 2)
         for row in r["rows"]
     )
     notes = [f"- {row['name']}: {row['note']}" for row in r["rows"] if row["median_s"]]
     return [*lines, "", *(note for note in notes if not note.endswith(": "))]
+
+
+def _speed_up(base: float, seconds: float) -> str:
+    """Return the ratio of two times as the table shows them."""
+    return f"{float(f'{base:.4g}') / float(f'{seconds:.4g}'):.2f}x"
 
 
 def _seconds(

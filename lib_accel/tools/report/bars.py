@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .verdict import Verdict
+
 _HEIGHT, _GAP, _LABELS, _WIDTH = 22, 12, 14, 340  # in the units of the drawing
 
 STYLE = (
@@ -26,6 +28,12 @@ class Bar:
     value: float
     text: str
     kind: str = "other"  # "off", "on" or "other", for its colour
+
+
+def off_and_on(names: Sequence[str], found: Verdict) -> list[Bar]:
+    """Return the bars of what was measured, without acceleration and with it."""
+    texts = found.told(ranges=True)
+    return [Bar(*bar) for bar in zip(names, found.typical, texts, ("off", "on"), strict=False)]
 
 
 def bars(title: str, groups: Sequence[Sequence[Bar]], alone: bool = False) -> str:

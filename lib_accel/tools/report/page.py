@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from PIL import Image
 from ...model.architecture import Architecture
 from ..demo.images import Picture
 from ..demo.sampling import to_rgb
-from .bars import STYLE, Bar, bars
-from .verdict import seconds, short_seconds
+from .bars import STYLE, Bar, bars, off_and_on
+from .verdict import short_seconds
 from .words import facts, headline, machine, verdict
 
 STRETCH = 64
@@ -79,21 +78,9 @@ def _page(r: dict[str, Any], pictures: list[Picture], architecture: Architecture
 def _steps(r: dict[str, Any]) -> str:
     groups = []
     for name, lora in (("", False), (", with a LoRA", True)):
-        found = verdict(r, lora)
-        groups.append(
-            [
-                _bar(f"{words}{name}", values, kind)
-                for words, values, kind in (
-                    ("The WebUI today", found.off, "off"),
-                    ("Accelerated", found.on, "on"),
-                )
-            ]
-        )
+        names = (f"The WebUI today{name}", f"Accelerated{name}")
+        groups.append(off_and_on(names, verdict(r, lora)))
     return bars("Seconds a step", groups)
-
-
-def _bar(name: str, values: tuple[float, ...], kind: str) -> Bar:
-    return Bar(name, statistics.median(values), seconds(values), kind)
 
 
 def _phases(r: dict[str, Any]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ...compile.speeds import agreeing
 
 LEAST = 1.03
 """A smaller difference than this is not called one, however often it was measured."""
@@ -22,8 +24,9 @@ class Verdict:
     """What pairs of neighbouring measurements say, in seconds without and with acceleration.
 
     A machine that becomes slower meanwhile does so for both of a pair, so pairs are compared: the
-    word is "faster" or "slower" only where every pair agrees, and their median by 3 % or more.
-    Where there are few pairs, the slowest of one kind must also be faster than all of the other.
+    word is "faster" or "slower" only where every pair agrees, and that in the middle by 3 % or
+    more. Where there are few pairs, the slowest of one kind must also be faster than all of the
+    other. What is told of both is that pair's: medians of each kind may tell of another ratio.
     """
 
     off: tuple[float, ...]
@@ -51,14 +54,36 @@ class Verdict:
         return SLOWER if _is_less(self.off, self.on) else SAME
 
     @property
+    def typical(self) -> tuple[float, float]:
+        """The seconds without and with acceleration of the pair whose ratio is in the middle."""
+        if min(*self.off, *self.on) <= 0:
+            return statistics.median(self.off), statistics.median(self.on)
+        pairs = sorted(zip(self.off, self.on, strict=True), key=lambda pair: pair[0] / pair[1])
+        return pairs[(len(pairs) - 1) // 2]
+
+    def told(
+        self, ranges: bool = False, number: Callable[[float, int], str] | None = None
+    ) -> tuple[str, str, str]:
+        """Return in words that agree: the typical pair, and the word with its size.
+
+        `ranges` adds those of all measurements: "6.9 s (6.5 to 7.2)". `number(seconds, more)`
+        writes them as something else than seconds, with so many more digits than usual.
+        """
+        (off, on), more, size, write = self.typical, 0, "", number or _number
+        if self.word in (FASTER, SLOWER):
+            more, size = agreeing(off, on, write, _size)
+            size += " "
+        if ranges:
+            both = (seconds(self.off, off, more), seconds(self.on, on, more))
+        else:
+            unit = "" if number else " s"
+            both = (f"{write(off, more)}{unit}", f"{write(on, more)}{unit}")
+        return both[0], both[1], size + self.word
+
+    @property
     def short(self) -> str:
         """The word with its size: "1.7x faster", "6 % slower"."""
-        if self.word not in (FASTER, SLOWER):
-            return self.word
-        ratio = statistics.median(self.ratios)
-        times = ratio if self.word == FASTER else 1 / ratio
-        size = f"{times:.1f}x" if times >= 1.1 else f"{100 * (times - 1):.0f} %"
-        return f"{size} {self.word}"
+        return self.told()[2]
 
     @property
     def spread(self) -> str:
@@ -79,13 +104,21 @@ class Verdict:
 def _is_less(a: Sequence[float], b: Sequence[float]) -> bool:
     ratios = [y / x for x, y in zip(a, b, strict=True)]
     apart = len(a) >= MANY or max(a) < min(b)
-    return apart and min(ratios) > 1 and statistics.median(ratios) >= LEAST
+    return apart and min(ratios) > 1 and statistics.median_low(ratios) >= LEAST
 
 
-def seconds(values: Sequence[float]) -> str:
-    """Return the median and the range: "6.9 s (6.5 to 7.2)"."""
-    middle, low, high = (_number(f(values)) for f in (statistics.median, min, max))
-    return f"{middle} s" if low == high else f"{middle} s ({low} to {high})"
+def _size(ratio: float) -> str:
+    times = max(ratio, 1 / ratio)
+    if times < 1.1:
+        return f"{100 * (times - 1):.0f} %"
+    return f"{times:.1f}x" if times < 9.95 else f"{times:.0f}x"
+
+
+def seconds(values: Sequence[float], middle: float | None = None, more: int = 0) -> str:
+    """Return the median, or what is in the `middle`, and the range: "6.9 s (6.5 to 7.2)"."""
+    found = statistics.median(values) if middle is None else middle
+    shown, low, high = (_number(value, more) for value in (found, min(values), max(values)))
+    return f"{shown} s" if low == high else f"{shown} s ({low} to {high})"
 
 
 def short_seconds(value: float) -> str:
@@ -93,5 +126,5 @@ def short_seconds(value: float) -> str:
     return f"{_number(value)} s"
 
 
-def _number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.2g}"
+def _number(value: float, more: int = 0) -> str:
+    return f"{value:.{more}f}" if abs(value) >= 9.95 else f"{value:.{2 + more}g}"

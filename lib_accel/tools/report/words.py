@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import statistics
 from typing import Any
 
 from ...config import MIB
-from .verdict import FASTER, SAME, UNKNOWN, Verdict, seconds, short_seconds
+from .verdict import FASTER, SAME, UNKNOWN, Verdict, short_seconds
 
 
 def verdict(r: dict[str, Any], lora: bool = False) -> Verdict:
@@ -19,17 +18,17 @@ def verdict(r: dict[str, Any], lora: bool = False) -> Verdict:
 def headline(r: dict[str, Any]) -> str:
     """Return the measured speed, be it more or less, and whether the pictures agree."""
     same = "the same picture" if r["error_ok"] else "A DIFFERENT PICTURE"
-    found = verdict(r)
-    on, off = (_pace(r, values) for values in (found.on, found.off))
+    found, unit = verdict(r), " it/s" if r["gpu"] else " a step"
+    off, on, short = found.told(number=_rate if r["gpu"] else None)
     if found.word in (SAME, UNKNOWN):
-        return f"{found.short.capitalize()}: {off} without acceleration, {on} with; {same}"
-    return f"{found.short.capitalize()}: {on} instead of {off}, {same}"
+        return f"{short.capitalize()}: {off}{unit} without acceleration, {on}{unit} with; {same}"
+    return f"{short.capitalize()}: {on}{unit} instead of {off}{unit}, {same}"
 
 
-def _pace(r: dict[str, Any], values: tuple[float, ...]) -> str:
-    """Return what a user of that device calls the speed: it/s on a GPU, else seconds a step."""
-    middle = statistics.median(values)
-    return f"{1 / middle:.1f} it/s" if r["gpu"] else f"{short_seconds(middle)} a step"
+def _rate(seconds: float, more: int) -> str:
+    """Return what users of a GPU call the speed: steps a second, two digits or one decimal."""
+    rate = 1 / seconds
+    return f"{rate:.{1 + more}f}" if rate >= 1 else f"{rate:.{2 + more}g}"
 
 
 def without_marks(device: str) -> str:
@@ -56,14 +55,15 @@ def machine(r: dict[str, Any]) -> str:
 def facts(r: dict[str, Any]) -> list[str]:
     """Return what was seen, a sentence each: speed first, then what cannot be noise."""
     plain, with_lora = verdict(r), verdict(r, lora=True)
+    off, on, short = plain.told(ranges=True)
+    lora_off, lora_on, lora_short = with_lora.told(ranges=True)
     return [
         machine(r),
-        f"Speed: {plain.short} ({plain.spread}). A step takes {seconds(plain.on)} with "
-        f"acceleration and {seconds(plain.off)} as the WebUI does it today, with its default "
-        f"attention ({r['stock_attention']}).",
+        f"Speed: {short} ({plain.spread}). A step takes {on} with acceleration and {off} as the "
+        f"WebUI does it today, with its default attention ({r['stock_attention']}).",
         *_why(r, plain),
-        f"With a LoRA: {with_lora.short} ({with_lora.spread}). A step takes "
-        f"{seconds(with_lora.on)} instead of {seconds(with_lora.off)}; merging the LoRA took "
+        f"With a LoRA: {lora_short} ({with_lora.spread}). A step takes "
+        f"{lora_on} instead of {lora_off}; merging the LoRA took "
         f"{short_seconds(r['lora_merge_seconds'])}, once.",
         _pixels(r),
         f"Compiled for the LoRA: {r['compiles_for_lora'] or 'nothing'}.",
@@ -81,7 +81,7 @@ def _why(r: dict[str, Any], plain: Verdict) -> list[str]:
     if r["state"] != "ready":
         return [f"Why: no compiled code serves here: {r['reason'] or r['state']}."]
     least = short_seconds(r["least_seconds"])
-    share = r["least_seconds"] / statistics.median(plain.off)
+    share = r["least_seconds"] / plain.typical[0]
     if r["products_explain"]:
         return [
             f"Why: the products of matrices alone take {least} of a step here ({100 * share:.0f} %)"

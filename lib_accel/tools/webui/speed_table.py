@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
-from ..report.bars import Bar, bars
+from ..report.bars import bars, off_and_on
 from ..report.verdict import SAME, UNKNOWN, Verdict, seconds, short_seconds
 from ..report.words import without_marks
 from .speed import PARTS
@@ -22,13 +21,11 @@ def headline(result: dict[str, Any]) -> str:
     """Return the main figure in one sentence."""
     found = result["sets"][0]["seconds"]
     step, image = (_verdict(found[part]) for part in ("step_s", "image_s"))
-    on, off = (short_seconds(statistics.median(found["image_s"][state])) for state in ("on", "off"))
+    off, on, short = image.told()
     size = f"{result['size']}x{result['size']}, {result['steps']} steps"
     if image.word in (SAME, UNKNOWN):
-        return (
-            f"{image.short.capitalize()}: {off} an image without acceleration, {on} with ({size})"
-        )
-    return f"{image.short}: {on} an image instead of {off} ({size}); a step is {step.short}"
+        return f"{short.capitalize()}: {off} an image without acceleration, {on} with ({size})"
+    return f"{short}: {on} an image instead of {off} ({size}); a step is {step.short}"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -43,11 +40,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     for part in PARTS:
         for found in result["sets"]:
-            values, verdict = found["seconds"][part], _verdict(found["seconds"][part])
-            # what is around the steps is a small difference of large times
-            word = f"{verdict.short} ({verdict.spread})" if part in ("image_s", "step_s") else ""
-            cells = (_NAMES[part], found["loras"], *map(_time, (values["off"], values["on"])))
-            lines.append(f"| {' | '.join(map(str, cells))} | {word} |")
+            cells = (_NAMES[part], str(found["loras"]), *_cells(part, found["seconds"][part]))
+            lines.append(f"| {' | '.join(cells)} |")
     first = result["first_image_s"]
     lines += [
         f"| the first image | 0 | {short_seconds(first['off'])} | {short_seconds(first['on'])} | |",
@@ -61,28 +55,25 @@ def picture(result: dict[str, Any]) -> str:
     """Return an SVG file: seconds an image without and with acceleration, by LoRAs."""
     groups = []
     for found in result["sets"]:
-        values = found["seconds"]["image_s"]
-        groups.append(
-            [
-                Bar(
-                    f"{_loras(found)}, {words}",
-                    statistics.median(values[state]),
-                    seconds(values[state]),
-                    state,
-                )
-                for state, words in (("off", "without acceleration"), ("on", "accelerated"))
-            ]
-        )
+        names = [f"{_loras(found)}, {how}" for how in ("without acceleration", "accelerated")]
+        groups.append(off_and_on(names, _verdict(found["seconds"]["image_s"])))
     return bars(f"Seconds an image of {result['size']}x{result['size']}", groups, alone=True)
 
 
 def passed(result: dict[str, Any]) -> bool:
-    """Return whether compiled code made every image with acceleration, and none without."""
-    images = 3 * result["rounds"]
-    return all(
-        s["marked"] == {"off": 0, "on": images if result["state"] == "ready" else 0}
-        for s in result["sets"]
-    )
+    """Return whether a backend made every image with acceleration, and none without."""
+    return all(s["marked"] == {"off": 0, "on": 3 * result["rounds"]} for s in result["sets"])
+
+
+def _cells(part: str, values: dict[str, list[float]]) -> tuple[str, str, str]:
+    """Return the times without and with acceleration, and the word for them."""
+    both, verdict = (values["off"], values["on"]), _verdict(values)
+    # what is around the steps is a small difference of large times
+    if part not in ("image_s", "step_s") or min(map(min, both)) <= 0:
+        off, on = map(_time, both)
+        return off, on, ""
+    off, on, short = verdict.told(ranges=True)
+    return off, on, f"{short} ({verdict.spread})"
 
 
 def _time(values: list[float]) -> str:
