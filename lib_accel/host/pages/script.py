@@ -7,15 +7,23 @@ from typing import Any
 import gradio as gr
 from modules import scripts
 
+from .. import webui
 from ..service import service
 from ..taiyi.hooks import taiyi
 from .status_line import announced_line
 from .xyz import is_cell
 
+MARKS = ("Accel", "Accel VAE")
+"""What infotexts call the backends of the UNet and of the VAE."""
+
 
 def _compiling() -> bool:
-    here = service.current()
-    return here is not None and (job := here.engine.job) is not None and not job.done
+    return not all(job.done for job in service.jobs())
+
+
+def _served() -> dict[str, tuple[int, str]]:
+    """Return how many calls compiled code has computed so far, and its backend, by the mark."""
+    return {MARKS[0]: service.served(), MARKS[1]: service.vaes.served(webui.current_model())}
 
 
 class AccelScript(scripts.Script):
@@ -41,25 +49,30 @@ class AccelScript(scripts.Script):
         service.before_job(p)
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Do the same before each batch, and note how many UNet calls were accelerated so far."""
+        """Do the same before each batch, and note how many calls were accelerated so far."""
         service.before_images(p)
         service.clock.begin()
-        p._accel_served, p._accel_compiling = service.served(), _compiling()
+        p._accel_served, p._accel_compiling = _served(), _compiling()
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Let the service name the memory that it holds, before each pass of the sampler."""
         service.before_sampling(p.sd_model)
 
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Write `Accel: <backend>` into the infotext where compiled code served this batch."""
-        (calls_before, before), (calls, now) = p._accel_served, service.served()
-        backend = (now or before) if calls > calls_before else ""  # a job may change the model
-        service.clock.finish(backend, p, p._accel_compiling or _compiling())
+        """Write `Accel: <backend>` into the infotext where compiled code served this batch.
+
+        `Accel VAE` says the same of its decoding, and of the encoding between two passes.
+        """
+        backends = {}
+        for mark, (calls, now) in _served().items():
+            calls_before, before = p._accel_served[mark]
+            backends[mark] = (now or before) if calls > calls_before else ""  # models may change
+            p.extra_generation_params.pop(mark, None)
+            if backends[mark]:
+                p.extra_generation_params[mark] = backends[mark]
+        backend, vae = backends.values()
+        service.clock.finish(backend, p, p._accel_compiling or _compiling(), vae)
         service.note_images(len(kwargs.get("images", [0])), backend)
-        if backend:
-            p.extra_generation_params["Accel"] = backend
-        else:
-            p.extra_generation_params.pop("Accel", None)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         """Let the service undo what was set for this job alone.
@@ -68,4 +81,5 @@ class AccelScript(scripts.Script):
         """
         service.after_job()
         if is_cell(p):
-            p.extra_generation_params.pop("Accel", None)
+            for mark in MARKS:
+                p.extra_generation_params.pop(mark, None)
