@@ -15,6 +15,9 @@ _NAMES = {
     "step_s": "a step",
     "around_s": "around the steps",
     "change_s": "more in the first image after a change",
+    "prompt_s": "of it: prompt",
+    "steps_s": "of it: all steps",
+    "vae_s": "of it: VAE",
 }
 
 
@@ -45,7 +48,8 @@ def table(result: dict[str, Any]) -> str:
         for found in result["sets"]:
             values, verdict = found["seconds"][part], _verdict(found["seconds"][part])
             # what is around the steps is a small difference of large times
-            word = f"{verdict.short} ({verdict.spread})" if part in ("image_s", "step_s") else ""
+            compared = part in ("image_s", "step_s", "steps_s", "vae_s")
+            word = f"{verdict.short} ({verdict.spread})" if compared else ""
             cells = (_NAMES[part], found["loras"], *map(_time, (values["off"], values["on"])))
             lines.append(f"| {' | '.join(map(str, cells))} | {word} |")
     first = result["first_image_s"]
