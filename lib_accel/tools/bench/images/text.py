@@ -42,7 +42,7 @@ class TextEncoder(nn.Module):
         attention = "sdpa" if sdpa else "eager"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.encoders = nn.ModuleList(_clip(*size, attention) for size in sizes)
+            self.encoders = nn.ModuleList(_clip(w, layers, attention) for w, layers in sizes)
         if like is not None:
             self.load_state_dict(like.state_dict(), assign=True)
         self.requires_grad_(False).eval()
@@ -64,8 +64,8 @@ def _clip(width: int, layers: int, attention: str) -> nn.Module:
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=width // 64,
-        attn_implementation=attention,
     )
+    config._attn_implementation = attention
     return CLIPTextModel(config)
 
 

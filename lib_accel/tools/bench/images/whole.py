@@ -130,9 +130,9 @@ def measure(
         rates = [matmul_rate(plan.dtype, plan.device)]
         interleave(made, rows, plan.device, plan.rounds, lambda: None, warm_up=1)
         rates.append(matmul_rate(plan.dtype, plan.device))
-    first = next((image.made for image in made.values()), None)
-    for name, image in made.items():
-        rows[name].error = relative_error(image.made, first)
+    pixels = {name: image.made for name, image in made.items() if image.made is not None}
+    for name, image in pixels.items():
+        rows[name].error = relative_error(image, next(iter(pixels.values())))
     needed = plan.steps * flops(a, makers.inputs) + operations(
         Network(makers.half).run, makers.latent
     )
