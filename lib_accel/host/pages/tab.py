@@ -76,7 +76,7 @@ def _details(found: Findings) -> str:
 def _half(row: dict[str, Any]) -> str:
     """Return how one half of the VAE stands, in one line."""
     ours = row["accelerated_calls"]
-    calls = f"{ours}/{ours + row['host_calls']}" + " calls"
+    calls = f"calls={ours}/{ours + row['host_calls']}"
     size = f"{row['artifact']['bytes'] / MIB:.1f} MiB" if row["artifact"] else ""
     return ", ".join(filter(None, (row["state"], row["backend"], calls, size, row["reason"])))
 
