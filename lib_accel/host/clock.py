@@ -1,6 +1,7 @@
-"""Measures how long the steps of the last images took, by us and by the WebUI's own code.
+"""Measures how long the phases of the last images took, by us and by the WebUI's own code.
 
 It measures around the sampler's UNet calls, so it sees what any UNet costs, whoever computes it.
+What is before the first one is the prompt, and what is after the last one is the VAE.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class Timing:
     images: int  # in the batch
     model: str  # the checkpoint
     beside_compiler: bool = False  # whose work slows steps down
+    before: float = 0.0  # its first step, since the batch or pass began; milliseconds
+    after: float = (
+        0.0  # its last step, until the pictures were there; 0 for the first of two passes
+    )
+    vae: str = ""  # whose compiled code decoded it; "" where none did
 
     @property
     def milliseconds(self) -> float:
@@ -55,10 +61,11 @@ class Clock:
         self.timings: deque[Timing] = deque(maxlen=KEPT)
         self._marks: dict[Shape, list[tuple[Any, Any]]] = {}
         self._begun: tuple[Shape, Any] | None = None
+        self._began: Any = None  # the batch
 
     def begin(self) -> None:
         """Begin a batch; forget what one that failed has left."""
-        self._marks, self._begun = {}, None
+        self._marks, self._begun, self._began = {}, None, now(self._device())
 
     def start(self, params: Any) -> None:
         """Note that a step begins: the WebUI's callback `on_cfg_denoiser`."""
@@ -75,17 +82,30 @@ class Clock:
             self._marks.setdefault(shape, []).append((begun, now(self._device())))
             self._begun = None
 
-    def finish(self, backend: str, p: Any, beside_compiler: bool = False) -> None:
-        """Close a batch of the job `p`.
+    def finish(self, backend: str, p: Any, beside_compiler: bool = False, vae: str = "") -> None:
+        """Close a batch of the job `p`: whose code computed its steps, and whose decoded it.
 
         This reads CUDA events that have passed: the images are decoded by now.
         """
         model = getattr(p, "sd_model_name", None) or ""
+        ended, images, before = now(self._device()), getattr(p, "batch_size", 1), self._began
         for shape, marks in self._marks.items():
-            times = tuple(milliseconds(*m) for m in marks)
-            images = getattr(p, "batch_size", 1)
-            self.timings.append(Timing(times, backend, shape, images, model, beside_compiler))
+            times, last = tuple(milliseconds(*m) for m in marks), marks[-1][1]
+            is_last = marks is next(reversed(self._marks.values()))
+            around = milliseconds(before, marks[0][0]), milliseconds(last, ended) * is_last
+            given = times, backend, shape, images, model, beside_compiler
+            self.timings.append(Timing(*given, *around, vae))
+            before = last
         self.begin()
+
+    @property
+    def phases(self) -> dict[str, float] | None:
+        """The seconds of the last batch by phase, for the status; None before the first one."""
+        if not self.timings:
+            return None
+        last = self.timings[-1]
+        parts = {"prompt_s": last.before, "steps_s": sum(last.times), "vae_s": last.after}
+        return {name: ms / 1000 for name, ms in parts.items()}
 
 
 def now(device: torch.device) -> Any:

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..compile.machine import RESERVE
+from ..compile.session import Session
+from ..config import Config
+from ..errors import AccelError
 from ..runtime.accelerated import accelerated
 from . import webui
 from .unet.attachment import Attachment
@@ -75,6 +78,26 @@ class Models:
         """What accelerates those that are accelerated."""
         return [each for each in map(accelerated, self.unets) if each is not None]
 
+    def attach(
+        self, unet: nn.Module, config: Config, session: Session, around: object
+    ) -> Attachment | None:
+        """Accelerate a UNet; return None, and keep the reason, where it is refused."""
+        self._refused.pop(unet, None)
+        here = None
+        try:
+            here = Attachment(unet, config, session)
+            here.begin_image(around)
+            here.install()
+            here.engine.prepare()
+        except AccelError as e:
+            if here is not None:
+                here.remove()
+            self._refused[unet] = str(e), _parts(unet)
+            webui.say(f"this model is not accelerated: {e}")
+            return None
+        webui.say(here.engine.status.sentence)
+        return here
+
     def detach(self, unet: nn.Module, keep_compiling: bool = False) -> None:
         """Leave a UNet as it was found."""
         here = accelerated(unet)
@@ -83,14 +106,6 @@ class Models:
             gc.collect()
 
     # -- those that could not be accelerated, for as long as they stay what they were
-
-    def refuse(self, unet: nn.Module, reason: str) -> None:
-        """Keep why a UNet was refused as it is now."""
-        self._refused[unet] = reason, _parts(unet)
-
-    def forgive(self, unet: nn.Module) -> None:
-        """Let a UNet be tried again."""
-        self._refused.pop(unet, None)
 
     def why_not(self, unet: nn.Module | None) -> str:
         """Return why a loaded UNet is not accelerated, or not yet; None: there is none."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..compile.backends.eager import Eager
+from ..compile.jobs import Job
 from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
@@ -34,7 +35,7 @@ class Service:
         self._lock = threading.RLock()
         self._session = Session(webui.host.attention)
         self._models = Models()
-        self._vaes = Vaes(self._session)
+        self.vaes = Vaes(self._session)
         self.clock = Clock(webui.device)
         self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
         self.images: Counter[tuple[str, str]] = Counter()  # by backend and, without one, reason
@@ -59,7 +60,7 @@ class Service:
             self._follow_vae(sd_model)
 
     def _follow_vae(self, sd_model: Any) -> None:
-        self._vaes.follow(sd_model, webui.config() if webui.vae_enabled() else None)
+        self.vaes.follow(sd_model, webui.config() if webui.vae_enabled() else None)
 
     def options_changed(self) -> list[str]:
         """Apply the options to every model in memory, before the next image at the latest.
@@ -128,7 +129,7 @@ class Service:
             with self._lock:
                 if not here.take_up():
                     return
-        jobs = self._vaes.jobs(webui.current_model())
+        jobs = self.vaes.jobs(webui.current_model())
         if jobs and not (here and here.engine.awaited) and all(map(wait, jobs)):
             with self._lock:
                 self._follow_vae(webui.current_model())
@@ -170,31 +171,16 @@ class Service:
             for unet in self._models.unets:
                 self._models.detach(unet)
             self._models.leave_vaes()
-            self._vaes.follow(None, None)
+            self.vaes.follow(None, None)
 
     def _attach(self, unet: nn.Module, config: Config | None = None) -> None:
         here = accelerated(unet)
         if here is not None:  # with other weights, which the engine follows by itself
             here.witness.start_anew()
             return
-        self._models.forgive(unet)
-        try:
-            here = Attachment(unet, config or webui.config(), self._session)
+        here = self._models.attach(unet, config or webui.config(), self._session, self._around)
+        if here is not None:
             self._counts.append(here.counts)
-            here.begin_image(self._around)
-            here.install()
-            here.engine.prepare()
-        except AccelError as e:
-            if here is not None:
-                here.remove()
-            self._models.refuse(unet, str(e))
-            webui.say(f"this model is not accelerated: {e}")
-            return
-        s = here.engine.status
-        webui.say(
-            f"{s.architecture}, {s.dtype} on {s.device}: backend {s.backend}, {s.state}"
-            + (f" ({s.reason})" if s.reason else "")
-        )
 
     # -- what a person or a program asks for
 
@@ -206,9 +192,11 @@ class Service:
                 raise AccelError("Acceleration is off: there is nothing to build")
             if unet is None:
                 raise AccelError("No model is loaded: there is nothing to build")
-            here = accelerated(unet)
-            job = here.engine.job if here else None
-            if here is not None and (here.engine.is_stored or (job and not job.cancelled)):
+            here, engines = accelerated(unet), self.vaes.engines(webui.current_model())
+            if here is not None:
+                engines.append(here.engine)
+            missing = [each for each in engines if each.lacks_code]
+            if here is not None and not missing:
                 return
             with webui.idle() as idle:  # attaching moves weights
                 if not idle:
@@ -216,8 +204,8 @@ class Service:
                 self._session.forget_failures()
                 if here is None:
                     self._attach(unet)
-                else:  # what serves goes on until its successor is there
-                    here.engine.prepare()
+                for each in missing:  # what serves goes on until its successor is there
+                    each.prepare()
             if reason := self._models.refusal(unet):
                 raise AccelError(reason)
 
@@ -227,9 +215,16 @@ class Service:
 
     def delete(self, key: str) -> bool:
         """Remove compiled code from the store, see `stored_code.delete`. Raises StoreError."""
-        return stored_code.delete(key, [each.engine.target for each in self._models.attachments])
+        unets = [each.engine.target for each in self._models.attachments]
+        return stored_code.delete(key, [*unets, *self.vaes.targets()])
 
     # -- status
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs that make code for the loaded model and its VAE."""
+        here = self.current()
+        own = here.engine.job if here else None
+        return [*filter(None, [own]), *self.vaes.jobs(webui.current_model())]
 
     def _sums(self) -> dict[str, int]:
         each = [c.to_dict() for c in (AttachmentCounters(Counters()), *self._counts)]
@@ -268,7 +263,8 @@ class Service:
             "enabled": webui.enabled(),
             **self._state(here).to_dict(),
             "images_wait": images_wait(),
-            "vae": self._vaes.status(webui.current_model()),
+            "vae": self.vaes.status(webui.current_model()),
+            "phases": self.clock.phases,
             "counters": self._sums(),
             "control_models": here.control_models if here else 0,
             "speeds": here.witness.trial.known if here else [],
@@ -285,8 +281,7 @@ class Service:
         return replace(off, state="fallback", reason=reason)
 
     def _take_up_if_idle(self, here: Attachment) -> None:
-        jobs = [here.engine.job, *self._vaes.jobs(webui.current_model())]
-        if not any(job and job.done for job in jobs) or not self._lock.acquire(blocking=False):
+        if not any(job.done for job in self.jobs()) or not self._lock.acquire(blocking=False):
             return
         try:
             with webui.idle() as idle:  # never in the middle of an image

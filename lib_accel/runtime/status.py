@@ -34,6 +34,13 @@ class Status:
     kept_bytes: int = 0  # video memory of a second copy of the weights, kept to be faster
     counters: Counters = field(default_factory=Counters)
 
+    @property
+    def sentence(self) -> str:
+        """What serves which network, and how, for the console."""
+        why = f" ({self.reason})" if self.reason else ""
+        what = f"{self.architecture}, {self.dtype} on {self.device}"
+        return f"{what}: backend {self.backend}, {self.state}{why}"
+
     def to_dict(self) -> dict[str, object]:
         """Return what the API shows of it, without the counters."""
         shown = {name: value for name, value in vars(self).items() if name != "counters"}

@@ -202,3 +202,41 @@ def test_the_clock_times_both_passes_apart_and_forgets_a_batch_that_failed() -> 
         clock.finish("aoti", job)
         found = [(t.size, len(t.times), t.backend, t.model) for t in clock.timings]
         assert found == [("128x128", 1, "aoti", "a"), ("64x64", 1, "aoti", "a")]
+
+
+def test_the_clock_times_what_is_before_and_after_the_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of an image with hires fix: what is between the passes belongs to the second."""
+    with in_place():
+        from lib_accel.host import clock as module
+
+        marks = iter((10.0, 11.0, 13.0, 18.0, 20.0, 24.0, 30.0))
+        monkeypatch.setattr(module, "now", lambda _: next(marks))
+        clock = module.Clock(lambda: torch.device("cpu"))
+        assert clock.phases is None
+        clock.begin()
+        for n in (8, 16):
+            clock.start(SimpleNamespace(x=torch.zeros(2, 4, n, n)))
+            clock.stop(None)
+        clock.finish("aoti", SimpleNamespace(), vae="aoti")
+        found = [(t.before, t.times, t.after, t.vae) for t in clock.timings]
+        assert found == [(1000, (2000,), 0, "aoti"), (5000, (2000,), 4000, "aoti")]
+        assert clock.phases == {"prompt_s": 5, "steps_s": 2, "vae_s": 4}
+
+
+def test_the_phases_of_an_image_are_shown_by_whose_code_it_was(host: Host) -> None:
+    off = _timing(host, 1000, before=100, after=9000)
+    on = _timing(host, 500, "aoti", before=100, after=4000, vae="aoti")
+    half = _timing(host, 500, "aoti", before=100, after=9000)
+    _headline(host, off, on)
+    rows = re.findall(r"<tr><th scope='row'>.*?</tr>", _plot(host))
+    cells = [re.sub("<[^>]+>", " ", row).split() for row in rows]
+    assert cells == [
+        ["without", "compiled", "code", "0.1", "s", "4.0", "s", "9.0", "s"],
+        ["with", "compiled", "code", "0.1", "s", "2.0", "s", "4.0", "s"],
+    ]
+    _headline(host, half)
+    assert "accelerated, but for the VAE" in _plot(host)
+    _headline(host, _timing(host, 500))
+    assert "accel_phases" not in _plot(host)

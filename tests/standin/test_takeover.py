@@ -31,6 +31,7 @@ FIELDS = {
     "difference",
     "speeds",
     "vae",
+    "phases",
 }
 
 

@@ -113,6 +113,70 @@ def test_a_forward_of_another_extension_stays_and_drives_the_webuis_own_blocks(h
     assert rows(host)["decoder"]["state"] == "eager"
 
 
+def test_a_tiled_decoder_is_named_once_as_the_reason(
+    host: Host, capsys: pytest.CaptureFixture[str]
+):
+    host.model.first_stage_model.decoder.forward = Tiled()
+    for _ in range(2):
+        host.image()
+    expected = f"another extension computes the VAE: {__name__}"
+    assert rows(host)["decoder"]["reason"] == expected
+    assert capsys.readouterr().out.count(expected) == 1
+    del host.model.first_stage_model.decoder.forward
+    host.image()
+    assert rows(host)["decoder"]["reason"] is None
+
+
+class Tiled:
+    """A forward as tiled decoding sets it: an object that is called."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.zeros(1, 3, 8, 8)
+
+
+def test_our_forward_of_before_does_not_come_back(host: Host):
+    """Tiled decoding keeps it, and puts it back when it ends."""
+    decoder = host.model.first_stage_model.decoder
+    before = decoder.forward
+    host.opts.set("accel_vae", False)
+    host.opts.set("accel_vae", True)
+    ours, calls = decoder.forward, rows(host)["decoder"]["host_calls"]
+    decoder.forward = before
+    with torch.no_grad():
+        host.model.first_stage_model.decode(torch.ones(LATENT))
+    assert "forward" not in vars(decoder)
+    assert rows(host)["decoder"]["host_calls"] == calls
+    host.image()
+    assert decoder.forward is ours
+
+
+def test_pictures_are_marked_by_whose_code_decoded_them(host: Host, monkeypatch: Any):
+    """The layers of `eager` are no compiled code: the mark tells by the counter of its calls."""
+    assert "Accel VAE" not in host.image().extra_generation_params
+    engine = host.service.vaes.engines(host.model)[0]
+    compute = engine.compute
+
+    def counted(*given: Any) -> Tensor:
+        engine.counters.accelerated_calls += 1
+        return compute(*given)
+
+    monkeypatch.setattr(engine, "compute", counted)
+    p = host.image()
+    assert p.extra_generation_params["Accel VAE"] == "eager"
+    assert host.service.clock.timings[-1].vae == "eager"
+    assert host.status()["phases"].keys() == {"prompt_s", "steps_s", "vae_s"}
+
+
+def test_the_vae_is_told_of_in_line_and_tab(host: Host):
+    host.model.first_stage_model.decoder.mid.attn_1.forward = lambda x: 2 * x
+    host.image()
+    everything = host.module("lib_accel.host.pages.tab")._everything()
+    details = next(part for part in everything if "Details for a bug report" in str(part))
+    assert "VAE decoder" in details
+    assert "1 layer is not accelerated: the forward of a AttnBlock was replaced" in details
+    assert "VAE encoder" in details
+
+
 def test_a_vae_that_becomes_bfloat16_is_followed(host: Host):
     vae = host.model.first_stage_model
     vae.to(torch.bfloat16)  # the WebUI does so where a picture is NaN

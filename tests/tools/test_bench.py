@@ -14,7 +14,8 @@ import torch
 
 from lib_accel.compile.backends import jit
 from lib_accel.model import presets
-from lib_accel.tools.bench import ladder, vae, variants
+from lib_accel.tools.bench import ladder, variants
+from lib_accel.tools.bench.images import text, vae, whole
 from lib_accel.tools.bench.ladder import make_inputs
 from lib_accel.tools.bench.measure import flops
 
@@ -71,17 +72,50 @@ def test_the_error_of_bfloat16_is_that_of_its_rounding(run: Run, tmp_path: Path)
 def test_half_a_vae_is_timed_by_each_way(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("diffusers")
     monkeypatch.setattr(vae, "matmul_rate", lambda *_: 1e12)
     places = ("--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
     sizes = ("--channels", 32, "--size", 64, "--rounds", 2)
-    status, out, _ = run("bench", "vae", *places, *sizes, "--variants", "stock,eager", "--json")
+    names = ("stock", "reference", "reference+sdpa", "eager")
+    status, out, _ = run("bench", "vae", *places, *sizes, "--variants", ",".join(names), "--json")
     rows = {row["name"]: row for row in json.loads(out)["rows"]}
     assert status == 0
-    for name in ("stock", "eager"):
+    for name in names:
         assert 0 < rows[name]["min_s"] <= rows[name]["median_s"] <= rows[name]["max_s"]
         assert rows[name]["error"] < 1e-5
     (report,) = (tmp_path / "out").glob("*.md")
     assert "| eager | " in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("known_rate")
+def test_whole_images_are_timed_by_phases_and_agree(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of diffusers' networks too, which come from the same weights."""
+    pytest.importorskip("diffusers")
+    monkeypatch.setattr(whole, "matmul_rate", lambda *_: 1e12)
+    monkeypatch.setitem(text._SIZES, 768, ((768, 1),))  # layers that a test need not wait for
+    places = ("--out", tmp_path / "out", "--store", tmp_path / "store", "--device", "cpu")
+    sizes = ("--family", "sd1:32", "--vae-channels", 32, "--size", 64, "--steps", 2, "--rounds", 1)
+    names = ("stock", "reference", "reference+sdpa", "eager")
+    status, out, _ = run("bench", "image", *places, *sizes, "--variants", ",".join(names), "--json")
+    result = json.loads(out)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert (status, tuple(rows), result["without_text"]) == (0, names, None)
+    for row in rows.values():
+        assert row["error"] < 1e-4
+        assert set(row["phases"]) == {"text", "steps", "vae"}
+        assert 0 < sum(row["phases"].values()) <= row["median_s"]
+    (report,) = (tmp_path / "out").glob("*-image-*.md")
+    assert "| reference+sdpa | " in report.read_text(encoding="utf-8")
+
+
+def test_each_image_of_a_bench_has_another_prompt_and_every_row_the_same() -> None:
+    device = torch.device("cpu")
+    first, again, second = (text.prompts(number, device) for number in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert torch.equal(first[0], second[0]), "the empty prompt"
+    assert not torch.equal(first[1], second[1])
 
 
 def test_a_ladder_without_a_row_that_runs_fails(run: Run, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_images_off_and_on_are_timed_and_compared(run: Run, api: Api, tmp_path: 
         assert min(values["image_s"]["off"] + values["image_s"]["on"]) > 0
         assert found["marked"] == {"off": 0, "on": 9}
         assert 40 < found["decibels"] < 60  # one level in one of three colours
+        assert values["vae_s"] == {"off": [1.0] * 3, "on": [0.5] * 3}
     assert (result["webui"], result["steps"], result["few_steps"]) == ("v1.10.1", 8, 2)
     assert api.options["accel_enable"] is True
 
@@ -92,6 +93,7 @@ def test_a_table_a_picture_and_the_json_are_written(run: Run, api: Api, tmp_path
     assert set(files) == {".json", ".md", ".svg"}
     assert out == files[".md"]
     assert "| an image | 0 | " in out
+    assert "| of it: VAE | 0 | 1 s | 0.5 s |" in out
     picture = xml.etree.ElementTree.fromstring(files[".svg"])
     words = [e.text or "" for e in picture.iter() if e.tag.endswith("}text")]
     assert "0 LoRAs, accelerated" in words

@@ -43,6 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         api = self.server
+        on = api.options["accel_enable"]
         status = {
             "state": api.state if api.options["accel_enable"] else "off",
             "reason": api.reason,
@@ -51,6 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
             "architecture": "SD1",
             "dtype": "float32",
             "device": "CPU",
+            "phases": {"prompt_s": 0.1, "steps_s": 2.0, "vae_s": 0.5 if on else 1.0},
         }
         answers = {
             "/sdapi/v1/options": api.options,

@@ -11,7 +11,7 @@ import time
 from ...config import MIB
 from ...store import Group
 from ...store.summary import IN_USE, UNNAMED
-from .. import stored_code
+from .. import stored_code, webui
 from ..service import service
 from .markup import fixed, heading, plain, varying
 
@@ -28,9 +28,9 @@ def artifacts() -> str:
     here, current = stored_code.here(), service.current()
     loaded, used = "", set[str]()  # of the code that serves
     if current is not None:
-        engine = current.engine
-        loaded = engine.architecture.name
-        used = stored_code.keys_in_use(engine.status, engine.target)
+        loaded = current.engine.architecture.name
+        for engine in (current.engine, *service.vaes.engines(webui.current_model())):
+            used |= stored_code.keys_in_use(engine.status, engine.target)
     rows = "".join(_row(group, group.state(here, used), loaded) for group in groups)
     return f"{title}<table class='accel-table accel-wide'><tr>{head}</tr>{rows}</table>"
 

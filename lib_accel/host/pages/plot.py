@@ -37,8 +37,29 @@ def plot(timings: Sequence[Timing]) -> str:
     what = varying(f"seconds, the last images of {size_of(shown[-1])}, oldest to newest")
     return (
         f"{sentence}{title}<svg class='accel-plot' {box}>{scale}{bars}{axis}</svg>"
-        f"{_legend(shown, top)}<p><small>{what}</small></p>"
+        f"{_legend(shown, top)}<p><small>{what}</small></p>{_phases(shown)}"
     )
+
+
+def _phases(shown: Sequence[Timing]) -> str:
+    """Return the median time of each phase of an image like the last one, by whose code it was."""
+    alike = [t for t in shown if len(t.times) == len(shown[-1].times) and t.after]
+    kinds = (
+        ("the WebUI's own code", lambda t: not t.backend and not t.vae),
+        ("accelerated, but for the VAE", lambda t: t.backend and not t.vae),
+        ("accelerated", lambda t: t.backend and t.vae),
+    )
+    rows = ""
+    for words, is_one in kinds:
+        if found := [(t.before, sum(t.times), t.after) for t in alike if is_one(t)]:
+            cells = (f"{seconds(statistics.median(phase))} s" for phase in zip(*found, strict=True))
+            parts = "".join(f"<td>{plain(cell)}</td>" for cell in cells)
+            rows += f"<tr><th scope='row'>{fixed(words)}</th>{parts}</tr>"
+    if not rows:
+        return ""
+    names = ("Prompt", f"Steps ({len(shown[-1].times)})", "VAE")
+    head = "".join(f"<th scope='col'>{varying(name)}</th>" for name in names)
+    return f"<table class='accel-table' id='accel_phases'><tr><td></td>{head}</tr>{rows}</table>"
 
 
 def _top(shown: Sequence[Timing]) -> float:

@@ -8,26 +8,43 @@ import gradio as gr
 from modules import scripts
 
 from ...compile.backends.eager import Eager
+from .. import webui
 from ..service import service
 from ..taiyi.hooks import taiyi
 from .status_line import announced_line
 from .xyz import is_cell
 
+Served = tuple[dict[str, int], str]
+"""How many calls each way has computed, by its counter, and the backend."""
+
+MARKS = ("Accel", "Accel VAE")
+"""What infotexts call the backends of the UNet and of the VAE."""
+
 
 def _compiling() -> bool:
-    here = service.current()
-    return here is not None and (job := here.engine.job) is not None and not job.done
+    return not all(job.done for job in service.jobs())
 
 
-def _made_by(before: tuple[dict[str, int], str], now: tuple[dict[str, int], str]) -> str:
-    """Return the backend that has computed a batch, between two answers of `service.served`.
+def _served() -> tuple[Served, Served]:
+    """Return how many calls each way has computed so far, of the UNet and of the VAE."""
+    return service.served(), service.vaes.served(webui.current_model())
+
+
+def _made_by(before: Served, now: Served) -> str:
+    """Return the backend that has computed a batch, between two answers of `_served`.
 
     "" is the WebUI's own code: without compiled code, one call by it makes the batch its own.
     """
+    if compiled := _risen(before, now):
+        return compiled
     rose = {name: count - before[0][name] for name, count in now[0].items()}
-    if rose["accelerated_calls"]:
-        return now[1] or before[1]  # a job may change the model
     return Eager.name if rose["eager_calls"] and not rose["host_calls"] else ""
+
+
+def _risen(before: Served, now: Served) -> str:
+    """Return the backend whose compiled code was called in between; "" where none was."""
+    name = "accelerated_calls"
+    return (now[1] or before[1]) if now[0][name] > before[0][name] else ""
 
 
 class AccelScript(scripts.Script):
@@ -53,24 +70,29 @@ class AccelScript(scripts.Script):
         service.before_job(p)
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Do the same before each batch, and note how many UNet calls each way has computed."""
+        """Do the same before each batch, and note how many calls each way has computed."""
         service.before_images(p)
         service.clock.begin()
-        p._accel_served, p._accel_compiling = service.served(), _compiling()
+        p._accel_served, p._accel_compiling = _served(), _compiling()
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Let the service name the memory that it holds, before each pass of the sampler."""
         service.before_sampling(p.sd_model)
 
     def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        """Write `Accel: <backend>` into the infotext where we have computed this batch."""
-        backend = _made_by(p._accel_served, service.served())
-        service.clock.finish(backend, p, p._accel_compiling or _compiling())
+        """Write `Accel: <backend>` into the infotext where we have computed this batch.
+
+        `Accel VAE` says the same of its decoding, and of the encoding between two passes.
+        """
+        before, now = p._accel_served, _served()
+        marks = {MARKS[0]: _made_by(before[0], now[0]), MARKS[1]: _risen(before[1], now[1])}
+        for mark, backend in marks.items():
+            p.extra_generation_params.pop(mark, None)
+            if backend:
+                p.extra_generation_params[mark] = backend
+        backend, vae = marks.values()
+        service.clock.finish(backend, p, p._accel_compiling or _compiling(), vae)
         service.note_images(len(kwargs.get("images", [0])), backend)
-        if backend:
-            p.extra_generation_params["Accel"] = backend
-        else:
-            p.extra_generation_params.pop("Accel", None)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         """Let the service undo what was set for this job alone.
@@ -79,4 +101,5 @@ class AccelScript(scripts.Script):
         """
         service.after_job()
         if is_cell(p):
-            p.extra_generation_params.pop("Accel", None)
+            for mark in MARKS:
+                p.extra_generation_params.pop(mark, None)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..service import service
 from ..taiyi.hooks import taiyi
+from ..vae.vaes import BEGINS
 from .markup import fixed, plain, varying, what_failed
 from .speed import measured
 
@@ -45,12 +46,24 @@ def _standing(s: dict[str, Any]) -> str:
         speed = measured()
         factor = speed.factor if speed and speed.backend == s["backend"] else None
         parts.append(plain(s["backend"] + (f", {factor:.1f}x" if factor else "")))
-        if s["progress"]:  # of the code that comes next
-            parts += _progress(s["progress"], "small")
+        jobs = (row["progress"] for row in (s, *s["vae"].values()))  # what comes next, or its VAE's
+        if progress := next(filter(None, jobs), None):
+            parts += _progress(progress, "small")
     reason = taiyi.refused or s["reason"] or ""  # the WebUI shows a refusal in its console alone
-    if not reason or reason.startswith("compiling;"):  # left by an image before the code was ready
+    if _is_passing(reason) and state == "ready":
+        reason = next((r for r in _of_vae(s["vae"]) if not _is_passing(r)), "")
+    if _is_passing(reason):
         return _line(state, parts)
     return _line(state, [*parts, _reason(reason)], limited=state == "ready")
+
+
+def _is_passing(reason: str) -> bool:
+    """Return whether there is no reason, or one that an image left before the code was ready."""
+    return not reason or reason.startswith(("compiling;", BEGINS))
+
+
+def _of_vae(rows: dict[str, Any]) -> list[str]:
+    return [row["reason"] or "" for row in rows.values()]
 
 
 def _reason(reason: str) -> str:

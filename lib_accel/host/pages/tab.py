@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ...compile.doctor import Finding
+from ...config import MIB
 from ...errors import AccelError
 from ...runtime.trial import Trial
 from .. import stored_code, webui
@@ -52,6 +53,7 @@ def _details(found: Findings) -> str:
         "Compiler": s["progress"]["stage"] if s["progress"] else "",
         "Difference": s["difference"],
         "Reason": s["reason"],
+        **{f"VAE {kind}": _half(row) for kind, row in s["vae"].items()},
     }
     rows = {name: value for name, value in rows.items() if value}
     sentences = ("Compiler", "Difference", "Reason")
@@ -70,6 +72,14 @@ def _details(found: Findings) -> str:
         f"<details><summary>{fixed('Details for a bug report')}</summary>"
         f"{copy}<table class='accel-table'>{cells}</table></details>"
     )
+
+
+def _half(row: dict[str, Any]) -> str:
+    """Return how one half of the VAE stands, in one line."""
+    ours = row["accelerated_calls"]
+    calls = f"calls={ours}/{ours + row['host_calls']}"
+    size = f"{row['artifact']['bytes'] / MIB:.1f} MiB" if row["artifact"] else ""
+    return ", ".join(filter(None, (row["state"], row["backend"], calls, size, row["reason"])))
 
 
 def _times(row: dict[str, Any]) -> str:
@@ -119,14 +129,13 @@ def _buttons() -> tuple[Any, Any]:
 
 def _compiles() -> bool:
     """Return whether the compiler is at work; after *Cancel* it is not, though it may be ending."""
-    current = service.current()
-    job = current.engine.job if current and webui.enabled() else None
-    return job is not None and not (job.done or job.cancelled)
+    return webui.enabled() and any(not (job.done or job.cancelled) for job in service.jobs())
 
 
 def _is_built() -> bool:
-    current = service.current()
-    return current is not None and current.engine.is_stored and _slower() is None
+    current, model = service.current(), webui.current_model()
+    stored = [each.is_stored for each in service.vaes.engines(model)]
+    return current is not None and current.engine.is_stored and all(stored) and _slower() is None
 
 
 def _slower() -> Trial | None:

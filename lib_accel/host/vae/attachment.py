@@ -18,7 +18,7 @@ from ...config import Config
 from ...model.layers import LayerFn
 from ...model.specs import VaeBlock
 from ...model.vae.network import OUTPUT
-from ...runtime.accelerated import is_plain, set_owner, take_owner, why_failed
+from ...runtime.accelerated import accelerated, is_plain, set_owner, take_owner, why_failed
 from ...runtime.attributes import Forward, Weakly, put, take_away
 from ...runtime.status import Status
 from ...runtime.vae import VaeEngine
@@ -62,8 +62,12 @@ class VaeAttachment:
         """Put our forward on the half where nobody else's stands. Idempotent."""
         set_owner(self.half, self)
         put(self.half, "_apply", self._apply)
-        if "forward" not in self._own or own_forward(self.half, "forward"):
+        there = self._own.get("forward")
+        if there is None or own_forward(self.half, "forward"):
             put(self.half, "forward", self._standing)
+        else:
+            name = getattr(there, "__module__", type(there).__name__)
+            self._explain(f"another extension computes the VAE: {name}")
 
     def remove(self, keep_compiling: bool = False) -> None:
         """Leave the half exactly as it was found. Idempotent."""
@@ -100,7 +104,9 @@ class VaeAttachment:
 
     def _forward(self, *given: Any, **named: Any) -> Tensor:
         """Stand on the half as its `forward`."""
-        if self._own.get("forward") is not self._standing:  # somebody has kept it, and calls it
+        if accelerated(self.half) is not self:  # somebody has kept it, and put it back
+            take_away(self._own, "forward", self._standing)
+        if self._own.get("forward") is not self._standing:  # or calls it
             return self._standing.__wrapped__(*given, **named)
         with self._lock:
             reason = self._why_not(given, named)

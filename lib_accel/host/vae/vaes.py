@@ -9,12 +9,18 @@ from torch import nn
 
 from ...compile.jobs import Job
 from ...compile.session import Session
+from ...compile.target import Target
 from ...config import Config
 from ...errors import AccelError
 from ...model.vae.network import DECODER, ENCODER
 from ...runtime.accelerated import accelerated
+from ...runtime.status import Counters, Status
+from ...runtime.vae import VaeEngine
 from .. import webui
 from .attachment import VaeAttachment
+
+BEGINS = "it begins with the next image"
+"""Why a VAE is not accelerated that was loaded while an image was being made."""
 
 
 class Vaes:
@@ -27,6 +33,7 @@ class Vaes:
         self._session = session
         self._seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._refused: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self._counts: list[Counters] = []  # of all halves there ever were
 
     def follow(self, sd_model: Any, config: Config | None) -> None:
         """Accelerate the VAE of a model as `config` says, or no VAE at all. Idempotent.
@@ -61,16 +68,27 @@ class Vaes:
                 webui.say(f"this VAE is not accelerated: {error}")
             return
         self._seen.add(half)
+        self._counts.append(here.engine.counters)
         self._refused.pop(half, None)
-        status = here.engine.status
-        webui.say(
-            f"{status.architecture}, {status.dtype}: backend {status.backend}, {status.state}"
-        )
+        webui.say(here.engine.status.sentence)
+
+    def engines(self, sd_model: Any) -> list[VaeEngine]:
+        """Return those that compute the VAE of a model."""
+        found = map(_attachment, halves_of(sd_model).values())
+        return [here.engine for here in found if here is not None]
 
     def jobs(self, sd_model: Any) -> list[Job]:
         """Return the jobs that make code for the VAE of a model."""
-        found = filter(None, map(_attachment, halves_of(sd_model).values()))
-        return [job for here in found if (job := here.engine.job) is not None]
+        return [each.job for each in self.engines(sd_model) if each.job is not None]
+
+    def targets(self) -> list[Target]:
+        """Return what has to be compiled for every VAE that is accelerated."""
+        return [here.engine.target for half in list(self._seen) if (here := _attachment(half))]
+
+    def served(self, sd_model: Any) -> tuple[dict[str, int], str]:
+        """Return how many calls compiled code has computed, and the backend of a model's VAE."""
+        backend = next((each.status.backend for each in self.engines(sd_model)), "")
+        return {"accelerated_calls": sum(c.accelerated_calls for c in self._counts)}, backend
 
     def status(self, sd_model: Any) -> dict[str, Any]:
         """Return how the halves of a model's VAE stand, by their kind, for the status."""
@@ -79,11 +97,11 @@ class Vaes:
     def _state(self, half: nn.Module) -> dict[str, Any]:
         here = _attachment(half)
         if here is None:
-            reason = self._refused.get(half) or "it begins with the next image"
-            state, backend, calls = "fallback" if webui.vae_enabled() else "off", "", (0, 0)
-            return _row(state, reason if webui.vae_enabled() else None, backend, *calls)
-        s = here.status
-        return _row(s.state, s.reason, s.backend, s.counters.accelerated_calls, here.host_calls)
+            reason = self._refused.get(half) or BEGINS
+            if not webui.vae_enabled():
+                return _row(Status("off", None, "", "", "", ""), 0)
+            return _row(Status("fallback", reason, "", "", "", ""), 0)
+        return _row(here.status, here.host_calls)
 
 
 def halves_of(sd_model: Any) -> dict[str, nn.Module]:
@@ -97,11 +115,11 @@ def _attachment(half: nn.Module) -> VaeAttachment | None:
     return accelerated(half)
 
 
-def _row(state: str, reason: str | None, backend: str, ours: int, theirs: int) -> dict[str, Any]:
+def _row(status: Status, host_calls: int) -> dict[str, Any]:
+    told = status.to_dict()
+    names = ("state", "reason", "backend", "progress", "artifact")
     return {
-        "state": state,
-        "reason": reason,
-        "backend": backend,
-        "accelerated_calls": ours,
-        "host_calls": theirs,
+        **{name: told[name] for name in names},
+        "accelerated_calls": status.counters.accelerated_calls,
+        "host_calls": host_calls,
     }

@@ -173,6 +173,11 @@ class BoundNetwork(ABC):
         return self._provider.kept_bytes is not None and not self._provider.is_superseded
 
     @property
+    def lacks_code(self) -> bool:
+        """Whether compiled code is neither stored nor being made."""
+        return not (self.is_stored or (self.job and not self.job.cancelled))
+
+    @property
     def awaited(self) -> Job | None:
         """The job without whose code the chosen backend does not serve."""
         return self.job if self._provider.is_superseded or not self.units else None

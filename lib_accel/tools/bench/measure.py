@@ -84,13 +84,14 @@ def interleave(
     device: torch.device,
     rounds: int,
     on_call: Callable[[], object],
+    warm_up: int = WARM_UP_CALLS,
 ) -> None:
     """Warm up every call and measure its memory, then time all of them in turn, `rounds` times.
 
     A machine that becomes slower or faster meanwhile does so for all of them.
     """
     for name, call in calls.items():
-        rows[name].peak_bytes = max(rows[name].peak_bytes, peak(call, device))
+        rows[name].peak_bytes = max(rows[name].peak_bytes, peak(call, device, warm_up))
         on_call()
     for _ in range(rounds):
         for name, call in calls.items():
@@ -98,8 +99,8 @@ def interleave(
             on_call()
 
 
-def peak(call: Call, device: torch.device) -> int:
-    """Return the most memory that the warm-up calls took, above what was held before, in bytes.
+def peak(call: Call, device: torch.device, calls: int = WARM_UP_CALLS) -> int:
+    """Return the most memory that a number of calls took, above what was held before, in bytes.
 
     On a GPU: the larger of what was allocated at once and of what stays reserved after the calls
     (the pool of a CUDA graph). On a CPU: resident memory of the process, sampled every 5 ms.
@@ -107,7 +108,7 @@ def peak(call: Call, device: torch.device) -> int:
     gc.collect()
     watch = _gpu_memory(device) if device.type == "cuda" else _resident_memory()
     with watch as bytes_taken:
-        for _ in range(WARM_UP_CALLS):
+        for _ in range(calls):
             timed(call, device)
     return bytes_taken()
 

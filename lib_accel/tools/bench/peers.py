@@ -1,18 +1,19 @@
-"""The peers that our UNet is measured against: diffusers' UNet, and OpenVINO made from it."""
+"""The peers that our UNet is measured against: diffusers' UNet, torch.compile and OpenVINO."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...compile.backends.jit import PRIVATE_FILES, private_options
 from ...errors import BackendUnavailable
 from ...model.architecture import Architecture
 from ...model.specs import Block, Downsample, SpatialTransformer, Spec
 from ..checkpoints.formats import LDM_PREFIX
-from .measure import Call, Inputs
+from .measure import Call
 
 
 class NoDiffusers(BackendUnavailable):
@@ -37,7 +38,7 @@ class Reference(nn.Module):
             raise NoDiffusers(f"diffusers is not installed ({e}); pip install diffusers") from e
         with torch.device("meta"):
             self.unet = UNet2DConditionModel(**_config(architecture))
-        _adopt(self.unet, parameters)
+        adopt(self.unet, _converted(self.unet, parameters))
         self.unet.set_attn_processor(AttnProcessor2_0() if sdpa else AttnProcessor())
         self.unet.eval()
 
@@ -48,28 +49,34 @@ class Reference(nn.Module):
         return self.unet(x, timesteps, context, class_labels=y, return_dict=False)[0]
 
 
-def _adopt(unet: Any, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put the very Parameter objects in place of diffusers' own, by diffusers' conversion."""
+def _converted(unet: Any, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+    """Return the weights by diffusers' names, by diffusers' conversion."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     named = {LDM_PREFIX + name: parameter for name, parameter in parameters.items()}
     try:
-        converted = convert_ldm_unet_checkpoint(named, unet.config)
+        return convert_ldm_unet_checkpoint(named, unet.config)
     except (KeyError, IndexError) as e:
         raise _no_twin(f"its conversion fails at {e}") from e
-    expected = {name: p.shape for name, p in unet.named_parameters()}
-    for name in expected.keys() | converted.keys():
-        there = converted[name].shape if name in converted else None
+
+
+def adopt(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put these very weights in place of a network's own. Raises BackendUnavailable."""
+    expected = {name: p.shape for name, p in network.named_parameters()}
+    for name in expected.keys() | weights.keys():
+        there = weights[name].shape if name in weights else None
         if expected.get(name) != there:
             raise _no_twin(f"{name} is {there} here and {expected.get(name)} there")
-    for name, parameter in converted.items():
+    for name, weight in weights.items():
         home, _, own = name.rpartition(".")
-        setattr(unet.get_submodule(home), own, parameter)
+        is_one = isinstance(weight, nn.Parameter)  # else a view: a convolution as a matrix
+        parameter = weight if is_one else nn.Parameter(weight, requires_grad=False)
+        setattr(network.get_submodule(home), own, parameter)
 
 
 def _no_twin(why: str) -> BackendUnavailable:
     return BackendUnavailable(
-        f"diffusers has no UNet of this architecture: {why}; choose a preset family"
+        f"diffusers has no network of this architecture: {why}; choose a preset family"
     )
 
 
@@ -134,35 +141,49 @@ def _heads(a: Architecture, blocks: list[Block]) -> int:
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
-def openvino_call(
-    architecture: Architecture,
-    parameters: Mapping[str, nn.Parameter],
-    dtype: torch.dtype,
-    inputs: Inputs,
-) -> Call:
-    """Return a call of diffusers' UNet, converted by OpenVINO at the shapes of `inputs`.
+def openvino_call(module: nn.Module, dtype: torch.dtype, inputs: Sequence[Tensor]) -> Call:
+    """Return a call of a module in float32, converted by OpenVINO at the shapes of `inputs`.
 
-    It computes in `dtype`, on the CPU, from a copy of the weights that OpenVINO makes.
-    Raises BackendUnavailable where OpenVINO is missing, or cannot convert or compile it.
+    It computes in `dtype`, on the CPU, from a copy of the weights that OpenVINO makes, and reads
+    the `inputs` anew in each call. Raises BackendUnavailable where OpenVINO is missing, or cannot
+    convert or compile it.
     """
     try:
         import openvino  # type: ignore[import-not-found]
     except ImportError as e:
         raise BackendUnavailable(f"OpenVINO is not installed ({e}); pip install openvino") from e
-    weights = {n: nn.Parameter(p.float(), requires_grad=False) for n, p in parameters.items()}
-    reference = Reference(architecture, weights, sdpa=True)
-    given = [t.float() for t in inputs if t is not None]
     options = {
         "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     try:
         with torch.no_grad():
-            shapes = [tuple(t.shape) for t in given]
-            model = openvino.convert_model(reference, example_input=tuple(given), input=shapes)
+            given, shapes = tuple(map(_wide, inputs)), [tuple(t.shape) for t in inputs]
+            model = openvino.convert_model(module, example_input=given, input=shapes)
         compiled = openvino.compile_model(model, "CPU", options)
     except Exception as e:  # its errors share no base class
         first_line = str(e).strip().splitlines()[0]
         raise BackendUnavailable(f"OpenVINO failed: {type(e).__name__}: {first_line}") from e
-    arrays = [t.numpy() for t in given]
-    return lambda: torch.from_numpy(compiled(arrays)[0])
+    return lambda: torch.from_numpy(compiled([_wide(t).numpy() for t in inputs])[0])
+
+
+def widened(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return the weights in float32, which `openvino_call` converts."""
+    return {n: nn.Parameter(p.float(), requires_grad=False) for n, p in parameters.items()}
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.is_floating_point() else t
+
+
+def compiled_call(module: nn.Module, inputs: Sequence[Any], mode: str = "default") -> Call:
+    """Return a call of a module under torch.compile, which reads `inputs` anew in each call."""
+    if inputs[0].device.type == "cuda":
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with PRIVATE_FILES:  # torch's own folder has a known name, where others can put code
+        from torch._inductor import list_mode_options
+
+        options = {**list_mode_options(mode), **private_options()}
+        compiled = torch.compile(module, options=options)
+        compiled(*inputs)
+    return lambda: compiled(*inputs).clone()

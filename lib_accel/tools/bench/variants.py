@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ...compile.backends.jit import PRIVATE_FILES, private_options
 from ...compile.jobs import Job
 from ...compile.session import Session
 from ...config import Config
@@ -19,7 +18,7 @@ from ...model.unet import UNet
 from ...runtime.engine import Engine
 from .control import driven
 from .measure import Call, Inputs
-from .peers import NoDiffusers, Reference, openvino_call
+from .peers import NoDiffusers, Reference, compiled_call, openvino_call, widened
 from .stock import stock_unet
 from .weights import WeightCopy
 
@@ -86,22 +85,17 @@ def _torch_compile(setup: Setup, mode: str) -> Built:
         module: nn.Module = Reference(architecture, parameters, sdpa=True)
     except NoDiffusers:
         module, note = UNet(architecture).adopt(parameters), WITHOUT_DIFFUSERS
-    if setup.device.type == "cuda":
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with PRIVATE_FILES:  # torch's own folder has a known name, where others can put code
-        from torch._inductor import list_mode_options
-
-        options = {**list_mode_options(mode), **private_options()}
-        compiled = torch.compile(module, options=options)
-        compiled(*setup.inputs)
-    return Built(lambda: compiled(*setup.inputs).clone(), note=lambda: note)
+    call = compiled_call(module, setup.inputs, mode)
+    return Built(call, note=lambda: note)
 
 
 def _openvino(setup: Setup) -> Built:
     if setup.device.type != "cpu":
         raise BackendUnavailable("OpenVINO is compared on the CPU only")
-    parameters, dtype = setup.weights.parameters, setup.weights.unet.dtype
-    return Built(openvino_call(setup.architecture, parameters, dtype, setup.inputs))
+    weights, dtype = widened(setup.weights.parameters), setup.weights.unet.dtype
+    module = Reference(setup.architecture, weights, sdpa=True)
+    given = [t for t in setup.inputs if t is not None]
+    return Built(openvino_call(module, dtype, given))
 
 
 def _ready(setup: Setup, backend: str, graphs: bool) -> Engine:

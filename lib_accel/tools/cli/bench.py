@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...model.specs import NORM_GROUPS
 from ...model.vae.network import DECODER, ENCODER
-from ..bench import modelled, vae
+from ..bench import modelled
+from ..bench.images import vae, whole
 from ..bench.ladder import Ladder, Plan
 from ..bench.table import table
 from ..bench.variants import DEFAULT, VARIANTS
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "webui":
         return bench_webui.run(args)
     if args.action:
-        return _vae(args)
+        return _image(args) if args.action == "image" else _vae(args)
     if args.model:
         return _model(args)
     if args.stored or (args.device or "").startswith("cuda:sm_"):
@@ -70,17 +70,34 @@ def _vae(args: argparse.Namespace) -> int:
     """Measure the decoder or the encoder, write the result and print it."""
     device, dtype = device_and_dtype(args)
     names = variants(args.variants, vae.VARIANTS)
-    if args.channels % NORM_GROUPS:
-        raise argparse.ArgumentTypeError(f"{args.channels} channels: expected a multiple of 32")
     config, kind = make_config(args, "auto"), ENCODER if args.encoder else DECODER
     given = (config, names, args.size, args.batch, args.rounds, args.channels)
     plan = vae.Plan(kind, device, dtype, *given)
     args.out.mkdir(parents=True, exist_ok=True)
     result = vae.measure(plan, say, lambda job: follow(job, "compiling"))
-    texts = {"json": json.dumps(result, indent=1), "md": vae.table(result)}
     keys = ("date", "what", "size", "batch", "dtype", "device")
-    write_files(args.out, [result[key] for key in keys], texts)
-    show(result, args, vae.table(result))
+    return _written(result, args, vae.table(result), [result[key] for key in keys])
+
+
+def _image(args: argparse.Namespace) -> int:
+    """Measure whole images, write the result and print it."""
+    device, dtype = device_and_dtype(args)
+    names = variants(args.variants, whole.VARIANTS)
+    given = (make_config(args, "auto"), names, args.size, args.steps, args.rounds)
+    plan = whole.Plan(family(args.family), device, dtype, *given, args.vae_channels)
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = whole.measure(plan, say, lambda job: follow(job, "compiling"))
+    keys = ("date", "architecture", "size", "dtype", "device")
+    parts = [result[key] for key in keys]
+    return _written(result, args, whole.table(result), [parts[0], "image", *parts[1:]])
+
+
+def _written(
+    result: dict[str, Any], args: argparse.Namespace, table: str, parts: Sequence[object]
+) -> int:
+    """Write a result, named after these parts, and print it; return the exit status."""
+    write_files(args.out, parts, {"json": json.dumps(result, indent=1), "md": table})
+    show(result, args, table)
     return 0 if any(row["median_s"] for row in result["rows"]) else 1
 
 

@@ -24,7 +24,9 @@ MANY_LORAS = 10
 _LORAS_NAMED = 20
 """How many are listed where one is not there."""
 STATES = {"off": False, "on": True}
-PARTS = ("image_s", "step_s", "around_s", "change_s")
+PHASES = ("prompt_s", "steps_s", "vae_s")
+"""Seconds of an image before its steps, in them and after them, as the extension has timed them."""
+PARTS = ("image_s", "step_s", "around_s", "change_s", *PHASES)
 """Seconds of an image, of a step in it, around its steps, and more in the first after a change."""
 
 
@@ -143,13 +145,17 @@ def _measure_one(
 ) -> Pictures:
     """Make three images with these LoRAs, and add what they took; return that of many steps."""
     made = []
+    phases: dict[str, float] = {}
     for steps in (plan.few, plan.steps, plan.few):
         made.append(_make(client, plan, steps, tags))
+        if steps == plan.steps:
+            phases = client.get("/accel/v1/status")["phases"] or {}
         tick()
     changed, many, few = made
     step = (many.seconds - few.seconds) / max(1, plan.steps - plan.few)
     values = (many.seconds, step, many.seconds - plan.steps * step, changed.seconds - few.seconds)
-    for part, value in zip(PARTS, values, strict=True):
+    timed = (phases.get(name, 0.0) for name in PHASES)
+    for part, value in zip(PARTS, (*values, *timed), strict=True):
         found.seconds[part][state].append(value)
     found.marked[state] += sum(p.served for p in made)
     return many

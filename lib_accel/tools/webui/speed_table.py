@@ -14,6 +14,9 @@ _NAMES = {
     "step_s": "a step",
     "around_s": "around the steps",
     "change_s": "more in the first image after a change",
+    "prompt_s": "of it: prompt",
+    "steps_s": "of it: all steps",
+    "vae_s": "of it: VAE",
 }
 
 
@@ -69,7 +72,7 @@ def _cells(part: str, values: dict[str, list[float]]) -> tuple[str, str, str]:
     """Return the times without and with acceleration, and the word for them."""
     both, verdict = (values["off"], values["on"]), _verdict(values)
     # what is around the steps is a small difference of large times
-    if part not in ("image_s", "step_s") or min(map(min, both)) <= 0:
+    if part not in ("image_s", "step_s", "steps_s", "vae_s") or min(map(min, both)) <= 0:
         off, on = map(_time, both)
         return off, on, ""
     off, on, short = verdict.told(ranges=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ....model.specs import NORM_GROUPS
 from . import bench_webui
 from .common import (
     Commands,
@@ -52,12 +53,23 @@ examples:
   PROGRAM bench --family sd1:64 --size 256 --rounds 3
   PROGRAM bench --device cuda:sm_86 --model --family sd1 --size 512"""
 
-_MORE_OF_VAE = """The rows are stock (the WebUI's own way), stock+sdpa, eager, jit and aoti, on
-random weights of the same values, timed in turn.
+_MORE_OF_VAE = """The rows are stock (the WebUI's own way), stock+sdpa, reference (diffusers),
+reference+sdpa, compile, openvino, eager, jit and aoti, on random weights of the same values, timed
+in turn.
 
 examples:
   PROGRAM bench vae
   PROGRAM bench vae --encoder --size 1024 --variants stock+sdpa,eager"""
+
+_MORE_OF_IMAGE = """Each image has another prompt. A row computes text encoder, UNet and VAE in its
+own way: with diffusers' networks (reference, compile, openvino; needs diffusers and transformers),
+the WebUI's (stock) or ours. The sampler is the same, and all rows are timed in turn. Time to build
+is apart.
+
+examples:
+  PROGRAM bench image
+  PROGRAM bench image --steps 20 --variants stock,aoti
+  PROGRAM bench image --family sd1:64 --vae-channels 32 --size 128 --steps 2"""
 
 
 def add(commands: Commands) -> None:
@@ -95,9 +107,32 @@ def add(commands: Commands) -> None:
     add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)
-    actions = p.add_subparsers(dest="action", title="instead of the ladder", metavar="webui or vae")
+    actions = p.add_subparsers(
+        dest="action", title="instead of the ladder", metavar="webui, image or vae"
+    )
     bench_webui.add(actions)
+    _add_image(actions)
     _add_vae(actions)
+
+
+def _add_image(actions: Commands) -> None:
+    """Add `image` to the actions of `bench`."""
+    p = command(actions, "image", "measure whole images: text encoder, steps, VAE", _MORE_OF_IMAGE)
+    p.set_defaults(command="bench")
+    text = "sd1, sd2, sdxl (sd1:64 for another width), or a checkpoint file"
+    p.add_argument("--family", metavar="NAME", default="sd1", help=text)
+    text = "channels of the VAE's widest level; 128 is that of SD1, SD2 and SDXL"
+    p.add_argument("--vae-channels", type=channels, metavar="N", default=128, help=text)
+    text = "width and height in pixels"
+    p.add_argument("--size", type=image_size, metavar="N", default=512, help=text)
+    p.add_argument("--steps", type=positive, metavar="N", default=8, help="steps of an image")
+    text = "timed images of each variant, after one to warm up"
+    p.add_argument("--rounds", type=positive, metavar="N", default=3, help=text)
+    text, default = "which rows, in this order", "stock,reference,reference+sdpa,compile,aoti"
+    p.add_argument("--variants", metavar="A,B", default=default, help=text)
+    add_results_argument(p)
+    add_store_arguments(p)
+    add_device_arguments(p)
 
 
 def _add_vae(actions: Commands) -> None:
@@ -110,7 +145,7 @@ def _add_vae(actions: Commands) -> None:
     p.add_argument("--size", type=image_size, metavar="N", default=512, help=text)
     p.add_argument("--batch", type=positive, metavar="N", default=1, help="images in a call")
     text = "channels of the widest level; 128 is that of SD1, SD2 and SDXL"
-    p.add_argument("--channels", type=positive, metavar="N", default=128, help=text)
+    p.add_argument("--channels", type=channels, metavar="N", default=128, help=text)
     text = "timed calls of each variant, after three calls to warm up"
     p.add_argument("--rounds", type=positive, metavar="N", default=5, help=text)
     text = "which rows, in this order"
@@ -118,6 +153,14 @@ def _add_vae(actions: Commands) -> None:
     add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)
+
+
+def channels(text: str) -> int:
+    """Parse a width that GroupNorm can divide."""
+    width = positive(text)
+    if width % NORM_GROUPS:
+        raise argparse.ArgumentTypeError(f"{text} channels: expected a multiple of {NORM_GROUPS}")
+    return width
 
 
 def counts(text: str) -> list[int]:

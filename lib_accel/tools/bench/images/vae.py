@@ -1,4 +1,4 @@
-"""Half a VAE by itself: the WebUI's way and ours, one a row, timed in turn."""
+"""Half a VAE by itself: the WebUI's way, those of others and ours, one a row, timed in turn."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...compile.jobs import Job
-from ...compile.machine import probe
-from ...compile.session import Session
-from ...config import Config
-from ...errors import AccelError, BackendUnavailable
-from ...model.precision import exact_products, relative_error, wider
-from ...model.random_weights import random_weight
-from ...model.vae.network import DECODER, Half, Network
-from ...runtime.vae import VaeEngine
-from .measure import Call, Row, interleave, matmul_rate, operations, timed
-from .stock import stock_vae
-from .table import line
+from ....compile.jobs import Job
+from ....compile.machine import probe
+from ....compile.session import Session
+from ....config import Config
+from ....errors import AccelError, BackendUnavailable
+from ....model.precision import exact_products, relative_error, wider
+from ....model.random_weights import random_weight
+from ....model.vae.network import DECODER, Half, Network
+from ....runtime.vae import VaeEngine
+from ..measure import Call, Row, interleave, matmul_rate, operations, timed
+from ..peers import compiled_call, openvino_call, widened
+from ..stock import stock_vae
+from ..table import line
+from .peers import ReferenceVae
 
-VARIANTS = ("stock", "stock+sdpa", "eager", "jit", "aoti")
+PEERS = ("reference", "reference+sdpa", "compile", "openvino")
+VARIANTS = ("stock", "stock+sdpa", *PEERS, "eager", "jit", "aoti")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def measure(
             say(f"preparing {name} ...")
             try:
                 row.compile_s, calls[name] = timed(
-                    lambda name=name: _call(name, half, plan, session, x, wait), plan.device
+                    lambda name=name: call_of(name, half, plan, session, x, wait), plan.device
                 )
                 row.error = relative_error(calls[name](), reference)
             except (AccelError, RuntimeError) as error:
@@ -120,11 +123,16 @@ def _precise(half: Half, plan: Plan, x: Tensor) -> Tensor:
         return network.run(x.to(wide))
 
 
-def _call(
+def call_of(
     name: str, half: Half, plan: Plan, session: Session, x: Tensor, wait: Callable[[Job], object]
 ) -> Call:
-    """Return the call of one row. Raises AccelError where it cannot be made."""
+    """Return the call of one row, which reads `x` anew each time.
+
+    Raises AccelError where it cannot be made.
+    """
     parameters = _parameters(half, plan)
+    if name in PEERS:
+        return _of_peer(name, half, parameters, x)
     if name.startswith("stock"):
         network = stock_vae(half, parameters, sdpa=name.endswith("sdpa"))
         return lambda: network.run(x)
@@ -136,6 +144,15 @@ def _call(
     if engine.status.backend != name:
         raise BackendUnavailable(engine.status.reason or f"{name} does not serve here")
     return lambda: engine.compute(x)
+
+
+def _of_peer(name: str, half: Half, parameters: dict[str, nn.Parameter], x: Tensor) -> Call:
+    if name == "openvino":
+        if x.device.type != "cpu":
+            raise BackendUnavailable("OpenVINO is compared on the CPU only")
+        return openvino_call(ReferenceVae(half, widened(parameters), sdpa=True), x.dtype, [x])
+    network = ReferenceVae(half, parameters, sdpa=name != "reference")
+    return compiled_call(network, [x]) if name == "compile" else lambda: network(x)
 
 
 def table(r: Mapping[str, Any]) -> str:
