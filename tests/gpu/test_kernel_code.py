@@ -18,7 +18,7 @@ import torch
 
 from lib_accel.compile.backends.kernels import embedding, nvrtc, operations
 from lib_accel.compile.backends.kernels.driver import load_kernels
-from lib_accel.compile.backends.kernels.launching import KERNELS
+from lib_accel.compile.backends.kernels.launching import KERNELS, parted
 from lib_accel.compile.backends.kernels.operations import Kernels
 from lib_accel.errors import ArtifactRejected, BackendUnavailable, CompileFailed
 
@@ -40,12 +40,14 @@ def usage(code: bytes, folder: Path) -> dict[str, tuple[int, ...]]:
     """Return, by kernel, its registers, its stack, its shared and its local memory in bytes."""
     import triton
 
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    tools, found = Path(triton.__file__).parent / "backends" / "nvidia" / "bin", []
     file = folder / "kernels.cubin"
-    file.write_bytes(code)
-    command = [str(tools / "cuobjdump"), "-res-usage", str(file)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
-    return {name: tuple(map(int, rest)) for name, *rest in USAGE.findall(said.stdout + said.stderr)}
+    for part in parted(code):
+        file.write_bytes(part)
+        command = [str(tools / "cuobjdump"), "-res-usage", str(file)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+        found += USAGE.findall(said.stdout + said.stderr)
+    return {name: tuple(map(int, rest)) for name, *rest in found}
 
 
 @pytest.mark.parametrize("dtype", nvrtc.ELEMENTS, ids=str)
@@ -87,6 +89,20 @@ def test_code_for_another_card_is_refused():
     code = nvrtc.compile_kernels("sm_75", torch.float16)
     with pytest.raises(ArtifactRejected, match="the driver does not load the kernels: "):
         load_kernels(code, CARD, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        (0, "the kernel group_norm_statistics_wide is not loaded"),
+        (1, "the kernels are cut short or no kernels"),
+        (-9, "the kernels are cut short or no kernels"),
+    ],
+)
+def test_code_that_was_cut_short_is_refused(kept: int, words: str):
+    code = nvrtc.compile_kernels(nvrtc.architecture(CARD), torch.float16)
+    with pytest.raises(ArtifactRejected, match=words):
+        load_kernels(code[:kept], CARD, torch.float16)
 
 
 def test_a_missing_nvrtc_names_the_package(monkeypatch: pytest.MonkeyPatch):

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 
 from ....errors import ArtifactRejected, BackendUnavailable
-from .launching import KERNELS
+from .launching import KERNELS, parted
 from .operations import Kernels
 
 INVALID_CONTEXT = 201
 """CUDA_ERROR_INVALID_CONTEXT: the thread has not used the card before."""
+
+NOT_FOUND = 500
+"""CUDA_ERROR_NOT_FOUND: the module has no kernel of this name."""
 
 
 def load_kernels(code: bytes, device: torch.device, dtype: torch.dtype) -> Kernels:
@@ -29,9 +32,9 @@ def load_kernels(code: bytes, device: torch.device, dtype: torch.dtype) -> Kerne
 
 
 class DriverLauncher:
-    """A module on a card; see `launching.Launcher`.
+    """The kernels on a card; see `launching.Launcher`.
 
-    The module stays loaded as long as the process lives: a CUDA graph may hold its kernels.
+    Their modules stay loaded as long as the process lives: a CUDA graph may hold kernels of them.
     """
 
     def __init__(self, code: bytes, device: torch.device) -> None:
@@ -42,9 +45,9 @@ class DriverLauncher:
         with torch.cuda.device(self.device):
             self._context = self._driver.primary_context(self.device.index)
             self._driver.call("cuCtxSetCurrent", self._context)
-            module = self._driver.load(code)
+            modules = [self._driver.load(part) for part in parted(code)]
             # now, and not in the middle of the recording of a CUDA graph
-            self._functions = {name: self._driver.function(module, name) for name in KERNELS}
+            self._functions = {name: self._driver.function(modules, name) for name in KERNELS}
 
     def launch(self, name: str, grid: tuple[int, int, int], threads: int, arguments: bytes) -> None:
         """Launch a kernel on torch's current stream; see `Launcher.launch`."""
@@ -98,10 +101,13 @@ class _Driver:
             )
         return module
 
-    def function(self, module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
-        """Return a kernel of the module, loaded. Raises ArtifactRejected where it has none."""
-        found, value = ctypes.c_void_p(), ctypes.c_int()
-        code = self.library.cuModuleGetFunction(ctypes.byref(found), module, name.encode())
+    def function(self, modules: list[ctypes.c_void_p], name: str) -> ctypes.c_void_p:
+        """Return the kernel of the modules, loaded. Raises ArtifactRejected where none has it."""
+        found, value, code = ctypes.c_void_p(), ctypes.c_int(), NOT_FOUND
+        for module in modules:
+            code = self.library.cuModuleGetFunction(ctypes.byref(found), module, name.encode())
+            if code != NOT_FOUND:
+                break
         # a driver that loads a kernel at its first use loads it for this question
         code = code or self.library.cuFuncGetAttribute(ctypes.byref(value), 0, found)
         if code:

@@ -27,7 +27,7 @@ from .driver import load_kernels
 from .units import unit_fn
 
 CODE_FILE = "kernels"
-"""The one file of an artifact: a cubin, or PTX for cards that are newer than NVRTC."""
+"""The one file of an artifact: cubins, or PTX for cards that are newer than NVRTC."""
 
 ACTIVATIONS = 256 * MIB
 """Video memory that checking a unit takes besides its weights."""

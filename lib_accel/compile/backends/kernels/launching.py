@@ -5,13 +5,14 @@ What is given to a kernel is checked here, because a kernel reads and writes whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ....errors import BadWeights
+from ....errors import ArtifactRejected, BadWeights
 from . import geometry
 
 WIDTHS = ("wide", "narrow")
@@ -25,6 +26,28 @@ KERNELS = (
 
 VECTOR = 16
 """Bytes that a thread reads or writes at once, where the address is a multiple of them."""
+
+
+_LENGTH = struct.Struct("<Q")
+
+
+def joined(parts: Iterable[bytes]) -> bytes:
+    """Return the code of several programs as one, for `parted`."""
+    return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+
+
+def parted(code: bytes) -> list[bytes]:
+    """Return what `joined` was given. Raises ArtifactRejected where it has not made the code."""
+    parts = []
+    while code:
+        try:
+            (length,) = _LENGTH.unpack_from(code)
+            (part,) = struct.unpack_from(f"{length}s", code, _LENGTH.size)
+        except struct.error as error:
+            raise ArtifactRejected(f"the kernels are cut short or no kernels: {error}") from error
+        parts.append(part)
+        code = code[_LENGTH.size + length :]
+    return parts
 
 
 class Launcher(Protocol):

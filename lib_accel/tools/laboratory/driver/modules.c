@@ -7,6 +7,8 @@
 
 struct module {
   int registers, stack;
+  char *sections; // their names, of a cubin; a kernel's is `.text.` and its name
+  size_t bytes;
 };
 struct function {
   char name[256];
@@ -33,6 +35,8 @@ static void read_sections(const unsigned char *image, struct module *found) {
   const Elf64_Ehdr *header = (const void *)image;
   const Elf64_Shdr *sections = (const void *)(image + header->e_shoff);
   const char *names = (const char *)image + sections[header->e_shstrndx].sh_offset;
+  found->bytes = sections[header->e_shstrndx].sh_size;
+  found->sections = memcpy(malloc(found->bytes), names, found->bytes);
   for (int i = 0; i < header->e_shnum; i++)
     if (!strcmp(names + sections[i].sh_name, ".nv.info"))
       read_info(image + sections[i].sh_offset, sections[i].sh_size, found);
@@ -41,6 +45,15 @@ static void read_sections(const unsigned char *image, struct module *found) {
 static int made_for(const Elf64_Ehdr *header) {
   int newer = header->e_ident[EI_OSABI] == 0x41;
   return (newer ? header->e_flags >> 8 : header->e_flags) & 0xff;
+}
+
+static int has(const struct module *module, const char *kernel) {
+  char section[300];
+  snprintf(section, sizeof section, ".text.%s", kernel);
+  for (size_t at = 0; at < module->bytes; at += strlen(module->sections + at) + 1)
+    if (!strcmp(module->sections + at, section))
+      return 1;
+  return !module->sections; // of what is no cubin nothing is known
 }
 
 static CUresult load(const void *image, CUmodule *loaded) {
@@ -79,6 +92,8 @@ API CUresult cuModuleLoad(CUmodule *loaded, const char *path) {
 }
 API CUresult cuModuleGetFunction(CUfunction *found, CUmodule from, const char *name) {
   const struct module *module = (const void *)from;
+  if (!has(module, name))
+    return CUDA_ERROR_NOT_FOUND;
   struct function *function = calloc(1, sizeof *function);
   snprintf(function->name, sizeof function->name, "%s", name);
   function->registers = module->registers;
