@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...compile.backends.kernels.backend import FusedKernels
 from ...compile.backends.tensorrt.backend import TensorRT
 from ...store import ArtifactStore
 from ..terminal import say
@@ -37,7 +38,7 @@ def run(
     give_up = began + 60 * minutes
     try:
         for job in _in_order(jobs, record):
-            if "tensorrt" in job.variants and (why := no_tensorrt(job, setting)):
+            if why := cannot_run(job, setting):
                 _leave_out(job, record, f"left out: {why}")
                 continue
             left = give_up - time.monotonic()
@@ -66,10 +67,16 @@ def expected(job: Job, setting: Setting) -> float:
     return job.seconds + UNIT_SECONDS * math.ceil(compiled / most_workers())
 
 
-def no_tensorrt(job: Job, setting: Setting) -> str | None:
-    """Return why TensorRT cannot compute a job, whose other rows others measure as well."""
+def cannot_run(job: Job, setting: Setting) -> str | None:
+    """Return why a job cannot be done here: its backend does not serve. Others do the rest."""
+    if "tensorrt" in job.variants:
+        backend = TensorRT()
+    elif job.kind == "kernels":
+        backend = FusedKernels()
+    else:
+        return None
     config = replace(setting.config, compile=True)
-    return TensorRT().why_not(setting.target(job), setting.store, config)
+    return backend.why_not(setting.target(job), setting.store, config)
 
 
 def _in_order(jobs: Iterable[Job], record: Record) -> list[Job]:
