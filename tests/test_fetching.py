@@ -13,9 +13,9 @@ from lib_accel.compile.backends.fetching import FetchJob, missing
 from lib_accel.compile.session import Session
 from lib_accel.config import Config, places
 from lib_accel.errors import CompileFailed
-from lib_accel.runtime.provider import Provider, store_of
+from lib_accel.runtime.provider import Provider
 from lib_accel.store import ArtifactStore, PublicKeys
-from lib_accel.store.exchange.shared import SharedStore
+from lib_accel.store.exchange.shared import SharedStore, store_of
 
 from . import tiny
 from .store.servers import fleet_key, no_answer, published, send, shared, web_server

@@ -34,6 +34,7 @@ class Backend(Protocol):
     name: str
     channels_last: bool  # the layout in which units read weights of convolutions on a GPU
     optional: bool  # the user has to install something: `auto` does without it and says nothing
+    quick: bool  # made within seconds: `auto` lets it serve while a better one is being made
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
         """Return why this backend cannot serve `target` and what to do; None where it can."""
@@ -143,6 +144,29 @@ class Session:
                 slower = self._slower(target, name) if config.backend == AUTO else {}
                 return Choice(backend, tuple({**slower, **refused}.items()))
         return Choice(None, tuple(refused.items()))
+
+    def stand_in(
+        self,
+        target: Target,
+        store: ArtifactStore,
+        config: Config,
+        failed: Mapping[str, str],
+        chosen: str,
+    ) -> Backend | None:
+        """Return what serves `target` while the `chosen` backend is making its code, or None.
+
+        That is a quick backend that comes after it and before `Eager`. Where the user has named
+        one, nothing stands in for it. The other arguments are as in `choose`.
+        """
+        if config.backend != AUTO:
+            return None
+        ranked = self.speeds.ranked(target, self._backends)
+        after = itertools.islice(ranked, ranked.index(chosen) + 1, None)
+        for name in itertools.takewhile(Eager.name.__ne__, after):
+            backend = self._backends[name]
+            if backend.quick and name not in failed and not backend.why_not(target, store, config):
+                return backend
+        return None
 
     def _slower(self, target: Target, chosen: str) -> dict[str, str]:
         """Return why backends that are listed before `chosen` come after it, by name."""

@@ -281,7 +281,8 @@ class Service:
         return replace(off, state="fallback", reason=reason)
 
     def _take_up_if_idle(self, here: Attachment) -> None:
-        if not any(job.done for job in self.jobs()) or not self._lock.acquire(blocking=False):
+        finished = here.engine.finished or self.vaes.finished(webui.current_model())
+        if not finished or not self._lock.acquire(blocking=False):
             return
         try:
             with webui.idle() as idle:  # never in the middle of an image

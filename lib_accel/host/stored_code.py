@@ -23,10 +23,10 @@ from ..config import Config
 from ..errors import AccelError
 from ..model import presets
 from ..model.architecture import Architecture
-from ..runtime.provider import store_of
 from ..runtime.status import Status
 from ..store import ArtifactStore, Group, groups, named
 from ..store.exchange.remote import Remote
+from ..store.exchange.shared import store_of
 from . import webui
 
 _PREFIX = "model.diffusion_model."

@@ -11,19 +11,12 @@ from collections.abc import Mapping
 import torch
 
 from ..compile.backends.fetching import FetchJob
-from ..compile.jobs import CompiledUnits, Job
+from ..compile.jobs import CompiledUnits, Job, stop
 from ..compile.session import Choice, Session
 from ..compile.target import Target
 from ..config import Config
-from ..errors import (
-    AccelError,
-    ArtifactRejected,
-    CompileFailed,
-    NoRoom,
-    StoreError,
-)
-from ..store import ArtifactStore, PublicKeys
-from ..store.exchange.shared import SharedStore
+from ..errors import AccelError, ArtifactRejected, CompileFailed, NoRoom, StoreError
+from ..store.exchange.shared import store_of
 
 NO_BACKEND = "none"
 
@@ -31,29 +24,12 @@ FETCH_AGAIN_S = 60.0
 """After so long, where nothing may be compiled, a remote store that failed is asked again."""
 
 
-def store_of(config: Config) -> ArtifactStore:
-    """Open the store that the configuration describes."""
-    public = PublicKeys(config.trusted_keys, config.signing_key)
-    if config.remote:  # read-only is then said of the remote store: the folder is its cache
-        return SharedStore(
-            config.remote,
-            config.store,
-            config.store_bytes,
-            config.store_key,
-            public,
-            publish=not config.store_readonly,
-        )
-    return ArtifactStore(
-        config.store, config.store_bytes, config.store_readonly, config.store_key, public
-    )
-
-
 class Provider:
     """Finds the compiled units of a target in the store, or has them made in the background.
 
     `units` is what may serve now: complete for the target, or empty. What serves goes on serving
-    until its successor is there. Raises ValueError from `prepare` when the configuration names a
-    backend that does not exist.
+    until its successor is there; where nothing does, what is made within seconds serves meanwhile.
+    Raises ValueError from `prepare` when the configuration names a backend that does not exist.
     """
 
     def __init__(self, config: Config, session: Session):
@@ -64,6 +40,7 @@ class Provider:
         self.compiles = 0  # units compiled for this provider
         self.compile_seconds, self.compile_failures = 0.0, 0
         self.job: Job | None = None
+        self._stand_in: tuple[Job, str] | None = None  # and the name of its backend
         self._fetching: FetchJob | None = None  # the last one, ended or not
         self._fetch_again_at = math.inf
         self._target: Target | None = None
@@ -81,10 +58,11 @@ class Provider:
         something better than what serves.
         """
         if self._target is None or self._target.key != target.key:
-            self._retarget(target)
+            stop(self.jobs)
+            self.job, self.units, self._target = None, {}, target
         if self.job is not None and not self.job.cancelled:
             return
-        self.job = None
+        self.job = self._stand_in = None
         self._forget_what_was_imported_since(target)
         if self._begin_fetching(target):
             return
@@ -103,8 +81,24 @@ class Provider:
                 if self._config.blocking:
                     made.wait()
                     self.collect()
-                elif not self.units:  # a changed setting has ended what served
-                    self._serve(*self._session.left(target))
+                elif not self.units:
+                    self._serve_meanwhile(target, backend.name)
+            else:
+                self._serve(made, backend.name)
+            return
+
+    def _serve_meanwhile(self, target: Target, chosen: str) -> None:
+        """Serve what a changed setting has ended, else what is made sooner than by `chosen`."""
+        self._serve(*self._session.left(target))
+        given = target, self._store, self._config, self.failures
+        while not self.units and (backend := self._session.stand_in(*given, chosen)):
+            try:
+                made = backend.make(target, self._store)
+            except (ArtifactRejected, StoreError) as error:
+                self._reject(error, backend.name)
+                continue
+            if isinstance(made, Job):
+                self._stand_in = made, backend.name
             else:
                 self._serve(made, backend.name)
             return
@@ -134,17 +128,27 @@ class Provider:
 
     @property
     def prepared(self) -> bool:
-        """Whether a backend was chosen, so that another target has to be prepared as well."""
+        """Whether a backend was chosen, so that another target is prepared as well."""
         return self._choice is not None
 
     @property
+    def jobs(self) -> list[Job]:
+        """What is being made: by the chosen backend, and what serves until that is ready."""
+        job, stand_in = self.job, self._stand_in  # read once: another thread may clear them
+        return [job for job in (job, stand_in and stand_in[0]) if job is not None]
+
+    @property
     def finished(self) -> bool:
-        """Whether the job has ended, or is due again, and `collect` has something to do."""
-        job = self.job  # read once: another thread may clear it
-        return job.done if job is not None else time.monotonic() > self._fetch_again_at
+        """Whether a job has ended, or is due again, and `collect` has something to do."""
+        jobs = self.jobs
+        return any(job.done for job in jobs) if jobs else time.monotonic() > self._fetch_again_at
 
     def collect(self) -> None:
         """Take over what a finished job has made, or remember why it failed and prepare again."""
+        if self._stand_in is not None and self._stand_in[0].done:
+            (made, name), self._stand_in = self._stand_in, None
+            if not (made.cancelled or self.units):
+                self._take(made, name)
         if not self.finished:
             return
         job, self.job = self.job, None
@@ -156,17 +160,22 @@ class Provider:
         if isinstance(job, FetchJob):
             self.prepare(job.target)
             return
-        assert self._choice is not None
-        assert self._choice.backend is not None
-        made_by = self._choice.backend.name
+        backend = self._choice.backend if self._choice else None
+        assert backend is not None
         if job.cancelled:  # by the user, or by another model that shared it
             self.prepare(job.target)
             return
+        if not self._take(job, backend.name):
+            self.prepare(job.target)
+
+    def _take(self, job: Job, made_by: str) -> bool:
+        """Serve what a job has made, or remember why it failed. Return whether it serves."""
         compiled = job.take_count()
         self.compiles += compiled
         self.compile_seconds += job.progress().elapsed_s if compiled else 0.0
         try:
             self._serve(job.result(), made_by)
+            return True
         except (CompileFailed, ArtifactRejected, StoreError) as error:
             self.compile_failures += 1
             passing = isinstance(error, (NoRoom, StoreError))
@@ -174,16 +183,17 @@ class Provider:
                 self._reject(error, made_by)
             else:
                 (self._failed if passing else self._lasting)[made_by] = str(error)
-            self.prepare(job.target)
+            return False
 
     def drop(self, reason: str) -> None:
         """Stop serving units that failed, and do not try their backend again for this network."""
-        self._failed[self.backend] = reason
+        superseded, self._failed[self.backend] = self.is_superseded, reason
         self.units = {}
         assert self._choice is not None
         assert self._target is not None
         self._session.leave(self._target, {}, "")
-        self._choice = Choice(self._choice.backend, tuple(self.failures.items()))
+        if not superseded:
+            self._choice = Choice(self._choice.backend, tuple(self.failures.items()))
 
     def give_up_memory(self) -> bool:
         """End what compiles on the device until there is room again; return whether any did."""
@@ -192,17 +202,12 @@ class Provider:
 
     def close(self, keep_compiling: bool) -> None:
         """Leave the units to the next network, with `keep_compiling` the job too; forget both."""
-        if self.job is not None and not keep_compiling:
-            self.job.cancel()
+        if not keep_compiling:
+            stop(self.jobs)
         if self._target is not None and self.units:
             self._session.leave(self._target, self.units, self._made_by)
-        self.job, self._choice, self._target, self.units = None, None, None, {}
-        self._fetch_again_at = math.inf
-
-    def _retarget(self, target: Target) -> None:
-        if self.job is not None:
-            self.job.cancel()
-        self.job, self.units, self._target = None, {}, target
+        self.job = self._stand_in = self._choice = self._target = None
+        self.units, self._fetch_again_at = {}, math.inf
 
     def _serve(self, units: CompiledUnits, made_by: str) -> None:
         if not units:
@@ -212,7 +217,7 @@ class Provider:
         with contextlib.suppress(StoreError):  # shown only; the units serve without the store
             self._loaded_bytes = self.kept_bytes
 
-    def _reject(self, error: AccelError, backend: str) -> None:
+    def _reject(self, error: AccelError, made_by: str) -> None:
         """Remove a refused artifact, once, to have it made again; else give up the backend."""
         key = getattr(error, "key", None)
         if key is not None and key not in self._discarded and not self._store.readonly:
@@ -222,7 +227,7 @@ class Provider:
                 return
             except StoreError as failure:
                 error = failure
-        self._failed[backend] = str(error)
+        self._failed[made_by] = str(error)
 
     @property
     def channels_last(self) -> bool:
@@ -246,9 +251,7 @@ class Provider:
 
     def _forget_what_was_imported_since(self, target: Target) -> None:
         for name in list(self._lasting):
-            with contextlib.suppress(
-                StoreError
-            ):  # the backend itself reports a store it cannot use
+            with contextlib.suppress(StoreError):  # the backend itself reports it
                 if self._session.backend(name).kept_bytes(target, self._store) is not None:
                     del self._lasting[name]
 
@@ -265,8 +268,10 @@ class Provider:
     @property
     def reason(self) -> str | None:
         """Why no better backend serves, and which artifacts were removed; or None."""
-        refused = self._choice.reason if self._choice else None
-        found = [*self._discarded.values(), *([refused] if refused else [])]
+        refused = dict(self._choice.refused) if self._choice else {}
+        if self.job is not None and not self.units:
+            refused |= self.failures  # of what would serve meanwhile
+        found = [*self._discarded.values(), *(f"{name}: {why}" for name, why in refused.items())]
         if self._fetching is not None and self._fetching.problem and not self.units:
             found.append(self._fetching.problem)
         return "; ".join(found) or None
@@ -290,6 +295,6 @@ class Provider:
     @property
     def artifact(self) -> dict[str, object] | None:
         """Key and size of the stored code that serves, as of when it was loaded."""
-        if not self.units or self._loaded_bytes is None or self._target is None:
+        if not (self.units and self._target) or self._loaded_bytes is None:
             return None
         return {"key": self._target.key, "bytes": self._loaded_bytes}

@@ -13,6 +13,7 @@ from lib_accel.compile import session
 from lib_accel.compile.jobs import CompiledUnits, Job, Parts, stop
 from lib_accel.compile.target import Target
 from lib_accel.compile.units import UnitFn, UnitModule
+from lib_accel.errors import CompileFailed
 
 
 class Stub:
@@ -21,6 +22,7 @@ class Stub:
     name = "stub"
     channels_last = True
     optional = False
+    quick = False
     calls = 0
 
     def why_not(self, *_: Any) -> None:
@@ -60,12 +62,13 @@ class Compiler(Uncompiled):
     name = "compiler"
     may_finish: threading.Event
     stored: bool
+    failure = ""
 
     def __init__(self) -> None:
         self.jobs: list[CompilerJob] = []
 
     def make(self, target: Target, store: Any) -> CompiledUnits | Job:
-        if Compiler.stored:
+        if type(self).stored:
             return super().make(target, store)
         running = [job for job in self.jobs if not (job.done or job.cancelled)]
         if not running:
@@ -74,7 +77,7 @@ class Compiler(Uncompiled):
         return self.jobs[-1]
 
     def kept_bytes(self, *_: Any) -> int | None:
-        return 1 if Compiler.stored else None
+        return 1 if type(self).stored else None
 
     def cancel(self) -> list[Target]:
         return stop(self.jobs)
@@ -83,21 +86,32 @@ class Compiler(Uncompiled):
 class CompilerJob(Job):
     def __init__(self, backend: Compiler, target: Target):
         super().__init__("test", target)
-        self.backend = backend
+        self.backend, self.kind = backend, type(backend)
 
     def work(self) -> CompiledUnits:
         self.parts = Parts(dict.fromkeys(self.target.units, 10.0))
-        while not Compiler.may_finish.wait(0.01):
+        while not self.kind.may_finish.wait(0.01):
             self.report("compiling")
-        Compiler.stored = True
+        if self.kind.failure:
+            raise CompileFailed(self.kind.failure)
+        self.kind.stored = True
         return {unit: self.backend.code(unit) for unit in self.target.units}
 
 
-def compile_slowly(monkeypatch: pytest.MonkeyPatch) -> type[Compiler]:
-    """Let `Compiler` be the best backend, with nothing stored yet, and no other one compile."""
-    monkeypatch.setattr(Compiler, "may_finish", threading.Event(), raising=False)
-    monkeypatch.setattr(Compiler, "stored", False, raising=False)
-    monkeypatch.setattr(session, "BACKENDS", (Compiler, session.Jit, session.Eager))
+class Quick(Compiler):
+    """A backend whose compiler takes seconds: it serves while `Compiler` is at work."""
+
+    name = "quick"
+    quick = True
+
+
+def compile_slowly(monkeypatch: pytest.MonkeyPatch, *more: type[Compiler]) -> type[Compiler]:
+    """Let `Compiler` and `more` be the best backends, with nothing stored; no other compiles."""
+    for kind in (Compiler, *more):
+        monkeypatch.setattr(kind, "may_finish", threading.Event(), raising=False)
+        monkeypatch.setattr(kind, "stored", False, raising=False)
+        monkeypatch.setattr(kind, "failure", "")
+    monkeypatch.setattr(session, "BACKENDS", (Compiler, *more, session.Jit, session.Eager))
     return Compiler
 
 

@@ -71,6 +71,7 @@ class Other(Compiler):
 @pytest.fixture
 def two(served: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     """With a second backend that can be chosen."""
+    monkeypatch.setattr(Other, "stored", False)
     backends = served.service._session._backends
     monkeypatch.setitem(backends, Other.name, Other())
     options = served.module("lib_accel.host.options")

@@ -14,6 +14,7 @@ class Eager:
     name = "eager"
     channels_last = True
     optional = False
+    quick = False
     devices = ("cpu", "cuda")
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:

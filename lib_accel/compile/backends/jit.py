@@ -149,6 +149,7 @@ class Jit:
     name = "jit"
     channels_last = True
     optional = False
+    quick = False
 
     def __init__(self) -> None:
         self._made: _Made = {}

@@ -90,6 +90,11 @@ class Vaes:
         backend = next((each.status.backend for each in self.engines(sd_model)), "")
         return {"accelerated_calls": sum(c.accelerated_calls for c in self._counts)}, backend
 
+    def finished(self, sd_model: Any) -> bool:
+        """Return whether there is code that the VAE of a model can begin to use."""
+        found = filter(None, map(_attachment, halves_of(sd_model).values()))
+        return any(here.engine.finished for here in found)
+
     def status(self, sd_model: Any) -> dict[str, Any]:
         """Return how the halves of a model's VAE stand, by their kind, for the status."""
         return {kind: self._state(half) for kind, half in halves_of(sd_model).items()}

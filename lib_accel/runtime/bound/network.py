@@ -69,6 +69,11 @@ class BoundNetwork(ABC):
         return self._provider.job
 
     @property
+    def finished(self) -> bool:
+        """Whether `take_up` has something to do."""
+        return self._provider.finished
+
+    @property
     def units(self) -> CompiledUnits:
         """The compiled units that serve; empty while there are none."""
         return self._provider.units
@@ -95,7 +100,7 @@ class BoundNetwork(ABC):
 
         Returns whether anything changed.
         """
-        if not self._provider.finished:
+        if not self.finished:
             return False
         try:
             self._follow()  # weights of another dtype need another job

@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ...config import Config
 from ...errors import AccelError, ArtifactRejected, StoreError
 from .. import signing
 from ..artifact import Artifact
@@ -30,6 +31,23 @@ AT_EXIT_S = 10.0
 """How long the end of the process waits for what is being published."""
 
 _log = logging.getLogger(__name__)
+
+
+def store_of(config: Config) -> ArtifactStore:
+    """Open the store that the configuration describes."""
+    public = PublicKeys(config.trusted_keys, config.signing_key)
+    if config.remote:  # read-only is then said of the remote store: the folder is its cache
+        return SharedStore(
+            config.remote,
+            config.store,
+            config.store_bytes,
+            config.store_key,
+            public,
+            publish=not config.store_readonly,
+        )
+    return ArtifactStore(
+        config.store, config.store_bytes, config.store_readonly, config.store_key, public
+    )
 
 
 class SharedStore(ArtifactStore):

@@ -16,9 +16,8 @@ from ...config import AUTO, MIB, Config
 from ...errors import AccelError
 from ...model import presets
 from ...model.architecture import Architecture
-from ...runtime.provider import store_of
 from ...store import ArtifactStore
-from ...store.exchange.shared import SharedStore
+from ...store.exchange.shared import SharedStore, store_of
 from ..checkpoints.formats import FORMATS
 from ..checkpoints.reading import open_checkpoint
 from ..terminal import say

@@ -44,6 +44,7 @@ class FusedKernels:
     name = "kernels"
     channels_last = True
     optional = False
+    quick = True
 
     def __init__(self) -> None:
         self._jobs: WeakValueDictionary[tuple[Path, str, str], KernelJob] = WeakValueDictionary()

@@ -25,6 +25,7 @@ class TensorRT:
     name = "tensorrt"
     channels_last = False
     optional = True
+    quick = False
 
     def __init__(self) -> None:
         self._jobs: WeakValueDictionary[tuple[Path, str], EngineJob] = WeakValueDictionary()
