@@ -15,7 +15,7 @@ from ..model.architecture import Architecture
 from ..store import recipe_key
 from .machine import Machine
 from .source_digest import source_digest
-from .units import units_of
+from .units import units_of, upsamplings_among
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Target:
 
     `name` is the model family, to show to users; nothing depends on it. `architecture` is that of
     the whole UNet, for backends that can compute it at once; None for what is no UNet.
+    `upsamplings` are units for backends that resize faster than torch does.
     """
 
     units: tuple[specs.Spec, ...]
@@ -32,6 +33,7 @@ class Target:
     machine: Machine
     name: str = field(default="", compare=False)
     architecture: Architecture | None = field(default=None, compare=False)
+    upsamplings: tuple[specs.Spec, ...] = field(default=(), compare=False)
 
     @classmethod
     def of_unet(
@@ -39,7 +41,8 @@ class Target:
     ) -> Target:
         """Return what has to be compiled for a whole UNet."""
         units, name = units_of(architecture), architecture.name
-        return cls(units, dtype, device, machine, name, architecture)
+        upsamplings = upsamplings_among(layer for _, layer in architecture.layers())
+        return cls(units, dtype, device, machine, name, architecture, upsamplings)
 
     def recipe(self, unit: specs.Spec) -> dict[str, Any]:
         """Return all that the compiled code of one unit depends on."""

@@ -5,7 +5,8 @@ its projections; of a VAE, a residual block, the attention or the output layer. 
 inputs of the compiled code, not constants in it: one compiled unit serves every layer of the same
 spec in every checkpoint, an in-place change of a weight is seen by the next call, and ControlNets,
 inpainting models and other families share the units that they have in common. Single convolutions
-(the first one, down- and upsampling) are not compiled: there is nothing to fuse in them.
+(the first one, down- and upsampling) are not compiled: there is nothing to fuse in them. Upsampling
+is a unit only where a backend has its own kernels, which are faster than torch's.
 
 What a layer computes of `emb` or of the context alone is not in its unit, but an input that is
 prepared: by the unit of the embedding for all blocks, and once for all steps of a prompt.
@@ -61,6 +62,11 @@ def units_of(architecture: Architecture) -> tuple[specs.Spec, ...]:
 def units_among(layers: Iterable[specs.Spec]) -> tuple[specs.Spec, ...]:
     """Return the distinct units among the layers of a network, in the order of their first use."""
     return tuple(dict.fromkeys(layer for layer in layers if isinstance(layer, _LAYERS)))
+
+
+def upsamplings_among(layers: Iterable[specs.Spec]) -> tuple[specs.Spec, ...]:
+    """Return the distinct upsamplings among the layers of a network."""
+    return tuple(dict.fromkeys(layer for layer in layers if isinstance(layer, specs.Upsample)))
 
 
 def image_widths(unit: specs.Spec, device: torch.device) -> tuple[int, ...]:
@@ -125,6 +131,8 @@ def widest(unit: specs.Spec) -> int:
         return 8 * unit.channels
     if isinstance(unit, specs.VaeAttention):
         return unit.channels
+    if isinstance(unit, specs.Upsample):  # its result has four times as many pixels
+        return 4 * max(unit.in_channels, unit.out_channels)
     return max(unit.in_channels, unit.out_channels)  # type: ignore[union-attr]
 
 

@@ -211,6 +211,14 @@ class Upsample(nn.Module):
         self.conv = Conv2d(spec.in_channels, spec.out_channels)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        return self.compute(x)
+
+    def prepare(self, emb: Tensor, context: Tensor) -> list[Tensor]:
+        """Return nothing: the layer needs neither `emb` nor `context`."""
+        return []
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Compute the layer from `x: [B, C, H, W]`."""
         return self.conv.of_doubled(x)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..compile.machine import Machine, probe
 from ..compile.session import Session
 from ..compile.target import Target
-from ..compile.units import units_of
+from ..compile.units import units_of, upsamplings_among
 from ..config import Config
 from ..model.architecture import Architecture
 from ..model.layers import LayerFn
@@ -47,6 +47,7 @@ class Engine(BoundNetwork):
     ):
         self.architecture = Architecture.from_module(network)
         self._units = units_of(self.architecture)
+        self._upsamplings = upsamplings_among(spec for _, spec in self.architecture.layers())
         self.clean = UNet(self.architecture)
         session, specs = session or Session(), dict(self.architecture.layers())
         super().__init__(network, self.clean, specs, config, session, device, dtype, machine)
@@ -66,7 +67,8 @@ class Engine(BoundNetwork):
     def target(self) -> Target:
         """What has to be compiled for this network, as its weights are now."""
         a, machine = self.architecture, self._machine(self.device)
-        return Target(self._units, self.binding.dtype, self.device, machine, a.name, a)
+        given = self._units, self.binding.dtype, self.device, machine, a.name, a
+        return Target(*given, self._upsamplings)
 
     def close(self, keep_compiling: bool = False) -> None:
         """Restore the network's memory layout and hold none of its weights; a call binds again.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..compile.machine import Machine, probe
 from ..compile.session import Session
 from ..compile.target import Target
-from ..compile.units import units_among
+from ..compile.units import units_among, upsamplings_among
 from ..config import Config
 from ..model.layers import LayerFn
 from ..model.precision import without_autocast
@@ -37,6 +37,7 @@ class VaeEngine(BoundNetwork):
         self.half = Half.from_module(network)
         self.clean, specs = Network(self.half), dict(self.half.layers)
         self._units = units_among(specs.values())
+        self._upsamplings = upsamplings_among(specs.values())
         super().__init__(network, self.clean, specs, config, session, device, None, machine)
         self.memory = KeptMemory(self.device)
         self.memory.add(self._provider.give_up_memory)
@@ -46,7 +47,8 @@ class VaeEngine(BoundNetwork):
     def target(self) -> Target:
         """What has to be compiled for this network, as its weights are now."""
         machine, name = self._machine(self.device), self.half.name
-        return Target(self._units, self.binding.dtype, self.device, machine, name)
+        given = self._units, self.binding.dtype, self.device, machine, name
+        return Target(*given, upsamplings=self._upsamplings)
 
     def compute(self, x: Tensor, replaced: Mapping[str, LayerFn] | None = None) -> Tensor:
         """Compute a latent or an image, `x: [B, C, H, W]`; see `Network.run`.

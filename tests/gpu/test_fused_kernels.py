@@ -18,8 +18,20 @@ from lib_accel.compile.machine import probe
 from lib_accel.compile.target import Target
 from lib_accel.compile.units import unit_key
 from lib_accel.config import Config
-from lib_accel.model.specs import Output, ResBlock, SpatialTransformer, Spec
+from lib_accel.model.specs import (
+    Output,
+    ResBlock,
+    SpatialTransformer,
+    Spec,
+    Upsample,
+    VaeAttention,
+    VaeBlock,
+    VaeOutput,
+)
+from lib_accel.model.vae.network import DECODER, ENCODER, Half
+from lib_accel.runtime.vae import VaeEngine
 from lib_accel.store import ArtifactStore
+from lib_accel.tools.bench.images import vae
 from lib_accel.tools.laboratory.backends import Fused
 from lib_accel.tools.laboratory.launches import LAUNCH, Counter
 
@@ -115,6 +127,7 @@ def test_a_model_that_is_switched_and_weights_that_move_are_followed(store: Path
     assert other.graphs.captures == 1
 
 
+KINDS = "group_norm", "layer_norm", "geglu", "product", "add", "upsample", "copy", "cat"
 LAUNCHES = {
     ResBlock(64, 64, 256): {"group_norm": 4, "convolution": 2, "add": 1},
     ResBlock(128, 64, 256, skip_channels=64): {
@@ -131,6 +144,10 @@ LAUNCHES = {
         "add": 2,
     },
     Output(64, 4): {"group_norm": 2, "convolution": 1},
+    Upsample(64, 64): {"upsample": 1, "convolution": 1},
+    VaeBlock(64, 64): {"group_norm": 4, "convolution": 2, "add": 1},
+    VaeBlock(64, 128): {"group_norm": 4, "convolution": 2, "product": 1, "add": 1},
+    VaeAttention(64): {"group_norm": 2, "product": 4, "add": 1},
 }
 
 
@@ -145,12 +162,41 @@ def test_a_unit_launches_what_it_needs_and_copies_nothing(store: Path, unit: Spe
     lines = logged(lambda: units[unit]([*activations, *weights]))
     assert units[unit]([*activations, *weights]).is_contiguous(memory_format=torch.channels_last)
     launches = [line for line in lines if LAUNCH.match(line)]
-    counted = {
-        kind: sum(kind in line for line in launches)
-        for kind in ("group_norm", "layer_norm", "geglu", "product", "add", "copy", "cat")
-    }
+    counted = {kind: sum(kind in line for line in launches) for kind in KINDS}
     expected = {name: n for name, n in LAUNCHES[unit].items() if name != "convolution"}
     assert {kind: n for kind, n in counted.items() if n} == expected, "\n".join(launches)
+
+
+@pytest.mark.parametrize("kind", [DECODER, ENCODER])
+def test_half_a_vae_is_served_and_copies_no_activation(kind: str, tmp_path: Path):
+    half = Half.preset(kind, 64)
+    network = vae.donor(
+        {
+            name: torch.nn.Parameter(torch.zeros(s, dtype=torch.half, device=CARD))
+            for name, s in half.shapes().items()
+        }
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(job, "check_unit", lambda *_, **__: PASSED)
+        config = Config(backend="kernels", store=tmp_path, blocking=True)
+        engine = VaeEngine(network, config)
+        engine.prepare()
+    assert (engine.status.state, engine.status.backend) == ("ready", "kernels"), engine.status
+    sizes = (1, 4, 16, 24) if kind == DECODER else (1, 3, 64, 72)
+    x = torch.zeros(sizes, dtype=torch.half, device=CARD)
+    engine.compute(x)
+    lines = logged(lambda: engine.compute(x))
+    assert engine.counters.accelerated_calls == 2
+    counted = {
+        name: sum(name in line for line in lines)
+        for name in ("kernel group_norm_apply", "kernel upsample", "direct_copy")
+    }
+    norms = {VaeBlock: 2, VaeAttention: 1, VaeOutput: 1}
+    assert counted == {
+        "kernel group_norm_apply": sum(norms.get(type(spec), 0) for _, spec in half.layers),
+        "kernel upsample": 3 if kind == DECODER else 0,
+        "direct_copy": 1 if kind == DECODER else 4,  # what is given, and what is padded
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -73,7 +73,8 @@ class TorchKernels:
         offset: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        return F.interpolate(self.add(x, offset, residual), (height, width), mode="nearest")
+        y = F.interpolate(self.add(x, offset, residual), (height, width), mode="nearest")
+        return y.contiguous(memory_format=torch.channels_last)
 
     def embedding(self, timesteps: Tensor, y: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
         t = timestep_embedding(timesteps, weights[0].shape[1]).to(weights[0].dtype)

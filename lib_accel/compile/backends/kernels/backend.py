@@ -142,7 +142,8 @@ def recipes_of(target: Target) -> Recipes:
     The version of NVRTC is not in it: its code runs on the card that it is for, or is refused.
     """
     own = {"backend": FusedKernels.name, "kernels": _digest()}
-    recipes = ((unit, {**target.recipe(unit), **own}) for unit in target.units)
+    units = *target.units, *target.upsamplings
+    recipes = ((unit, {**target.recipe(unit), **own}) for unit in units)
     return {recipe_key(recipe): (unit, recipe) for unit, recipe in recipes}
 
 
@@ -160,7 +161,7 @@ def _cannot_run(target: Target) -> str | None:
     if machine.device_type != "cuda":
         return f"the fused kernels run on NVIDIA's cards alone, not on {machine.device_name}"
     if torch.version.hip:
-        return f"the fused kernels are not made for AMD's cards yet, as {machine.device_name}"
+        return f"{machine.device_name} is an AMD card; the fused kernels are not made for these yet"
     if "[ZLUDA]" in machine.device_name:
         return f"{machine.device_name}: ZLUDA does not load code that is made for NVIDIA's cards"
     if not torch.backends.cudnn.enabled:

@@ -20,7 +20,7 @@ from ...units import UnitFn
 from .operations import Kernels
 
 EPS, EPS_OF_IMAGE = 1e-5, 1e-6
-"""What a norm adds to the variance: every one, and the first of a transformer."""
+"""What a norm adds to the variance: by default, and in a VAE and at the start of a transformer."""
 
 
 def unit_fn(unit: specs.Spec, kernels: Kernels) -> UnitFn:
@@ -46,15 +46,33 @@ def _embedding(unit: specs.Embedding, kernels: Kernels, inputs: list[Tensor]) ->
 
 
 def _residual_block(unit: specs.ResBlock, kernels: Kernels, inputs: list[Tensor]) -> Tensor:
-    has_product = unit.in_channels != unit.out_channels  # in its skip connection
-    count = 10 if has_product else 8
+    count = 8 if unit.in_channels == unit.out_channels else 10
     *images, projected = inputs[:-count]
-    scale1, shift1, conv1, bias1, scale2, shift2, conv2, bias2, *skip = inputs[-count:]
-    h = _convolved(_active(kernels, images, scale1, shift1), conv1)
-    offsets = {"offset": projected, "shared": bias1}
-    h = _convolved(_active(kernels, [h], scale2, shift2, **offsets), conv2)
-    if not has_product:
-        x = images[0] if len(images) == 1 else torch.cat(images, 1)
+    return _residual(kernels, images, inputs[-count:], EPS, projected)
+
+
+def _vae_block(unit: specs.VaeBlock, kernels: Kernels, inputs: list[Tensor]) -> Tensor:
+    return _residual(kernels, inputs[:1], inputs[1:], EPS_OF_IMAGE)
+
+
+def _residual(
+    kernels: Kernels,
+    images: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    eps: float,
+    projected: Tensor | None = None,
+) -> Tensor:
+    """Compute a residual block of one image, or of two that are concatenated.
+
+    `projected: [B, C']` is the time embedding's, for UNets. The last two weights are those of a
+    product in the skip connection, where it changes the channels.
+    """
+    scale1, shift1, conv1, bias1, scale2, shift2, conv2, bias2, *skip = weights
+    h = _convolved(_active(kernels, images, scale1, shift1, eps), conv1)
+    offsets = {"offset": bias1} if projected is None else {"offset": projected, "shared": bias1}
+    h = _convolved(_active(kernels, [h], scale2, shift2, eps, **offsets), conv2)
+    if not skip:
+        x = images[0] if len(images) == 1 else torch.cat([*images], 1)
         return kernels.add(h, bias2, x)
     weight, bias = skip
     widths = [image.shape[1] for image in images]
@@ -97,7 +115,7 @@ def _transformer(unit: specs.SpatialTransformer, kernels: Kernels, inputs: list[
         t, out = _transformer_block(kernels, unit.heads, t, out, bias, keys_and_values, block)
         bias = block.bias3
     out = F.linear(kernels.add(out, bias, t), product_out.flatten(1))
-    return kernels.add(out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), bias_out, x)
+    return kernels.add(_image(out, x), bias_out, x)
 
 
 def _transformer_block(
@@ -128,18 +146,39 @@ def _attention(heads: int, query: Tensor, keys: Tensor, values: Tensor) -> Tenso
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def _output(unit: specs.Output, kernels: Kernels, inputs: list[Tensor]) -> Tensor:
+def _output(unit: specs.Output | specs.VaeOutput, kernels: Kernels, inputs: list[Tensor]) -> Tensor:
     x, scale, shift, conv, bias = inputs
-    return F.conv2d(_active(kernels, [x], scale, shift), conv, bias, padding=1)
+    eps = EPS if isinstance(unit, specs.Output) else EPS_OF_IMAGE
+    return F.conv2d(_active(kernels, [x], scale, shift, eps), conv, bias, padding=1)
+
+
+def _vae_attention(unit: specs.VaeAttention, kernels: Kernels, inputs: list[Tensor]) -> Tensor:
+    x, scale, shift, *products, weight, bias = inputs
+    n = _tokens(kernels.group_norm(x, scale, shift, specs.NORM_GROUPS, EPS_OF_IMAGE))
+    pairs = zip(products[::2], products[1::2], strict=True)
+    q, k, v = (F.linear(n, each.flatten(1), own)[:, None] for each, own in pairs)  # one head
+    out = F.scaled_dot_product_attention(q, k, v)[:, 0]
+    return kernels.add(_image(F.linear(out, weight.flatten(1)), x), bias, x)
+
+
+def _upsample(unit: specs.Upsample, kernels: Kernels, inputs: list[Tensor]) -> Tensor:
+    x, conv, bias = inputs
+    doubled = kernels.upsample(x, 2 * x.shape[2], 2 * x.shape[3])
+    return F.conv2d(doubled, conv, bias, padding=1)
 
 
 def _active(
-    kernels: Kernels, images: Sequence[Tensor], scale: Tensor, shift: Tensor, **offsets: Tensor
+    kernels: Kernels,
+    images: Sequence[Tensor],
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    **offsets: Tensor,
 ) -> Tensor:
     """Normalise an image, or the concatenation of two, and apply SiLU."""
     x, *skip = images
     more = {"skip": skip[0]} if skip else {}
-    return kernels.group_norm(x, scale, shift, specs.NORM_GROUPS, EPS, silu=True, **more, **offsets)
+    return kernels.group_norm(x, scale, shift, specs.NORM_GROUPS, eps, silu=True, **more, **offsets)
 
 
 def _convolved(x: Tensor, weight: Tensor) -> Tensor:
@@ -152,6 +191,11 @@ def _tokens(image: Tensor) -> Tensor:
     return image.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def _image(tokens: Tensor, like: Tensor) -> Tensor:
+    """Return `[B, H*W, C]` as a channels-last image of the height and width of `like`."""
+    return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+
+
 def _add_product(t: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add `x @ weight.T` to `t: [B, N, C]` in place."""
     t.view(-1, t.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
@@ -162,4 +206,8 @@ _UNITS: dict[type, Callable[..., Tensor]] = {
     specs.ResBlock: _residual_block,
     specs.SpatialTransformer: _transformer,
     specs.Output: _output,
+    specs.Upsample: _upsample,
+    specs.VaeBlock: _vae_block,
+    specs.VaeAttention: _vae_attention,
+    specs.VaeOutput: _output,
 }

@@ -26,7 +26,7 @@ from ..table import line
 from .peers import ReferenceVae
 
 PEERS = ("reference", "reference+sdpa", "compile", "openvino")
-VARIANTS = ("stock", "stock+sdpa", *PEERS, "eager", "jit", "aoti")
+VARIANTS = ("stock", "stock+sdpa", *PEERS, "eager", "jit", "kernels", "aoti")
 
 
 @dataclass(frozen=True)

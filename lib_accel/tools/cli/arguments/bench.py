@@ -54,8 +54,8 @@ examples:
   PROGRAM bench --device cuda:sm_86 --model --family sd1 --size 512"""
 
 _MORE_OF_VAE = """The rows are stock (the WebUI's own way), stock+sdpa, reference (diffusers),
-reference+sdpa, compile, openvino, eager, jit and aoti, on random weights of the same values, timed
-in turn.
+reference+sdpa, compile, openvino, eager, jit, kernels and aoti, on random weights of the
+same values, timed in turn.
 
 examples:
   PROGRAM bench vae
