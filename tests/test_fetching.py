@@ -83,7 +83,7 @@ def test_fetching_is_cancelled_at_once(there: Path):
     assert time.monotonic() - began < 2
 
 
-def test_a_store_that_is_gone_is_named_in_the_reason_and_asked_again(there: Path, monkeypatch):
+def test_a_store_that_is_gone_is_named_in_the_reason_and_asked_again(packaging: None, there: Path, monkeypatch):
     """Where nothing may be compiled: later, when it is back, its code is taken."""
     given = config(there.parent, there.as_uri(), compile=False, backend="aoti")
     there.rename(there.parent / "away")
@@ -105,7 +105,7 @@ def test_a_store_that_is_gone_is_named_in_the_reason_and_asked_again(there: Path
     assert session.fetched().hits == 5
 
 
-def test_models_of_one_kind_share_what_is_fetched(there: Path):
+def test_models_of_one_kind_share_what_is_fetched(packaging: None, there: Path):
     with web_server(there, no_answer) as url:
         session, given = Session(), config(there.parent, url)
         store = store_of(given)
@@ -122,7 +122,7 @@ def test_models_of_one_kind_share_what_is_fetched(there: Path):
     again.cancel()
 
 
-def test_a_model_that_goes_does_not_keep_the_next_one_from_fetching(there: Path):
+def test_a_model_that_goes_does_not_keep_the_next_one_from_fetching(packaging: None, there: Path):
     """Changed settings end the job of the network that they were changed for."""
     with web_server(there, no_answer) as url:
         session, given = Session(), config(there.parent, url)

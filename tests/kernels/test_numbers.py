@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,13 +22,23 @@ def by_name(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
 
 
+def by_torch(case: Case, inputs: dict[str, Any]) -> list[Tensor]:
+    """Return what torch's own operations return; skip where torch has none for float16 on a CPU."""
+    try:
+        return case.call(TORCH, inputs)
+    except RuntimeError as missing:
+        if "not implemented for 'Half'" not in str(missing):
+            raise
+        pytest.skip(f"NOT RUN: torch {torch.__version__} on a CPU: {missing}")
+
+
 @by_name(CASES)
 def test_an_operation_is_as_exact_as_torchs_own(kernels: EmulatedKernels, case: Case):
     inputs = case.inputs(lambda *shape: torch.randn(shape).to(kernels.dtype))
     kept = convert(inputs, torch.float64)
     got = case.call(kernels, inputs)
     expected = case.call(TORCH, kept)
-    theirs = case.call(TORCH, inputs)
+    theirs = by_torch(case, inputs)
     once = torch.finfo(kernels.dtype).eps / 2  # rounding a number has at most this error
     assert len(got) == len(expected)
     for one, exact, torchs in zip(got, expected, theirs, strict=True):
@@ -85,7 +97,7 @@ def test_numbers_that_are_not_finite_go_through(make, case: Case, value: float):
     inputs[name] = inputs[name].clone() if name == "x" else inputs[name].half()
     for corner in 0, -1:
         inputs[name][(corner,) * inputs[name].ndim] = value
-    for one, torchs in zip(case.call(kernels, inputs), case.call(TORCH, inputs), strict=True):
+    for one, torchs in zip(case.call(kernels, inputs), by_torch(case, inputs), strict=True):
         assert torch.equal(one.isnan(), torchs.isnan())
         assert torch.equal(one.isinf() & (one > 0), torchs.isinf() & (torchs > 0))
         assert torch.equal(one.isinf() & (one < 0), torchs.isinf() & (torchs < 0))
