@@ -83,7 +83,9 @@ def test_fetching_is_cancelled_at_once(there: Path):
     assert time.monotonic() - began < 2
 
 
-def test_a_store_that_is_gone_is_named_in_the_reason_and_asked_again(packaging: None, there: Path, monkeypatch):
+def test_a_store_that_is_gone_is_named_in_the_reason_and_asked_again(
+    packaging: None, there: Path, monkeypatch
+):
     """Where nothing may be compiled: later, when it is back, its code is taken."""
     given = config(there.parent, there.as_uri(), compile=False, backend="aoti")
     there.rename(there.parent / "away")

@@ -16,7 +16,10 @@ from .. import tiny
 FLAGS = torch.backends.cuda
 
 
-@pytest.mark.skipif(not hasattr(FLAGS, "enable_cudnn_sdp"), reason="torch before 2.5 has none")
+@pytest.mark.skipif(
+    not hasattr(FLAGS, "enable_cudnn_sdp"),
+    reason="NOT RUN: torch before 2.5 has no cuDNN attention",
+)
 @pytest.mark.parametrize("enabled", [True, False])
 def test_it_is_not_cudnn_s_which_takes_no_key_of_length_1(
     enabled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

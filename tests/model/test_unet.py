@@ -136,7 +136,7 @@ def test_adopt_refuses_a_missing_weight(donor: nn.Module) -> None:
 def swapping(request: pytest.FixtureRequest) -> Iterator[None]:
     """With torch's mode in which `Module.to` changes Parameter objects in place (torch >= 2.3)."""
     if request.param and not hasattr(torch.__future__, "set_swap_module_params_on_conversion"):
-        pytest.skip(f"torch {torch.__version__} does not have this mode")
+        pytest.skip(f"NOT RUN: torch {torch.__version__} has no mode that swaps parameters")
     if request.param:
         torch.__future__.set_swap_module_params_on_conversion(True)
     yield

@@ -84,7 +84,11 @@ def test_a_copy_of_an_unaccelerated_unet_is_as_ever(host: Host) -> None:
     assert torch.equal(host.call(unet=copy.deepcopy(host.unet)), host.plain())
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning",
+    "ignore::DeprecationWarning",
+    "ignore:`torch.jit:FutureWarning",  # from torch 2.14 on
+)
 @pytest.mark.parametrize("part", ["", RESBLOCK, TRANSFORMER, "out"], ids=lambda n: n or "unet")
 def test_a_trace_is_bare(host: Host, part: str) -> None:
     given = _given(host, part)

@@ -58,7 +58,11 @@ def test_a_call_with_gradients_is_not_accelerated(host: Host, frozen: bool, reas
     assert context.grad.any()
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning",
+    "ignore::DeprecationWarning",
+    "ignore:`torch.jit:FutureWarning",  # from torch 2.14 on
+)
 def test_an_exported_unet_holds_its_own_code(host: Host) -> None:
     """A trace would record the output of compiled code as a constant."""
     x, timesteps, context, _ = inputs()
