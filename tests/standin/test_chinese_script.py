@@ -77,7 +77,7 @@ def test_a_reason_without_chinese_is_found() -> None:
 
 def test_what_the_pages_compute_is_translated_with_its_values() -> None:
     shown = [
-        "1.7x faster: 6.9 s a step instead of 11.9 s, 12 images of 512x512 in batches of 2",
+        "1.7x faster with a: 6.9 s a step instead of 11.9 s, 12 images of 512x512 in batches of 2",
         "Compiling 3 of 16, about 2 minutes left",
         "Compiling, about 10 seconds left",
     ]
