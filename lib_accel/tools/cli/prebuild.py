@@ -25,7 +25,7 @@ from ...compile.backends.tensorrt.engines import Wanted, cards_of, engines_of
 from ...compile.jobs import CompiledUnits, Job
 from ...compile.machine import probe
 from ...compile.target import Target
-from ...compile.units import units_among
+from ...compile.units import units_among, upsamplings_among
 from ...config import FETCH_S, MIB, Config
 from ...errors import ArtifactRejected, BackendUnavailable
 from ...model.architecture import Architecture
@@ -54,11 +54,12 @@ class Order:
     dtype: torch.dtype
 
     def target(self, network: Architecture | tuple[Spec, ...]) -> Target:
-        """Return what is to be compiled for a UNet, or for the units of a VAE."""
+        """Return what is to be compiled for a UNet, or for the layers of a VAE."""
         machine = self.place.machine if self.place else probe(self.device)
         if isinstance(network, Architecture):
             return Target.of_unet(network, self.dtype, self.device, machine)
-        return Target(network, self.dtype, self.device, machine, VAE.upper())
+        given = units_among(network), self.dtype, self.device, machine, VAE.upper()
+        return Target(*given, upsamplings=upsamplings_among(network))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,15 +85,15 @@ def run(args: argparse.Namespace) -> int:
                 "for": order.word or "this machine",
                 "key": target.key,
                 "bytes": size,
-                "units": len(target.units),
+                "units": len(keys),
                 "compiled": compiled,
                 "seconds": seconds,
             }
         )
         made = (
-            f"{compiled} of {len(target.units)} units compiled in {seconds} s"
+            f"{compiled} of {len(keys)} units compiled in {seconds} s"
             if compiled
-            else f"{len(target.units)} units, all stored already"
+            else f"{len(keys)} units, all stored already"
         )
         unchecked = "" if _checks(order) else ", to be checked where it is first loaded"
         lines.append(f"{label}: {made}, {size / MIB:.1f} MiB{unchecked}")
@@ -103,13 +104,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _network(text: str) -> Architecture | tuple[Spec, ...]:
-    """Return the UNet of a family, or the units of both halves of the VAE that they share."""
+    """Return the UNet of a family, or the layers of both halves of the VAE that they share."""
     name, _, width = text.partition(":")
     if name != VAE:
         return family(text)
     channels = {"channels": positive(width)} if width else {}
     halves = (Half.preset(kind, **channels) for kind in (DECODER, ENCODER))
-    return units_among(spec for half in halves for _, spec in half.layers)
+    return tuple(spec for half in halves for _, spec in half.layers)
 
 
 def _order(args: argparse.Namespace, word: str) -> Order:
