@@ -71,7 +71,7 @@ def test_a_killed_parent_leaves_nothing(
 
 SLOW_CLEANUP = """
 import time
-from lib_accel.compile.backends.aoti import job as module
+from lib_accel.compile.backends.aoti import pool as module
 
 def remove(folder, patience_s=0):
     print("cleaning up", flush=True)

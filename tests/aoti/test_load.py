@@ -180,7 +180,7 @@ def test_a_library_that_does_not_load_is_refused_by_its_key(own_store: Path):
 
 
 @pytest.mark.parametrize(
-    "verdict", [None, {}, {"compiled": [], "eager": []}, {"compiled": [1.0], "eager": [0.1]}]
+    "verdict", [{}, {"compiled": [], "eager": []}, {"compiled": [1.0], "eager": [0.1]}]
 )
 def test_code_that_was_not_found_right_is_refused_by_its_key(own_store: Path, verdict: Any):
     artifact = artifact_of(own_store)
