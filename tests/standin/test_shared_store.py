@@ -37,7 +37,7 @@ def test_fetching_begins_before_a_model_is_there(there: Path, monkeypatch: pytes
         flags.accel_disable, flags.accel_store = False, url
         flags.accel_store_key, flags.no_half = str(fleet_key(folder)), True
         host.reload_ui()
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not (folder / "cache" / tiny.target().keys[tiny.target().units[0]]).is_dir():
             assert time.monotonic() < until
             time.sleep(0.02)
