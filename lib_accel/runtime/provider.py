@@ -12,7 +12,7 @@ import torch
 
 from ..compile.backends.fetching import FetchJob
 from ..compile.jobs import CompiledUnits, Job, stop
-from ..compile.session import Choice, Session
+from ..compile.session import Backend, Choice, Session
 from ..compile.target import Target
 from ..config import Config
 from ..errors import AccelError, ArtifactRejected, CompileFailed, NoRoom, StoreError
@@ -71,10 +71,7 @@ class Provider:
             backend = self._choice.backend
             if backend is None:
                 return
-            try:
-                made = backend.make(target, self._store)
-            except (ArtifactRejected, StoreError) as error:
-                self._reject(error, backend.name)
+            if (made := self._make(backend, target)) is None:
                 continue
             if isinstance(made, Job):
                 self.job = made
@@ -87,15 +84,20 @@ class Provider:
                 self._serve(made, backend.name)
             return
 
+    def _make(self, backend: Backend, target: Target) -> CompiledUnits | Job | None:
+        """Return what a backend has or begins to make; None where its code must not serve."""
+        try:
+            return backend.make(target, self._store)
+        except (ArtifactRejected, StoreError) as error:
+            self._reject(error, backend.name)
+            return None
+
     def _serve_meanwhile(self, target: Target, chosen: str) -> None:
         """Serve what a changed setting has ended, else what is made sooner than by `chosen`."""
         self._serve(*self._session.left(target))
         given = target, self._store, self._config, self.failures
         while not self.units and (backend := self._session.stand_in(*given, chosen)):
-            try:
-                made = backend.make(target, self._store)
-            except (ArtifactRejected, StoreError) as error:
-                self._reject(error, backend.name)
+            if (made := self._make(backend, target)) is None:
                 continue
             if isinstance(made, Job):
                 self._stand_in = made, backend.name
@@ -162,10 +164,8 @@ class Provider:
             return
         backend = self._choice.backend if self._choice else None
         assert backend is not None
-        if job.cancelled:  # by the user, or by another model that shared it
-            self.prepare(job.target)
-            return
-        if not self._take(job, backend.name):
+        # it is cancelled by the user, or by another model that shared it
+        if job.cancelled or not self._take(job, backend.name):
             self.prepare(job.target)
 
     def _take(self, job: Job, made_by: str) -> bool:
