@@ -24,10 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...compile.jobs import Job
-from ...compile.machine import probe
 from ...compile.session import Session
 from ...config import Config
-from ...errors import AccelError
 from ...model.architecture import Architecture
 from ...model.precision import relative_error
 from ...model.random_weights import random_weights
@@ -39,7 +37,9 @@ from .measure import (
     flops,
     interleave,
     kernels,
+    machine_of,
     matmul_rate,
+    or_left_out,
     precise_call,
     timed,
 )
@@ -198,16 +198,13 @@ class Ladder:
         )
         self._say(f"preparing {name} ...")
         self._on_row(row)
-        try:
+        with or_left_out(row, self._say):
             built, row.compile_s = build(name, setup)
             row.error = relative_error(built.call(), reference)
             row.one_call_s = timed(built.call, plan.device)[0]
-        except (AccelError, RuntimeError) as e:
-            row.note = str(e).strip().splitlines()[0]
-            self._say(f"  left out: {row.note}")
-            return
-        self._built[name] = built
-        self._on_row(row)
+            self._built[name] = built
+        if name in self._built:
+            self._on_row(row)
 
     def _time(self) -> None:
         turns = 1 if self.together else min(TURNS, self.plan.rounds)
@@ -251,11 +248,7 @@ class Ladder:
 
     def _conditions(self) -> dict[str, Any]:
         plan = self.plan
-        machine = {
-            **vars(probe(plan.device)),
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-        }
+        machine = {**machine_of(plan.device), "cores": os.cpu_count()}
         if plan.device.type == "cuda":
             machine["cuda"] = str(torch.version.cuda)
             machine["cudnn"] = str(torch.backends.cudnn.version())

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...compile.machine import probe
+from ...errors import AccelError
 from ...model.architecture import Architecture
 from ...model.precision import exact_products, wider
 from ...model.unet import UNet
@@ -76,6 +78,21 @@ class Row:
         }
         measured = known if self.seconds else dict.fromkeys(known)
         return {"name": self.name, **measured, "note": self.note}
+
+
+@contextmanager
+def or_left_out(row: Row, say: Callable[[str], object]) -> Iterator[None]:
+    """Make a row in the block; where that fails, the row says why, and the others go on."""
+    try:
+        yield
+    except (AccelError, RuntimeError) as error:
+        row.note = str(error).strip().splitlines()[0]
+        say(f"  left out: {row.note}")
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    """Return what a result says of the machine that it was measured on."""
+    return {**vars(probe(device)), "threads": torch.get_num_threads()}
 
 
 def interleave(

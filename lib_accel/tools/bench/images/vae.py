@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ....compile.jobs import Job
-from ....compile.machine import probe
 from ....compile.session import Session
 from ....config import Config
-from ....errors import AccelError, BackendUnavailable
+from ....errors import BackendUnavailable
 from ....model.precision import exact_products, relative_error, wider
 from ....model.random_weights import random_weight
 from ....model.vae.network import DECODER, Half, Network
 from ....runtime.vae import VaeEngine
-from ..measure import Call, Row, interleave, matmul_rate, operations, timed
+from ..measure import Call, Row, interleave, machine_of, matmul_rate, operations, or_left_out, timed
 from ..peers import compiled_call, openvino_call, widened
 from ..stock import stock_vae
 from ..table import line
@@ -48,22 +48,18 @@ def measure(
     plan: Plan, say: Callable[[str], object], wait: Callable[[Job], object] = Job.wait
 ) -> dict[str, Any]:
     """Build every row, time all in turn, and return the result, ready for JSON."""
-    half, session, calls = Half.preset(plan.kind, plan.channels), Session(), {}
-    rows = {name: Row(name) for name in plan.variants}
+    half, session = Half.preset(plan.kind, plan.channels), Session()
+    rows, calls = {name: Row(name) for name in plan.variants}, dict[str, Call]()
     with torch.no_grad():
         x = _input(plan)
         reference = _precise(half, plan, x)
         for name, row in rows.items():
             say(f"preparing {name} ...")
-            try:
-                row.compile_s, calls[name] = timed(
-                    lambda name=name: call_of(name, half, plan, session, x, wait), plan.device
-                )
-                row.error = relative_error(calls[name](), reference)
-            except (AccelError, RuntimeError) as error:
-                row.note = str(error).strip().splitlines()[0]
-                calls.pop(name, None)
-                say(f"  left out: {row.note}")
+            with or_left_out(row, say):
+                make = functools.partial(call_of, name, half, plan, session, x, wait)
+                row.compile_s, call = timed(make, plan.device)
+                row.error = relative_error(call(), reference)
+                calls[name] = call
         rates = [matmul_rate(plan.dtype, plan.device)]
         interleave(calls, rows, plan.device, plan.rounds, lambda: None)
         rates.append(matmul_rate(plan.dtype, plan.device))
@@ -76,7 +72,7 @@ def measure(
         "batch": plan.batch,
         "dtype": str(plan.dtype).removeprefix("torch."),
         "rounds": plan.rounds,
-        "machine": {**vars(probe(plan.device)), "threads": torch.get_num_threads()},
+        "machine": machine_of(plan.device),
         "flops": needed,
         "floor_s": needed / rate,
         "rows": [row.to_dict() for row in rows.values()],

@@ -7,6 +7,7 @@ the text encoder to the WebUI, so rows of ours have that of `stock`.
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ....compile.jobs import Job
-from ....compile.machine import probe
 from ....compile.session import Session
 from ....config import Config
 from ....errors import AccelError, BackendUnavailable
@@ -26,7 +26,18 @@ from ....model.random_weights import random_weights
 from ....model.vae.network import DECODER, Half, Network
 from ...demo.sampling import Conditions, sample
 from ..ladder import make_inputs
-from ..measure import Call, Inputs, Row, flops, interleave, matmul_rate, operations, timed
+from ..measure import (
+    Call,
+    Inputs,
+    Row,
+    flops,
+    interleave,
+    machine_of,
+    matmul_rate,
+    operations,
+    or_left_out,
+    timed,
+)
 from ..peers import compiled_call, openvino_call
 from ..table import line
 from ..variants import VARIANTS as ROWS
@@ -121,11 +132,9 @@ def measure(
         makers = _Makers(plan, wait)
         for name, row in rows.items():
             say(f"preparing {name} ...")
-            try:
-                row.compile_s, made[name] = timed(lambda name=name: makers.image(name), plan.device)
-            except (AccelError, RuntimeError) as error:
-                row.note = str(error).strip().splitlines()[0]
-                say(f"  left out: {row.note}")
+            with or_left_out(row, say):
+                make = functools.partial(makers.image, name)
+                row.compile_s, made[name] = timed(make, plan.device)
         say("making images ...")
         rates = [matmul_rate(plan.dtype, plan.device)]
         interleave(made, rows, plan.device, plan.rounds, lambda: None, warm_up=1)
@@ -144,7 +153,7 @@ def measure(
         "steps": plan.steps,
         "dtype": str(plan.dtype).removeprefix("torch."),
         "rounds": plan.rounds,
-        "machine": {**vars(probe(plan.device)), "threads": torch.get_num_threads()},
+        "machine": machine_of(plan.device),
         "without_text": makers.without_text,
         "flops": needed,
         "floor_s": needed / (sum(rates) / 2),
