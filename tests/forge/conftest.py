@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ..real_host import show, skip_below
 from .server import Server
 
 HERE = Path(__file__).parent
@@ -29,17 +30,11 @@ def folders() -> list[Path]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not folders():
-        skip = pytest.mark.skip(reason=NO_FORGE)
-        for item in items:
-            if HERE in item.path.parents:
-                item.add_marker(skip)
+        skip_below(HERE, items, NO_FORGE)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if rows:
-        terminalreporter.section("inside Forge, off against on")
-        for row in rows:
-            terminalreporter.write_line(row)
+    show(terminalreporter, "inside Forge, off against on", rows)
 
 
 @pytest.fixture(scope="session", params=folders() or [None], ids=lambda f: f.name if f else "none")

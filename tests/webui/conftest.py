@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ..network_files import bad_files, with_text, write_all
+from ..real_host import show, skip_below
 from .host import KINDS_OF_MODEL, Comparison, Server
 from .pictures import MIN_DB
 
@@ -38,17 +39,11 @@ def store_of(folder: Path) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not os.environ.get("ACCEL_WEBUI"):
-        skip = pytest.mark.skip(reason=NO_WEBUI)
-        for item in items:
-            if HERE in item.path.parents:
-                item.add_marker(skip)
+        skip_below(HERE, items, NO_WEBUI)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if rows:
-        terminalreporter.section("inside the WebUI, off against on")
-        for row in rows:
-            terminalreporter.write_line(row)
+    show(terminalreporter, "inside the WebUI, off against on", rows)
 
 
 def served(server: Server, name: str, **payload: Any) -> Comparison:
