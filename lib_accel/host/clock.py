@@ -32,9 +32,7 @@ class Timing:
     model: str  # the checkpoint
     beside_compiler: bool = False  # whose work slows steps down
     before: float = 0.0  # its first step, since the batch or pass began; milliseconds
-    after: float = (
-        0.0  # its last step, until the pictures were there; 0 for the first of two passes
-    )
+    after: float = 0.0  # its last step, until the pictures were there; 0: another pass follows
     vae: str = ""  # whose compiled code decoded it; "" where none did
 
     @property

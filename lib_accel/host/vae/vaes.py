@@ -92,8 +92,7 @@ class Vaes:
 
     def finished(self, sd_model: Any) -> bool:
         """Return whether there is code that the VAE of a model can begin to use."""
-        found = filter(None, map(_attachment, halves_of(sd_model).values()))
-        return any(here.engine.finished for here in found)
+        return any(each.finished for each in self.engines(sd_model))
 
     def status(self, sd_model: Any) -> dict[str, Any]:
         """Return how the halves of a model's VAE stand, by their kind, for the status."""
