@@ -22,7 +22,9 @@ def there(tmp_path: Path) -> Path:
     return published(tmp_path, units=1)
 
 
-def test_fetching_begins_before_a_model_is_there(there: Path, monkeypatch: pytest.MonkeyPatch):
+def test_fetching_begins_before_a_model_is_there(
+    there: Path, packaging: None, monkeypatch: pytest.MonkeyPatch
+):
     """The configured checkpoint's header says what to fetch; another one's would be needless."""
     folder = there.parent
     monkeypatch.setenv("ACCEL_STORE", str(folder / "cache"))
@@ -61,7 +63,9 @@ def test_a_checkpoint_that_cannot_be_read_costs_nothing(there: Path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_no_image_waits_for_a_shared_store_that_does_not_answer(there: Path, monkeypatch):
+def test_no_image_waits_for_a_shared_store_that_does_not_answer(
+    there: Path, packaging: None, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("ACCEL_STORE", str(there.parent / "cache"))
     key = str(fleet_key(there.parent))
     with in_place(), web_server(there, no_answer) as url:
