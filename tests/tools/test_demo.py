@@ -83,6 +83,7 @@ def test_files_that_cannot_be_used_are_refused(run: Run, tmp_path: Path) -> None
     assert "the LoRA is for another architecture" in refused("--lora", lora)
     assert "holds no UNet; it looks like a LoRA" in refused("--checkpoint", lora)
     assert "expected a multiple of 32" in failure(run(*base[:-1], "33"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_loras_that_make_weights_infinite_are_refused(run: Run, tmp_path: Path) -> None:

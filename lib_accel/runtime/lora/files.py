@@ -28,7 +28,7 @@ from .merging import BasePlacement, LowRank
 
 _log = logging.getLogger(__name__)
 
-_A_LORA = "a LoRA for a UNet (keys such as lora_unet_..._to_q.lora_up.weight)"
+A_LORA = "a LoRA for a UNet (keys such as lora_unet_..._to_q.lora_up.weight)"
 
 Deltas = Mapping[str, LowRank]
 """What a LoRA changes, by parameter name (`input_blocks.1.1.proj_in.weight`)."""
@@ -41,8 +41,8 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
     Layers of text encoders are skipped. Raises BadCheckpoint when the file cannot be read, fits no
     layer, or holds a kind of layer that is no plain LoRA, or values that are not finite.
     """
-    require_file(path, _A_LORA)
-    with reading(path, "safetensors file", _A_LORA):
+    require_file(path, A_LORA)
+    with reading(path, "safetensors file", A_LORA):
         tensors = load_file(path)
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -50,7 +50,7 @@ def read_lora(path: Path, architecture: Architecture) -> dict[str, LowRank]:
         if not group.startswith("lora_te"):
             groups.setdefault(group, {})[part] = tensor
     if not groups:
-        raise bad_file(path, "holds no UNet layers", _A_LORA, "Choose another file")
+        raise bad_file(path, "holds no UNet layers", A_LORA, "Choose another file")
     names = {
         "lora_unet_" + alias.replace(".", "_"): f"{layer}.weight"
         for layer, aliases in layer_aliases(architecture)

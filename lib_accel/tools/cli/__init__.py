@@ -52,8 +52,12 @@ def main(argv: list[str] | None = None, set_up: bool = False) -> int:
 
 def _set_up(command: str) -> None:
     """Make sure that there is every package, in this Python or in `.venv`."""
-    if command == "prebuild" and setup_environment.missing() and (why := webui_python.other()):
-        raise AccelError(why)
+    if command == "prebuild" and setup_environment.missing():
+        if why := webui_python.other():
+            raise AccelError(why)
+        level, what, advice = webui_python.finding()
+        if level != "ok":  # code for another torch never serves
+            say(f"note: {what}; {advice}")
     if command == "gpu" and "torch" not in (missing := setup_environment.missing()):
         if missing:  # another torch in .venv would be another thing to measure
             raise AccelError(

@@ -109,8 +109,11 @@ def publish(store: SharedStore, keys: Iterable[str]) -> int:
     return sum(store.publish(key) for key in tqdm([*keys], desc="publishing", disable=None))
 
 
-def family(text: str) -> Architecture:
-    """Parse a family, with another width (`sd1:64`) or input channels (`sd1+9`), or a file."""
+def family(text: str, *others: str) -> Architecture:
+    """Parse a family, with another width (`sd1:64`) or input channels (`sd1+9`), or a file.
+
+    `others` are words that the caller knows besides, for the message of an error.
+    """
     name, _, channels = text.partition("+")
     name, _, width = name.partition(":")
     try:
@@ -123,7 +126,8 @@ def family(text: str) -> Architecture:
     except (AccelError, OSError) as e:  # OSError: the name is too long, or its folder is closed
         raise argparse.ArgumentTypeError(str(e)) from e
     raise argparse.ArgumentTypeError(
-        f"{text!r} is neither a family ({', '.join(presets.PRESETS)}) nor a checkpoint file"
+        f"{text!r} is neither a family ({', '.join((*presets.PRESETS, *others))}) nor a "
+        "checkpoint file"
     )
 
 

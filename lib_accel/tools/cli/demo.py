@@ -16,7 +16,8 @@ from ...config import MIB
 from ...model import presets
 from ...model.architecture import Architecture
 from ...model.random_weights import random_weights
-from ...runtime.lora.files import Deltas, parse_tag, random_deltas, read_lora
+from ...model.weight_files import require_file
+from ...runtime.lora.files import A_LORA, Deltas, parse_tag, random_deltas, read_lora
 from ..checkpoints.reading import open_checkpoint
 from ..demo.clock import ON_A_GPU, Clock, Images
 from ..demo.measure import Demo, Plan
@@ -35,13 +36,15 @@ NEEDED_MIB = 6 * 1024
 def run(args: argparse.Namespace) -> int:
     """Make the pictures, write the report and print a summary."""
     device, dtype = device_and_dtype(args)
-    args.out.mkdir(parents=True, exist_ok=True)
+    for path, _ in map(parse_tag, args.lora):
+        require_file(path, A_LORA)
     clock = Clock(args.minutes, say, _began())
     channels = args.channels or _channels(device)
     _announce(args, clock, device, channels)
     with clock.phase("making the weights" if args.checkpoint is None else "loading the weights"):
         architecture, parameters = _model(args, channels, device, dtype)
         loras = _loras(args, architecture)
+    args.out.mkdir(parents=True, exist_ok=True)
     plan = Plan(
         architecture,
         parameters,

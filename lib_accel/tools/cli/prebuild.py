@@ -107,7 +107,7 @@ def _network(text: str) -> Architecture | tuple[Spec, ...]:
     """Return the UNet of a family, or the layers of both halves of the VAE that they share."""
     name, _, width = text.partition(":")
     if name != VAE:
-        return family(text)
+        return family(text, VAE)
     channels = {"channels": positive(width)} if width else {}
     halves = (Half.preset(kind, **channels) for kind in (DECODER, ENCODER))
     return tuple(spec for half in halves for _, spec in half.layers)
