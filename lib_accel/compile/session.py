@@ -34,6 +34,7 @@ class Backend(Protocol):
     name: str
     channels_last: bool  # the layout in which units read weights of convolutions on a GPU
     optional: bool  # the user has to install something: `auto` does without it and says nothing
+    cuda_only: bool  # the same on other devices
     quick: bool  # made within seconds: `auto` lets it serve while a better one is being made
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:
@@ -138,7 +139,8 @@ class Session:
             failure = failed.get(name)
             why = failure or backend.why_not(target, store, config)
             if why is not None:
-                if failure or not (backend.optional and config.backend == AUTO):
+                elsewhere = backend.cuda_only and target.machine.device_type != "cuda"
+                if failure or config.backend != AUTO or not (backend.optional or elsewhere):
                     refused[name] = why
             elif made == config or backend.why_not(target, store, made) is None:
                 slower = self._slower(target, name) if config.backend == AUTO else {}

@@ -141,6 +141,12 @@ def test_a_card_that_cannot_run_compiled_code_falls_to_eager_at_once(
     assert reason.count(words) == 2, "of aoti and of jit"
 
 
+def test_what_runs_on_cards_alone_is_named_where_there_is_one_or_it_is_set(tmp_path: Path):
+    assert "kernels" not in choose(tmp_path, may_compile=False)[1]
+    assert "kernels" in choose(tmp_path, may_compile=False, device_type="cuda")[1]
+    assert "kernels: the fused kernels run on NVIDIA" in choose(tmp_path, "kernels")[1]
+
+
 def test_without_cudnn_no_compiled_code_serves(tmp_path: Path):
     """It would read the results of convolutions in the wrong memory layout."""
     with torch.backends.cudnn.flags(enabled=False):

@@ -22,6 +22,7 @@ class Stub:
     name = "stub"
     channels_last = True
     optional = False
+    cuda_only = False
     quick = False
     calls = 0
 

@@ -14,6 +14,7 @@ class Eager:
     name = "eager"
     channels_last = True
     optional = False
+    cuda_only = False
     quick = False
     devices = ("cpu", "cuda")
 

@@ -149,6 +149,7 @@ class Jit:
     name = "jit"
     channels_last = True
     optional = False
+    cuda_only = False
     quick = False
 
     def __init__(self) -> None:

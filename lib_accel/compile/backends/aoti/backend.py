@@ -35,6 +35,7 @@ class Aoti:
     name = "aoti"
     channels_last = True
     optional = False
+    cuda_only = False
     quick = False
 
     def __init__(self, workers: int | None = None) -> None:

@@ -44,6 +44,7 @@ class FusedKernels:
     name = "kernels"
     channels_last = True
     optional = False
+    cuda_only = True
     quick = True
 
     def __init__(self) -> None:

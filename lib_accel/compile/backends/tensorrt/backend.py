@@ -25,6 +25,7 @@ class TensorRT:
     name = "tensorrt"
     channels_last = False
     optional = True
+    cuda_only = True
     quick = False
 
     def __init__(self) -> None:
