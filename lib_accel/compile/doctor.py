@@ -6,7 +6,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,15 +43,23 @@ def examine(
     """
     machine = machine or probe(device)
     target = Target(units_of(presets.sd1()), dtype, device, machine)
+    kept = _store(store)
     return [
         _python(),
         _torch(machine),
         _device(device, machine, dtype),
         *_tools(machine),
-        _store(store),
+        kept,
         _temporary(),
-        *_backends(target, store),
+        *(_once(each, kept) for each in _backends(target, store)),
     ]
+
+
+def _once(finding: Finding, before: Finding) -> Finding:
+    """Return a finding that does not repeat at length what the one before has said."""
+    if finding.advice and finding.advice == before.advice:
+        return replace(finding, advice=f"because {before.what}")
+    return finding
 
 
 def _python() -> Finding:

@@ -94,7 +94,10 @@ def test_a_device_that_no_backend_serves_is_a_problem(findings: Examine):
 def test_a_store_that_cannot_be_used_is_a_problem(findings: Examine, tmp_path: Path):
     (tmp_path / "store").touch()
     found = findings()
-    assert find(found, "the artifact store cannot be used").level == "problem"
+    problem = find(found, "the artifact store cannot be used")
+    assert problem.level == "problem"
+    refused = find(found, "backend aoti does not work here")
+    assert refused.advice == "because the artifact store cannot be used", "said once"
 
 
 def test_a_full_temporary_folder_is_a_problem(findings: Examine, monkeypatch: pytest.MonkeyPatch):
