@@ -12,7 +12,7 @@ import torch
 
 from ..compile.backends.fetching import FetchJob
 from ..compile.jobs import CompiledUnits, Job, stop
-from ..compile.session import Backend, Choice, Session
+from ..compile.session import CANCELLED, Backend, Choice, Session
 from ..compile.target import Target
 from ..config import Config
 from ..errors import AccelError, ArtifactRejected, CompileFailed, NoRoom, StoreError
@@ -37,8 +37,7 @@ class Provider:
         self._store = store_of(config)
         self.units: CompiledUnits = {}
         self._made_by = ""  # the backend of `units`
-        self.compiles = 0  # units compiled for this provider
-        self.compile_seconds, self.compile_failures = 0.0, 0
+        self.compiles, self.compile_failures, self.compile_seconds = 0, 0, 0.0
         self.job: Job | None = None
         self._stand_in: tuple[Job, str] | None = None  # and the name of its backend
         self._fetching: FetchJob | None = None  # the last one, ended or not
@@ -82,6 +81,8 @@ class Provider:
                     self._serve_meanwhile(target, backend.name)
             else:
                 self._serve(made, backend.name)
+                if not self.units and CANCELLED in self.failures.values():
+                    self._serve(*self._session.left(target))  # that needs no compiler
             return
 
     def _make(self, backend: Backend, target: Target) -> CompiledUnits | Job | None:
@@ -159,14 +160,13 @@ class Provider:
             self._session.forget_fetches()
             self.prepare(self._target)
             return
-        if isinstance(job, FetchJob):
-            self.prepare(job.target)
-            return
-        backend = self._choice.backend if self._choice else None
-        assert backend is not None
         # it is cancelled by the user, or by another model that shared it
-        if job.cancelled or not self._take(job, backend.name):
-            self.prepare(job.target)
+        if not (job.cancelled or isinstance(job, FetchJob)):
+            assert self._choice is not None
+            assert self._choice.backend is not None
+            if self._take(job, self._choice.backend.name):
+                return
+        self.prepare(job.target)
 
     def _take(self, job: Job, made_by: str) -> bool:
         """Serve what a job has made, or remember why it failed. Return whether it serves."""
