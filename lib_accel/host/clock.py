@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 class Timing:
     """One batch of images, or one of its passes where the second has another size."""
 
-    times: tuple[float, ...]  # of its steps, milliseconds
+    times: tuple[float, ...]  # of its steps without what checking them took, milliseconds
     backend: str  # that computed it, "eager" included; "" for the WebUI's own code
     shape: Shape  # of the latents of a step, [B, 4, H/8, W/8]: B counts both prompts
     images: int  # in the batch
@@ -34,6 +34,7 @@ class Timing:
     before: float = 0.0  # its first step, since the batch or pass began; milliseconds
     after: float = 0.0  # its last step, until the pictures were there; 0: another pass follows
     vae: str = ""  # whose compiled code decoded it; "" where none did
+    checks: float = 0.0  # computing steps the WebUI's way too; milliseconds
 
     @property
     def milliseconds(self) -> float:
@@ -52,13 +53,18 @@ class Timing:
 
 
 class Clock:
-    """Collects the times of steps on the device that `device` returns."""
+    """Collects the times of steps on the device that `device` returns.
 
-    def __init__(self, device: Callable[[], torch.device]) -> None:
-        self._device = device
+    `checking` returns the seconds that have gone into checks of steps so far.
+    """
+
+    def __init__(
+        self, device: Callable[[], torch.device], checking: Callable[[], float] = float
+    ) -> None:
+        self._device, self._checking = device, checking
         self.timings: deque[Timing] = deque(maxlen=KEPT)
-        self._marks: dict[Shape, list[tuple[Any, Any]]] = {}
-        self._begun: tuple[Shape, Any] | None = None
+        self._marks: dict[Shape, list[tuple[Any, Any, float]]] = {}  # begun, ended, checking
+        self._begun: tuple[Shape, Any, float] | None = None
         self._began: Any = None  # the batch
 
     def begin(self) -> None:
@@ -67,7 +73,7 @@ class Clock:
 
     def start(self, params: Any) -> None:
         """Note that a step begins: the WebUI's callback `on_cfg_denoiser`."""
-        self._begun = tuple(params.x.shape), now(self._device())
+        self._begun = tuple(params.x.shape), now(self._device()), self._checking()
 
     def stop(self, params: Any) -> None:
         """Note that the step has ended, if it has not yet.
@@ -76,8 +82,9 @@ class Clock:
         `on_cfg_after_cfg`.
         """
         if self._begun is not None:
-            shape, begun = self._begun
-            self._marks.setdefault(shape, []).append((begun, now(self._device())))
+            shape, begun, before = self._begun
+            step = begun, now(self._device()), 1000 * (self._checking() - before)
+            self._marks.setdefault(shape, []).append(step)
             self._begun = None
 
     def finish(self, backend: str, p: Any, beside_compiler: bool = False, vae: str = "") -> None:
@@ -88,11 +95,12 @@ class Clock:
         model = getattr(p, "sd_model_name", None) or ""
         ended, images, before = now(self._device()), getattr(p, "batch_size", 1), self._began
         for shape, marks in self._marks.items():
-            times, last = tuple(milliseconds(*m) for m in marks), marks[-1][1]
+            checks, last = [check for *_, check in marks], marks[-1][1]
+            times = tuple(max(0.0, milliseconds(*m[:2]) - m[2]) for m in marks)
             is_last = marks is next(reversed(self._marks.values()))
             around = milliseconds(before, marks[0][0]), milliseconds(last, ended) * is_last
             given = times, backend, shape, images, model, beside_compiler
-            self.timings.append(Timing(*given, *around, vae))
+            self.timings.append(Timing(*given, *around, vae, sum(checks)))
             before = last
         self.begin()
 
@@ -102,7 +110,8 @@ class Clock:
         if not self.timings:
             return None
         last = self.timings[-1]
-        parts = {"prompt_s": last.before, "steps_s": sum(last.times), "vae_s": last.after}
+        steps = sum(last.times) + last.checks
+        parts = {"prompt_s": last.before, "steps_s": steps, "vae_s": last.after}
         return {name: ms / 1000 for name, ms in parts.items()}
 
 

@@ -15,8 +15,10 @@ from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
 from ..runtime.accelerated import accelerated
+from ..runtime.status import Counters
 from . import webui
 from .unet.attachment import Attachment
+from .unet.comparison import AttachmentCounters, Tally
 
 VAE_BYTES = 4 * 1024
 """What a VAE is taken to need: bytes for each pixel of the image and byte of its dtype.
@@ -34,6 +36,7 @@ class Models:
             weakref.WeakKeyDictionary()
         )
         self._vaes: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+        self.counts: list[AttachmentCounters] = []  # of all attachments there ever were
 
     def add(self, unet: nn.Module) -> None:
         """Note that a UNet was loaded."""
@@ -78,10 +81,8 @@ class Models:
         """What accelerates those that are accelerated."""
         return [each for each in map(accelerated, self.unets) if each is not None]
 
-    def attach(
-        self, unet: nn.Module, config: Config, session: Session, around: object
-    ) -> Attachment | None:
-        """Accelerate a UNet; return None, and keep the reason, where it is refused."""
+    def attach(self, unet: nn.Module, config: Config, session: Session, around: object) -> None:
+        """Accelerate a UNet, or keep the reason why it is refused."""
         self._refused.pop(unet, None)
         here = None
         try:
@@ -94,9 +95,32 @@ class Models:
                 here.remove()
             self._refused[unet] = str(e), _parts(unet)
             webui.say(f"this model is not accelerated: {e}")
-            return None
+            return
+        self.counts.append(here.counts)
         webui.say(here.engine.status.sentence)
-        return here
+
+    def sums(self) -> dict[str, int]:
+        """Return the sum of each counter."""
+        each = [c.to_dict() for c in (AttachmentCounters(Counters()), *self.counts)]
+        return {name: sum(c[name] for c in each) for name in each[0]}
+
+    def checking(self) -> float:
+        """Return the seconds that have gone into checks of steps."""
+        return sum(tally.seconds for tally in self.tallies)
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """What the witnesses of all attachments have found."""
+        return [c.tally for c in self.counts]
+
+    def measured(self) -> dict[str, float]:
+        """Return sums that only the metrics show."""
+        graphs = [each.engine.graphs for each in self.attachments]
+        return {
+            "compile_seconds": sum(c.engine.compile_seconds for c in self.counts),
+            "compile_failures": sum(c.engine.compile_failures for c in self.counts),
+            "graph_bytes": sum(each.bytes for each in graphs if each is not None),
+        }
 
     def detach(self, unet: nn.Module, keep_compiling: bool = False) -> None:
         """Leave a UNet as it was found."""

@@ -49,6 +49,16 @@ def test_the_headline_says_how_much_faster_and_of_how_many_images(host: Host) ->
     assert _headline(host, _timing(host, 233), _timing(host, 400, "jit")) == slower
 
 
+def test_after_a_grid_the_headline_is_about_the_backend_that_serves(host: Host) -> None:
+    grid = [_timing(host, 300), _timing(host, 100, "aoti"), _timing(host, 900, "eager")]
+    assert "slower with eager" in _headline(host, *grid)
+    host.service.served = lambda: ({}, "aoti")
+    assert "3.0x faster with aoti" in _headline(host, *grid)
+    host.service.served = lambda: ({}, "jit")
+    assert "slower with eager" in _headline(host, *grid), "no image was made with that yet"
+    del host.service.served
+
+
 def test_steps_computed_both_ways_serve_where_there_is_no_other_image(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,7 +67,9 @@ def test_steps_computed_both_ways_serve_where_there_is_no_other_image(
     both = SimpleNamespace(times=[timed(*pair, "aoti", shape) for pair in seconds])
     trial = SimpleNamespace(why_not=lambda shape: None, backend="aoti")
     current = SimpleNamespace(
-        counts=SimpleNamespace(tally=both), witness=SimpleNamespace(trial=trial)
+        counts=SimpleNamespace(tally=both),
+        witness=SimpleNamespace(trial=trial),
+        engine=SimpleNamespace(status=SimpleNamespace(backend="aoti")),
     )
     monkeypatch.setattr(host.service, "current", lambda: current)
     expected = (
@@ -225,10 +237,25 @@ def test_the_clock_times_what_is_before_and_after_the_steps(
         assert clock.phases == {"prompt_s": 5, "steps_s": 2, "vae_s": 4}
 
 
+def test_what_checking_a_step_took_is_not_time_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    with in_place():
+        from lib_accel.host import clock as module
+
+        marks, checking = iter((0.0, 1.0, 3.5, 4.0, 6.0, 7.0, 9.0)), iter((5.0, 5.5, 5.5, 5.5))
+        monkeypatch.setattr(module, "now", lambda _: next(marks))
+        clock = module.Clock(lambda: torch.device("cpu"), lambda: next(checking))
+        clock.begin()
+        for _ in range(2):
+            clock.start(SimpleNamespace(x=torch.zeros(2, 4, 8, 8)))
+            clock.stop(None)
+        clock.finish("aoti", SimpleNamespace())
+        assert (clock.timings[0].times, clock.timings[0].checks) == ((2000, 2000), 500)
+        assert clock.phases == {"prompt_s": 1, "steps_s": 4.5, "vae_s": 1}
+
+
 def test_the_phases_of_an_image_are_shown_by_whose_code_it_was(host: Host) -> None:
     off = _timing(host, 1000, before=100, after=9000)
     on = _timing(host, 500, "aoti", before=100, after=4000, vae="aoti")
-    half = _timing(host, 500, "aoti", before=100, after=9000)
     _headline(host, off, on)
     rows = re.findall(r"<tr><th scope='row'>.*?</tr>", _plot(host))
     cells = [re.sub("<[^>]+>", " ", row).split() for row in rows]
@@ -236,7 +263,9 @@ def test_the_phases_of_an_image_are_shown_by_whose_code_it_was(host: Host) -> No
         ["the", "WebUI's", "own", "code", "0.1", "s", "4.0", "s", "9.0", "s"],
         ["accelerated", "0.1", "s", "2.0", "s", "4.0", "s"],
     ]
-    _headline(host, half)
+    assert "Checks" not in _plot(host)
+    _headline(host, _timing(host, 500, "aoti", after=9000, checks=700))
     assert "accelerated, but for the VAE" in _plot(host)
+    assert ">0.7 s<" in _plot(host)
     _headline(host, _timing(host, 500))
     assert "accel_phases" not in _plot(host)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..clock import Timing
 from .markup import fixed, heading, plain, varying
@@ -49,16 +49,23 @@ def _phases(shown: Sequence[Timing]) -> str:
         ("accelerated, but for the VAE", lambda t: t.backend and not t.vae),
         ("accelerated", lambda t: t.backend and t.vae),
     )
+    phases: dict[str, Callable[[Timing], float]] = {
+        "Prompt": lambda t: t.before,
+        f"Steps ({len(shown[-1].times)})": lambda t: sum(t.times),
+        "Checks": lambda t: t.checks,
+        "VAE": lambda t: t.after,
+    }
+    if not any(t.checks for t in alike):
+        del phases["Checks"]
     rows = ""
     for words, is_one in kinds:
-        if found := [(t.before, sum(t.times), t.after) for t in alike if is_one(t)]:
-            cells = (f"{seconds(statistics.median(phase))} s" for phase in zip(*found, strict=True))
-            parts = "".join(f"<td>{plain(cell)}</td>" for cell in cells)
+        if found := [t for t in alike if is_one(t)]:
+            medians = (statistics.median(map(phase, found)) for phase in phases.values())
+            parts = "".join(f"<td>{plain(f'{seconds(median)} s')}</td>" for median in medians)
             rows += f"<tr><th scope='row'>{fixed(words)}</th>{parts}</tr>"
     if not rows:
         return ""
-    names = ("Prompt", f"Steps ({len(shown[-1].times)})", "VAE")
-    head = "".join(f"<th scope='col'>{varying(name)}</th>" for name in names)
+    head = "".join(f"<th scope='col'>{varying(name)}</th>" for name in phases)
     return f"<table class='accel-table' id='accel_phases'><tr><td></td>{head}</tr>{rows}</table>"
 
 

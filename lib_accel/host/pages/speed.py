@@ -69,12 +69,16 @@ def alike(timings: Sequence[Timing]) -> list[Timing]:
 def measured() -> Speed | None:
     """Return how fast images like the last one are; None where that cannot be told yet.
 
-    What the last of them was accelerated by is compared with the WebUI's own code.
+    The backend that serves is compared with the WebUI's own code, or the last one that did: an
+    X/Y/Z plot ends with another.
     """
     shown = alike(service.clock.timings)
     if not shown:
         return None
-    backend, last = next((t.backend for t in reversed(shown) if t.backend), None), shown[-1]
+    used, last = [t.backend for t in shown if t.backend], shown[-1]
+    backend = used[-1] if used else None
+    if used and (serving := service.served()[1]) in used:
+        backend = serving
     compared = [t for t in shown if t.backend in ("", backend)]
     on, off = (
         tuple(time for t in compared if bool(t.backend) is ours for time in t.times)
