@@ -15,12 +15,12 @@ from ..compile.session import Session
 from ..config import Config
 from ..errors import AccelError
 from ..runtime.accelerated import accelerated
-from ..runtime.status import Counters, Status
+from ..runtime.status import Status
 from . import stored_code, webui
 from .clock import Clock
 from .models import Models
 from .unet.attachment import Attachment
-from .unet.comparison import AttachmentCounters, Tally, summed
+from .unet.comparison import Tally, summed
 from .vae.vaes import Vaes
 from .waiting import images_wait, wait
 
@@ -36,11 +36,11 @@ class Service:
         self._session = Session(webui.host.attention)
         self._models = Models()
         self.vaes = Vaes(self._session)
-        self.clock = Clock(webui.device)
-        self._counts: list[AttachmentCounters] = []  # of all attachments there ever were
+        self.clock = Clock(webui.device, self._models.checking)
         self.images: Counter[tuple[str, str]] = Counter()  # by backend and, without one, reason
         self._options: dict[str, Any] = {}  # as they were last, and meant something
         self._options_changed = False  # and not yet applied
+        self.builds_later = False  # when the image that is being made is done
         self._around: object = None  # what the WebUI has switched on for the last image
         self._standing: Config | None = None  # before a job's own settings replaced it
 
@@ -129,7 +129,8 @@ class Service:
             with self._lock:
                 if not here.take_up():
                     return
-        jobs = self.vaes.jobs(webui.current_model())
+        engines = self.vaes.engines(webui.current_model())
+        jobs = [job for each in engines if (job := each.awaited)]
         if jobs and not (here and here.engine.awaited) and all(map(wait, jobs)):
             with self._lock:
                 self._follow_vae(webui.current_model())
@@ -141,6 +142,8 @@ class Service:
                 self._refresh()
             elif webui.enabled():
                 self._restore(webui.config())
+            if self.builds_later:
+                self._build()
             self._follow_vae(webui.current_model())
             unet = webui.host.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
@@ -178,36 +181,44 @@ class Service:
         if here is not None:  # with other weights, which the engine follows by itself
             here.witness.start_anew()
             return
-        here = self._models.attach(unet, config or webui.config(), self._session, self._around)
-        if here is not None:
-            self._counts.append(here.counts)
+        self._models.attach(unet, config or webui.config(), self._session, self._around)
 
     # -- what a person or a program asks for
 
     def build(self) -> None:
-        """Compile what the loaded model lacks. Raises AccelError where that cannot begin."""
+        """Compile what the loaded model lacks, after the image that is being made if there is one.
+
+        Raises AccelError where that cannot begin.
+        """
         with self._lock:
             unet = webui.host.unet_of(webui.current_model())
             if not webui.enabled():
                 raise AccelError("Acceleration is off: there is nothing to build")
             if unet is None:
                 raise AccelError("No model is loaded: there is nothing to build")
-            here, engines = accelerated(unet), self.vaes.engines(webui.current_model())
-            if here is not None:
-                engines.append(here.engine)
-            missing = [each for each in engines if each.lacks_code]
-            if here is not None and not missing:
-                return
             with webui.idle() as idle:  # attaching moves weights
-                if not idle:
-                    raise AccelError("An image is being made: ask again when it is done")
-                self._session.forget_failures()
-                if here is None:
-                    self._attach(unet)
-                for each in missing:  # what serves goes on until its successor is there
-                    each.prepare()
+                self.builds_later = not idle
+                if idle:
+                    self._build()
             if reason := self._models.refusal(unet):
                 raise AccelError(reason)
+
+    def _build(self) -> None:
+        self.builds_later = False
+        unet = webui.host.unet_of(webui.current_model())
+        if unet is None or not webui.enabled():
+            return
+        here, engines = accelerated(unet), self.vaes.engines(webui.current_model())
+        if here is not None:
+            engines.append(here.engine)
+        missing = [each for each in engines if each.lacks_code]
+        if here is not None and not missing:
+            return
+        self._session.forget_failures()
+        if here is None:
+            self._attach(unet)
+        for each in missing:  # what serves goes on until its successor is there
+            each.prepare()
 
     def cancel_build(self) -> bool:
         """Stop the compiler until it is asked for again; return whether it was at work."""
@@ -226,14 +237,10 @@ class Service:
         own = here.engine.job if here else None
         return [*filter(None, [own]), *self.vaes.jobs(webui.current_model())]
 
-    def _sums(self) -> dict[str, int]:
-        each = [c.to_dict() for c in (AttachmentCounters(Counters()), *self._counts)]
-        return {name: sum(c[name] for c in each) for name in each[0]}
-
     def served(self) -> tuple[dict[str, int], str]:
         """Return how many UNet calls each way has computed so far, and the current backend."""
         here = self.current()
-        return self._sums(), here.engine.status.backend if here else ""
+        return self._models.sums(), here.engine.status.backend if here else ""
 
     def note_images(self, count: int, backend: str) -> None:
         """Note that images were made, by a backend or with "" by the WebUI's own code."""
@@ -242,13 +249,7 @@ class Service:
 
     def measured(self) -> dict[str, float]:
         """Return what only the metrics show."""
-        graphs = [each.engine.graphs for each in self._models.attachments]
-        return {
-            **vars(self._session.fetched()),
-            "compile_seconds": sum(c.engine.compile_seconds for c in self._counts),
-            "compile_failures": sum(c.engine.compile_failures for c in self._counts),
-            "graph_bytes": sum(each.bytes for each in graphs if each is not None),
-        }
+        return {**vars(self._session.fetched()), **self._models.measured()}
 
     def current(self) -> Attachment | None:
         """Return what accelerates the loaded model, or None."""
@@ -265,10 +266,10 @@ class Service:
             "images_wait": images_wait(),
             "vae": self.vaes.status(webui.current_model()),
             "phases": self.clock.phases,
-            "counters": self._sums(),
+            "counters": self._models.sums(),
             "control_models": here.control_models if here else 0,
             "speeds": here.witness.trial.known if here else [],
-            **summed([c.tally for c in self._counts], here.counts.tally if here else Tally()),
+            **summed(self._models.tallies, here.counts.tally if here else Tally()),
         }
 
     def _state(self, here: Attachment | None) -> Status:
@@ -282,11 +283,13 @@ class Service:
 
     def _take_up_if_idle(self, here: Attachment) -> None:
         finished = here.engine.finished or self.vaes.finished(webui.current_model())
-        if not finished or not self._lock.acquire(blocking=False):
+        if not (finished or self.builds_later) or not self._lock.acquire(blocking=False):
             return
         try:
             with webui.idle() as idle:  # never in the middle of an image
                 if idle:
+                    if self.builds_later:
+                        self._build()
                     here.take_up()
                     self._follow_vae(webui.current_model())
         finally:

@@ -47,6 +47,43 @@ def test_deleted_code_serves_on_where_its_successor_is_cancelled(served: Host) -
     assert host.image().extra_generation_params["Accel"] == "compiler"
 
 
+def test_deleted_code_serves_the_next_model_where_its_successor_is_cancelled(served: Host) -> None:
+    host = served
+    host.app.ask("POST", "/accel/v1/prebuild")
+    cancel(host)
+    for seed in (1, 0):
+        host.load(seed)
+        status = host.status()
+        assert (status["state"], status["reason"]) == ("ready", CANCELLED)
+        assert host.image().extra_generation_params["Accel"] == "compiler"
+    host.opts.set("accel_backend", "eager")
+    assert host.image().extra_generation_params["Accel"] == "eager", "another one is named"
+
+
+def test_a_build_that_is_asked_for_during_an_image_begins_after_it(served: Host) -> None:
+    from modules.call_queue import queue_lock
+
+    host = served
+    with queue_lock:  # as the WebUI holds it while it makes an image
+        _press(host, "build")
+        assert "begins when the image" in _shown(host, "message")
+        assert host.status()["progress"] is None
+    assert host.status()["progress"]["parts"] == 5
+    cancel(host)
+    assert host.status()["progress"] is None, "asked for once"
+
+
+def test_a_build_that_is_asked_for_during_an_image_begins_before_the_next(served: Host) -> None:
+    from modules.call_queue import queue_lock
+
+    host = served
+    with queue_lock:
+        host.app.ask("POST", "/accel/v1/prebuild")
+    host.image()
+    assert not host.service.current().engine.job.done
+    finish(host)
+
+
 def test_the_tab_tells_of_the_successor_and_can_cancel_it(served: Host) -> None:
     host = served
     _press(host, "build")

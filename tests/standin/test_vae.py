@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +166,17 @@ def test_pictures_are_marked_by_whose_code_decoded_them(host: Host, monkeypatch:
     assert p.extra_generation_params["Accel VAE"] == "eager"
     assert host.service.clock.timings[-1].vae == "eager"
     assert host.status()["phases"].keys() == {"prompt_s", "steps_s", "vae_s"}
+
+
+def test_no_image_waits_for_the_successor_of_code_that_decodes(host: Host, monkeypatch: Any):
+    host.opts.set("accel_while_compiling", "wait")
+    vaes, asked = host.service.vaes, []
+    successor = SimpleNamespace(wait=lambda _: asked.append(1) or True)
+    for awaited in (None, successor):
+        engine = SimpleNamespace(job=successor, awaited=awaited)
+        monkeypatch.setattr(vaes, "engines", lambda _, engine=engine: [engine])
+        host.service.before_images()
+        assert bool(asked) is (awaited is not None)
 
 
 def test_the_vae_is_told_of_in_line_and_tab(host: Host):

@@ -161,8 +161,9 @@ def _build(request: gr.Request) -> tuple[Any, ...]:
             slower.begin_anew()
             return message(fixed("The next images measure again which way is faster."))
         service.build()
-        ready = service.status()["state"] == "ready"
-        text = _RUNS if _compiles() else _BUILT if ready else ""
+        if service.builds_later:
+            return message(fixed("It begins when the image that is being made is done."))
+        text = _RUNS if _compiles() else _BUILT if _is_built() else ""
         return message(fixed(text)) if text else ""
 
     return _answer(build, request)
