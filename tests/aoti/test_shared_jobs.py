@@ -53,7 +53,7 @@ def test_models_share_the_job_of_their_architecture_and_others_wait(
     assert backend.make(first, store) is job
     until(
         "the other to wait",
-        lambda: waiting.progress().stage == "another architecture is compiled first",
+        lambda: waiting.progress().stage == "waiting until other code is compiled",
     )
     backend.cancel()
     for each in (job, waiting):

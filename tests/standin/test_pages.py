@@ -195,7 +195,7 @@ def test_the_status_line_shows_state_and_reason(host: Host) -> None:
         ({"remaining_s": 0.4}, "Compiling, about 10 seconds left"),
         ({"fraction": 0.25}, "<progress max='1' value='0.250'"),
         ({"stage": "another process is compiling this"}, ">another process is compiling this<"),
-        ({"stage": "waiting for video memory: 9"}, ">waiting for video memory: 9<"),
+        ({"stage": "waiting for video memory: 9"}, ">waiting for video memory: 9</b>"),
         ({"stage": "compiling ResBlock 64 -> 64"}, "Compiling</b>"),
         ({"stage": "cancelling"}, "Cancelling</b>"),
     ],
@@ -209,7 +209,7 @@ def test_the_line_counts_parts_and_time(plain: Host, progress: dict[str, Any], s
 
 def test_a_long_reason_is_folded_and_a_short_one_is_not(plain: Host) -> None:
     for reason, folded in (("a" * 30, False), ("a long reason, " * 5, True)):
-        wanted = {"state": "fallback", "reason": reason}
+        wanted = {"state": "fallback", "reason": reason, "backend": ""}
         plain.service.status = lambda wanted=wanted: wanted
         assert ("<details" in _line(plain)) is folded
         assert reason in _line(plain)

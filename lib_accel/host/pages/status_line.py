@@ -17,8 +17,8 @@ _STATES = {
     "ready": "Acceleration is on",
     "fallback": "Not accelerated",
 }
-_WAITS = ("another ", "waiting ")
-"""How the stage of a job begins that waits: for its turn, or for video memory."""
+_SAID = ("another ", "fetching ", "waiting ")
+"""How the stage of a job begins that compiles nothing: the line says that instead."""
 
 _SHORT = 40
 """A reason of more characters is folded to one line above a picture."""
@@ -41,7 +41,10 @@ def status_line() -> str:
 
 
 def _standing(s: dict[str, Any]) -> str:
-    state, parts = s["state"], [fixed(_STATES[s["state"]], "b")]
+    state = s["state"]
+    if state == "fallback" and s["backend"]:  # that of torch's own kernels, as images say
+        state = "eager"
+    parts = [fixed(_STATES[state], "b")]
     if state in ("ready", "eager"):
         speed = measured()
         factor = speed.factor if speed and speed.backend == s["backend"] else None
@@ -90,14 +93,13 @@ def _progress(progress: dict[str, Any], tag: str = "b") -> list[str]:
         time = _time_left(left)
         what = f"Compiling {part} of {parts}, {time} left" if parts else f"Compiling, {time} left"
     stage = progress.get("stage", "")
-    if stage.startswith("fetching "):
+    if stage.startswith(_SAID):
         what = stage
     if stage == "cancelling":  # a compiler in this process first ends its unit
         what = "Cancelling"
-    waits = varying(stage, "small") if stage.startswith(_WAITS) else ""
     value = progress.get("fraction") or 0
     bar = f"<progress max='1' value='{value:.3f}' aria-hidden='true'></progress>"
-    return [varying(what, tag), waits, bar]
+    return [varying(what, tag), bar]
 
 
 def _time_left(seconds: float) -> str:

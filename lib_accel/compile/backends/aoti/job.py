@@ -116,7 +116,7 @@ class CompileJob(Job):
     def _only_architecture(self) -> Iterator[None]:
         """Wait for the turn: workers take memory from images, and architectures share units."""
         while not self._turn.acquire(timeout=0.5):
-            self.report("another architecture is compiled first")
+            self.report("waiting until other code is compiled")
         try:
             yield
         finally:
