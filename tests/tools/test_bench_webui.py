@@ -106,6 +106,15 @@ def test_an_infotext_without_its_mark_is_a_failure(run: Run, api: Api, tmp_path:
     assert "`Accel:` is in 0 of 9 infotexts with acceleration" in out
 
 
+def test_a_size_that_is_left_to_the_webui_is_no_failure(run: Run, api: Api, tmp_path: Path) -> None:
+    api.marks = False
+    row = {"backend": "aoti", "size": "2 x 64x64", "ours_s": 0.2, "theirs_s": 0.15, "slower": True}
+    api.speeds = [row]
+    status, out, _ = measured(run, api, tmp_path)
+    assert status == 0
+    assert "code computes sizes like 2 x 64x64: aoti took 0.2 s a step there instead of" in out
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_the_switch_is_left_as_it_was(run: Run, api: Api, tmp_path: Path, before: bool) -> None:
     api.options["accel_enable"] = before

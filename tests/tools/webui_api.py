@@ -29,6 +29,7 @@ class Api(ThreadingHTTPServer):
         self.missing: set[str] = set()  # paths that are answered with 404
         self.loras = [{"name": name, "alias": f"{name} 2"} for name in ("style", "one", "two")]
         self.marks = True  # whether infotexts are right
+        self.speeds: list[dict[str, object]] = []  # measured at size classes
         self.prompts: list[tuple[bool, str, int]] = []  # accelerated, prompt, steps
         self.hold = threading.Event()  # cleared: images wait
         self.hold.set()
@@ -52,6 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
             "architecture": "SD1",
             "dtype": "float32",
             "device": "CPU",
+            "speeds": api.speeds,
             "phases": {"prompt_s": 0.1, "steps_s": 2.0, "vae_s": 0.5 if on else 1.0},
         }
         answers = {

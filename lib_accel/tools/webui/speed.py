@@ -118,6 +118,7 @@ def measure(
         **_conditions(client, plan, infotext),
         **{key: served[key] for key in ("backend", "architecture", "dtype", "device", "reason")},
         "state": status["state"],
+        "slower": [row for row in served.get("speeds", ()) if row["slower"]],
         "first_image_s": first,
         "sets": measured,
     }
