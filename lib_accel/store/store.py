@@ -61,8 +61,7 @@ class ArtifactStore:
     def get(self, key: str) -> Artifact | None:
         """Return the artifact, checked, and mark it as used; None when there is none.
 
-        Raises ArtifactRejected with the key when it is damaged, not signed with the store key, or
-        others could have written it.
+        Raises ArtifactRejected with the key when it is damaged, or not signed by who is trusted.
         """
         artifact = self._load(key)
         if artifact is not None and not self.readonly:
@@ -117,8 +116,12 @@ class ArtifactStore:
             manifest["files"] = folders.write_files(draft, sources)
             write_manifest(draft, self._public.signed(manifest), store_key)
             artifact = self._publish(draft, key)
-        cleanup.make_room(self.root, self._scan, self.max_bytes, {key, *keep})
+        self.make_room({key, *keep})
         return artifact
+
+    def make_room(self, keep: Collection[str]) -> None:
+        """Remove what exceeds the limit, but not `keep`; log it where that fails."""
+        cleanup.make_room(self.root, self._scan, self.max_bytes, keep)
 
     def record(self, artifact: Artifact, verdict: Mapping[str, Any]) -> None:
         """Note what the check of an artifact that came unchecked has measured, and sign that.
@@ -217,7 +220,9 @@ class ArtifactStore:
         ArtifactRejected when one of them, or the signature, is not acceptable.
         """
         vouching = Vouching(signing_key, allow_unsigned, self._public)
-        return self._take(lambda work: archive.unpack(source, work, vouching, self.max_bytes))
+        taken = self._take(lambda work: archive.unpack(source, work, vouching, self.max_bytes))
+        self.make_room({artifact.key for artifact in taken})
+        return taken
 
     def _take(
         self, unpack: Callable[[Path], Mapping[str, dict[str, Any]]], lasting: bool = True
@@ -229,9 +234,7 @@ class ArtifactStore:
             manifests = unpack(work)
             for key, manifest in manifests.items():
                 write_manifest(work / key, manifest, store_key)
-            artifacts = [self._publish(work / key, key) for key in manifests]
-        cleanup.make_room(self.root, self._scan, self.max_bytes, set(manifests))
-        return artifacts
+            return [self._publish(work / key, key) for key in manifests]
 
     def _path(self, key: str) -> Path:
         if not files.ARTIFACT_KEY.fullmatch(key):

@@ -73,6 +73,8 @@ class FetchJob(Job):
                     self.absent += not answer
         finally:
             _empty(waiting)
+        if self.fetched:
+            self._store.make_room(self._keys)
         if self.problem:
             _log.warning("%s", self.problem)
         return {}
