@@ -26,6 +26,7 @@ from ..model.architecture import Architecture
 from ..model.vae.network import DECODER, ENCODER, Half
 from ..runtime.status import Status
 from ..store import ArtifactStore, Group, groups, named
+from ..store.cleanup import is_artifact
 from ..store.exchange.remote import Remote
 from ..store.exchange.shared import store_of
 from . import webui
@@ -119,11 +120,11 @@ def _trusts_nobody() -> str | None:
 def cannot_serve() -> dict[str, str]:
     """Return why backends serve no model on this machine, by their names."""
     device, dtype = _device()
-    stored: list[object] = []
+    stored = False
     try:
         store, config = _store(), webui.config()
-        with contextlib.suppress(AccelError):  # the backend says what is wrong with the store
-            stored += store.list()
+        with contextlib.suppress(OSError):  # the backend says what is wrong with the store
+            stored = any(map(is_artifact, store.root.iterdir()))
         # code in the store may be of any model, and needs no compiler
         target = Target(() if stored else units_of(presets.sd1()), dtype, device, probe(device))
         why = {kind.name: kind().why_not(target, store, config) for kind in BACKENDS}

@@ -14,13 +14,14 @@ also takes the checksum of one artifact, as `store list --json` shows it.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ _KIND = b"lib_accel published 1\n"
 _LOCAL = ("origin", "published", "signature", "sha256")
 """Fields of a manifest that are no part of what is signed."""
 
+Trusted = tuple["dict[str, str]", "set[str]"]
+"""The names of the trusted keys, by key, and what is revoked."""
+
 
 @dataclass(frozen=True)
 class PublicKeys:
@@ -42,6 +46,11 @@ class PublicKeys:
 
     trusted: Path | None = None
     signer: Path | None = None
+    read: Callable[[Path], Trusted] = lambda path: _read(path)
+
+    def reading_once(self) -> PublicKeys:
+        """Return these keys for many artifacts at once: the file is read for the first of them."""
+        return replace(self, read=functools.lru_cache(maxsize=1)(self.read))
 
     def signed(self, manifest: Mapping[str, Any], anew: bool = False) -> dict[str, Any]:
         """Return the manifest signed with the private key; as it is where there is no such key.
@@ -67,7 +76,7 @@ class PublicKeys:
         """Return why code must not serve, whoever signed it, or None. Raises StoreError."""
         if self.trusted is None:
             return None
-        revoked = _read(self.trusted)[1]
+        revoked = self.read(self.trusted)[1]
         if checksum in revoked:
             return f"this code is revoked in {self.trusted}"
         if manifest.get("published", {}).get("key") in revoked:
@@ -84,7 +93,7 @@ class PublicKeys:
             return None, "it has no signature that a public key can check"
         if self.trusted is None:
             return None, "no file of trusted keys was named to check its signature with"
-        names, revoked = _read(self.trusted)
+        names, revoked = self.read(self.trusted)
         key = published["key"]
         if key in revoked or key not in names:
             return None, f"it was signed with a key that is not in {self.trusted}"
@@ -158,7 +167,7 @@ def _fits(key: str, signature: str, text: bytes) -> bool:
     return True
 
 
-def _read(path: Path) -> tuple[dict[str, str], set[str]]:
+def _read(path: Path) -> Trusted:
     """Return the names of the trusted keys, by key, and what is revoked. Raises StoreError."""
     raw, info = read_guarded(path, most_bytes=1 << 20)
     names, revoked = {}, set()
