@@ -55,14 +55,16 @@ class PublicKeys:
     def signed(self, manifest: Mapping[str, Any], anew: bool = False) -> dict[str, Any]:
         """Return the manifest signed with the private key; as it is where there is no such key.
 
-        What this key has signed before is signed again only with `anew`. Raises StoreError where
-        the key cannot be used.
+        What this key has signed before is signed again only with `anew`, for what was changed in
+        it; then what another key has signed stays as it is, so that this key can be revoked. Raises
+        StoreError where the key cannot be used.
         """
         if self.signer is None:
             return dict(manifest)
         private = _private(self.signer)
         public = private.public_key().public_bytes_raw().hex()
-        if manifest.get("published", {}).get("key") == public and not anew:
+        signed_by = manifest.get("published", {}).get("key")
+        if signed_by is not None and (signed_by == public) != anew:
             return dict(manifest)
         published = {
             "key": public,
@@ -118,7 +120,8 @@ def write_pair(path: Path) -> str:
     """
     library, secret = _library(), generate_key()
     public = library.Ed25519PrivateKey.from_private_bytes(secret).public_key()
-    name = re.sub(r"\s", "-", printable(path.stem))[:100]
+    name = re.sub(r"[\s#]", "-", printable(path.stem))[:100]
+    name = name if _is_name(name) else "builder"
     line = f"{name} {public.public_bytes_raw().hex()}"
     beside = path.with_name(f"{path.name}.pub")
     with os_errors(f"write the key file {path}"):
@@ -171,13 +174,14 @@ def _read(path: Path) -> Trusted:
     """Return the names of the trusted keys, by key, and what is revoked. Raises StoreError."""
     raw, info = read_guarded(path, most_bytes=1 << 20)
     names, revoked = {}, set()
-    for number, line in enumerate(raw.decode(errors="replace").splitlines(), 1):
+    # not splitlines: a comment goes on where an editor shows no new line
+    for number, line in enumerate(raw.decode("utf-8-sig", errors="replace").split("\n"), 1):
         text = line.partition("#")[0].strip()
         found = _LINE.fullmatch(text)
         if found and found[1] == _REVOKED:
             revoked.add(found[2])
-        elif found:
-            names[found[2]] = printable(found[1])
+        elif found and _is_name(found[1]):
+            names[found[2]] = found[1]
         elif text:
             raise StoreError(
                 f"{path} is no file of trusted keys: line {number} is neither a name and a key of "
@@ -192,6 +196,11 @@ def _read(path: Path) -> Trusted:
                 f"Expected a file that only you or root can write. Run: chmod go-w '{path}'"
             )
     return names, revoked
+
+
+def _is_name(word: str) -> bool:
+    """Return whether a word names a key: none that could be meant to revoke it."""
+    return word.isprintable() and _REVOKED[:5] not in word.casefold()
 
 
 def _private(path: Path) -> Any:
