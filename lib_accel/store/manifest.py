@@ -225,15 +225,20 @@ def _wrong_fields(manifest: Mapping[str, Any]) -> list[str]:
         "recipe": isinstance(recipe, dict)
         and _is_text(recipe.get("dtype"))
         and _is_plain(recipe.get("unit"))
-        and _is_plain(recipe.get("machine")),
+        and _is_plain(recipe.get("machine"))
+        and _is_plain({**recipe, "unit": None, "machine": None}),
         "files": isinstance(manifest.get("files"), dict),
         "verdict": verdict is None
-        or (isinstance(verdict, dict) and all(map(_is_measured, verdict.values()))),
+        or (
+            isinstance(verdict, dict)
+            and all(map(_is_text, verdict))
+            and all(map(_is_measured, verdict.values()))
+        ),
         "created": _is_text(manifest.get("created")),
         "origin": _is_text(manifest.get("origin")),
         "signature": _is_text(manifest.get("signature", "")),
         "name": _is_text(manifest.get("name", "")),
-        "made_with": _is_plain(manifest.get("made_with", {"": ""})),
+        "made_with": _is_plain(manifest.get("made_with", {"": ""}), numbers=False),
         "published": "published" not in manifest or not wrong_signature(manifest["published"]),
     }
     unknown = manifest.keys() - good.keys() - {"format", "sha256"}
@@ -249,19 +254,23 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value.isprintable()
 
 
-def _is_plain(value: object) -> bool:
-    """Return whether `value` is a dict, not empty, of texts, whole numbers and nulls."""
+def _is_plain(value: object, numbers: bool = True) -> bool:
+    """Return whether `value` is a dict, not empty, of texts, nulls and with `numbers` integers."""
     return (
         isinstance(value, dict)
         and bool(value)
-        and all(item is None or isinstance(item, int) or _is_text(item) for item in value.values())
+        and all(map(_is_text, value))
+        and all(
+            item is None or _is_text(item) or (numbers and isinstance(item, int))
+            for item in value.values()
+        )
     )
 
 
 def _is_measured(value: object) -> bool:
-    """Return whether `value` is a number or a list of numbers."""
+    """Return whether `value` is a number or a list of numbers; none that arithmetic cannot take."""
     numbers = value if isinstance(value, list) else [value]
-    return all(type(number) in (int, float) for number in numbers)
+    return all(type(number) in (int, float) and abs(number) < 1e30 for number in numbers)
 
 
 def _wrong_files(listed: Mapping[str, Any]) -> str | None:
