@@ -93,6 +93,16 @@ def test_no_image_waits_for_a_shared_store_that_does_not_answer(
         host.close()
 
 
+def test_seconds_that_mean_nothing_are_none():
+    """The flag takes `nan`, which is neither more nor less than any number."""
+    for typed, expected in (("nan", 0.0), ("-1", 0.0), ("2.5", 2.5)):
+        with in_place():
+            host = Host("--accel-disable")
+            host.module("modules.shared").cmd_opts.accel_fetch_seconds = float(typed)
+            assert host.module("lib_accel.host.webui").config().fetch_s == expected
+            host.close()
+
+
 def test_who_trusts_nobody_is_told(there: Path, capsys):
     with in_place():
         Host("--accel-store", there.as_uri()).close()

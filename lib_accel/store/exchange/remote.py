@@ -57,7 +57,8 @@ class Remote:
         self._url = url = f"{kind.lower()}{slashes}{rest}"
         self.writable = not url.startswith(("http://", "https://"))
         parts = urllib.parse.urlsplit(url)
-        self._secrets = [text for text in (parts.password, parts.query) if text]
+        login = parts.password or parts.username  # which may be a token by itself
+        self._secrets = [text for text in (login, parts.query) if text]
         where = parts.netloc.rpartition("@")[2]
         self.shown = printable(f"{parts.scheme}://{where}{parts.path}")
         self._place: Place | None = None
