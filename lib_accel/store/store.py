@@ -251,7 +251,6 @@ class ArtifactStore:
         self._require_writable(doing)
         with os_errors(doing):
             files.make_folder(self.root)
-            require_private_root(self.root)
             cleanup.claim(self.root)
 
     def _load(self, key: str, content: bool = True, keys: Keys | None = None) -> Artifact | None:

@@ -14,7 +14,7 @@ from lib_accel.store import manifest
 from lib_accel.store.exchange.remote import Remote
 from lib_accel.tools.cli import main
 from tests import tiny
-from tests.store.kit import key_of, posix, recipe
+from tests.store.kit import key_of, posix, recipe, root_only
 from tests.store.servers import fleet_key, send, shared, web_server
 
 
@@ -86,3 +86,21 @@ def test_a_store_that_hangs_is_not_asked_again_and_again(packaging, tmp_path):
         assert again is not first
         assert again is not None
         assert again.wait(30)
+
+
+@root_only
+def test_nothing_is_removed_in_the_folder_of_another_user(store, units, tmp_path, capsys):
+    """A link of theirs in the place of a lock had root empty any file of that name."""
+    artifact = store.put(recipe("a"), units)
+    (tmp_path / "mine").write_bytes(b"mine")
+    left = ".tmp-0123456789abcdef"
+    (store.root / left).mkdir()
+    (store.root / ".locks" / f"{left}.lock").symlink_to(tmp_path / "mine")
+    os.chown(store.root, 12345, 12345)
+    for remove in (store.clear, lambda: store.discard(artifact.key)):
+        with pytest.raises(ArtifactRejected, match="belongs to another user"):
+            remove()
+    assert main(["store", "clear", "--yes", "--store", str(store.root)]) == 1
+    assert "Choose a folder of your own" in capsys.readouterr().err
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert artifact.path.is_dir()
