@@ -271,7 +271,7 @@ def _is_plain(value: object, numbers: bool = True) -> bool:
 
 def _is_measured(value: object) -> bool:
     """Return whether `value` is a number or a list of numbers; none that arithmetic cannot take."""
-    numbers = value if isinstance(value, list) else [value]
+    numbers: list[Any] = value if isinstance(value, list) else [value]
     return all(type(number) in (int, float) and abs(number) < 1e30 for number in numbers)
 
 
