@@ -19,7 +19,14 @@ def printable_lines(text: str) -> str:
 
 
 class AccelError(Exception):
-    """Base class. Any other exception that leaves the package is a bug."""
+    """Base class. Any other exception that leaves the package is a bug.
+
+    What it says holds names from file systems, networks and other people's files, and goes to
+    consoles, pages and JSON: they only show it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable_lines(message))
 
 
 class UnsupportedArchitecture(AccelError):

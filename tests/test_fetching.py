@@ -14,7 +14,7 @@ from lib_accel.compile.session import Session
 from lib_accel.config import Config, places
 from lib_accel.errors import CompileFailed
 from lib_accel.runtime.provider import Provider
-from lib_accel.store import ArtifactStore, PublicKeys
+from lib_accel.store import ArtifactStore, PublicKeys, artifact
 from lib_accel.store.exchange.shared import SharedStore, store_of
 
 from . import tiny
@@ -52,6 +52,19 @@ def test_all_that_is_missing_is_fetched_at_once(there: Path):
     assert (job.fetched, job.problem, job.progress().stage) == (5, None, "done")
     assert len(ArtifactStore(there.parent / "own", key_file=fleet_key(there.parent)).list()) == 5
     assert job_of(there, url)._keys == []
+
+
+def test_the_folder_is_looked_at_once_for_all_that_is_fetched(there: Path, monkeypatch):
+    """It may hold a thousand artifacts."""
+    looks: list[Path] = []
+    scan = artifact.scan
+    monkeypatch.setattr(artifact, "scan", lambda root: looks.append(root) or scan(root))
+    job = job_of(there, there.as_uri())
+    job._store.max_bytes = 2000
+    job.start()
+    assert job.result() == {}
+    assert (job.fetched, len(looks)) == (5, 1)
+    assert len(job._store.list()) == 5, "none that was asked for goes"
 
 
 def test_what_is_not_there_is_no_problem(there: Path):

@@ -239,9 +239,9 @@ class Session:
         self.forget_fetches()
 
     def forget_fetches(self) -> None:
-        """Let the remote store be asked again."""
+        """Let the remote store be asked again, but for what it has yet to answer."""
         with self._fetching:
-            self._fetches = {name: job for name, job in self._fetches.items() if not job.done}
+            self._fetches = {name: job for name, job in self._fetches.items() if job.is_asking}
 
     def cancel(self, config: Config | None = None) -> bool:
         """Stop every job, also those that no UNet waits for. Return whether there was any.

@@ -31,34 +31,43 @@ def digest_of(package: Path, roots: Sequence[str] = ROOTS, folders: Sequence[str
     do not change it; every other change of a source file does. Python 3.10 to 3.14 give the same.
     Raises OSError or SyntaxError where a file cannot be read.
     """
+    # file by file: trees of all at once would make the garbage collector go through the process
     trees = {
-        file.relative_to(package).as_posix(): _plain(ast.parse(file.read_bytes()))
-        for file in source_files(package, roots, folders)
+        file.relative_to(package).as_posix(): json.dumps(_plain(tree))
+        for file, tree in _walk(package, roots, folders)
     }
-    return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()
+    text = ", ".join(f"{json.dumps(name)}: {trees[name]}" for name in sorted(trees))
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
 
 def source_files(
     package: Path, roots: Sequence[str] = ROOTS, folders: Sequence[str] = FOLDERS
 ) -> set[Path]:
     """Return `roots` and whatever they import from `folders`: what shapes compiled code."""
+    return {file for file, _ in _walk(package, roots, folders)}
+
+
+def _walk(
+    package: Path, roots: Sequence[str], folders: Sequence[str]
+) -> Iterator[tuple[Path, ast.Module]]:
     found: set[Path] = set()
     waiting = [package / root for root in roots]
     while waiting:
         file = waiting.pop()
         if file not in found:
             found.add(file)
+            tree = ast.parse(file.read_bytes())
             waiting += [
                 imported
-                for imported in _imports(file)
+                for imported in _imports(file, tree)
                 if imported.is_file() and imported.relative_to(package).parts[0] in folders
             ]
-    return found
+            yield file, tree
 
 
-def _imports(file: Path) -> Iterator[Path]:
+def _imports(file: Path, tree: ast.Module) -> Iterator[Path]:
     """Where the modules that `file` imports from this package would be: not all of these exist."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             module = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             for each in (module, *(module / name.name for name in node.names)):

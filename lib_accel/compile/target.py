@@ -12,10 +12,11 @@ import torch
 
 from ..model import specs
 from ..model.architecture import Architecture
+from ..model.vae.network import Half
 from ..store import recipe_key
 from .machine import Machine
 from .source_digest import source_digest
-from .units import units_of, upsamplings_among
+from .units import units_among, units_of, upsamplings_among
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ class Target:
         units, name = units_of(architecture), architecture.name
         upsamplings = upsamplings_among(layer for _, layer in architecture.layers())
         return cls(units, dtype, device, machine, name, architecture, upsamplings)
+
+    @classmethod
+    def of_half(
+        cls, half: Half, dtype: torch.dtype, device: torch.device, machine: Machine
+    ) -> Target:
+        """Return what has to be compiled for a half of a VAE."""
+        layers = [spec for _, spec in half.layers]
+        given = units_among(layers), dtype, device, machine, half.name
+        return cls(*given, upsamplings=upsamplings_among(layers))
 
     def recipe(self, unit: specs.Spec) -> dict[str, Any]:
         """Return all that the compiled code of one unit depends on."""

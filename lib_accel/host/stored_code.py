@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ from ..config import Config
 from ..errors import AccelError
 from ..model import presets
 from ..model.architecture import Architecture
+from ..model.vae.network import DECODER, ENCODER, Half
 from ..runtime.status import Status
 from ..store import ArtifactStore, Group, groups, named
+from ..store.cleanup import is_artifact
 from ..store.exchange.remote import Remote
 from ..store.exchange.shared import store_of
 from . import webui
 
-_PREFIX = "model.diffusion_model."
+_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 
 
 def artifacts() -> list[Group]:
@@ -118,11 +120,11 @@ def _trusts_nobody() -> str | None:
 def cannot_serve() -> dict[str, str]:
     """Return why backends serve no model on this machine, by their names."""
     device, dtype = _device()
-    stored: list[object] = []
+    stored = False
     try:
         store, config = _store(), webui.config()
-        with contextlib.suppress(AccelError):  # the backend says what is wrong with the store
-            stored += store.list()
+        with contextlib.suppress(OSError):  # the backend says what is wrong with the store
+            stored = any(map(is_artifact, store.root.iterdir()))
         # code in the store may be of any model, and needs no compiler
         target = Target(() if stored else units_of(presets.sd1()), dtype, device, probe(device))
         why = {kind.name: kind().why_not(target, store, config) for kind in BACKENDS}
@@ -140,24 +142,35 @@ def fetch_ahead(session: Session) -> None:
 
 def _fetch_ahead(session: Session, config: Config) -> None:
     chosen = sd_models.checkpoint_aliases.get(str(shared.opts.data.get("sd_model_checkpoint")))
+    found = chosen or next(iter(sd_models.checkpoints_list.values()), None)
+    store = store_of(config)
+    for target in _targets_in(found.filename) if found else ():
+        session.fetch(target, store, config)
+
+
+def _targets_in(file: str) -> Iterator[Target]:
+    """Yield what has to be compiled for a checkpoint, as the WebUI will load it.
+
+    Nothing for another format or model: its code is fetched once it is loaded.
+    """
+    device, halves = webui.device(), (DECODER, ENCODER) if webui.vae_enabled() else ()
+    wide = [webui.flag("no_half"), webui.flag("no_half") or webui.flag("no_half_vae")]
+    unet, vae = (torch.float32 if each else torch.float16 for each in wide)
     try:
-        found = chosen or next(iter(sd_models.checkpoints_list.values()), None)
-        architecture = Architecture.from_shapes(_shapes_in(found.filename)) if found else None
+        with safe_open(file, framework="pt") as tensors:
+            architecture = Architecture.from_shapes(_shapes_in(tensors, _UNET))
+            yield Target.of_unet(architecture, unet, device, probe(device))
+            for kind in halves:
+                half = Half.from_shapes(_shapes_in(tensors, f"{_VAE}{kind}."))
+                yield Target.of_half(half, vae, device, probe(device))
     except (AccelError, OSError, SafetensorError):
-        architecture = None
-    if architecture is None:  # another format, or no model: its code is fetched once it is loaded
         return
-    device = webui.device()
-    dtype = torch.float32 if webui.flag("no_half") else torch.float16  # as the WebUI loads it
-    target = Target.of_unet(architecture, dtype, device, probe(device))
-    session.fetch(target, store_of(config), config)
 
 
-def _shapes_in(file: str) -> dict[str, list[int]]:
-    """Return the shapes of a checkpoint's UNet, by the names of its parameters."""
-    with safe_open(file, framework="pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith(_PREFIX)]  # noqa: SIM118
-        return {name[len(_PREFIX) :]: tensors.get_slice(name).get_shape() for name in names}
+def _shapes_in(tensors: Any, prefix: str) -> dict[str, list[int]]:
+    """Return the shapes of a network of an open checkpoint, by the names of its parameters."""
+    names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
+    return {name[len(prefix) :]: tensors.get_slice(name).get_shape() for name in names}
 
 
 def _device() -> tuple[torch.device, torch.dtype]:

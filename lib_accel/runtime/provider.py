@@ -225,7 +225,7 @@ class Provider:
                 self._store.discard(key, str(error))
                 self._discarded[key] = str(error)
                 return
-            except StoreError as failure:
+            except AccelError as failure:
                 error = failure
         self._failed[made_by] = str(error)
 

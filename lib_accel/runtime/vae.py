@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..compile.machine import Machine, probe
 from ..compile.session import Session
 from ..compile.target import Target
-from ..compile.units import units_among, upsamplings_among
 from ..config import Config
 from ..model.layers import LayerFn
 from ..model.precision import without_autocast
@@ -36,8 +35,6 @@ class VaeEngine(BoundNetwork):
     ):
         self.half = Half.from_module(network)
         self.clean, specs = Network(self.half), dict(self.half.layers)
-        self._units = units_among(specs.values())
-        self._upsamplings = upsamplings_among(specs.values())
         super().__init__(network, self.clean, specs, config, session, device, None, machine)
         self.memory = KeptMemory(self.device)
         self.memory.add(self._provider.give_up_memory)
@@ -46,9 +43,8 @@ class VaeEngine(BoundNetwork):
     @property
     def target(self) -> Target:
         """What has to be compiled for this network, as its weights are now."""
-        machine, name = self._machine(self.device), self.half.name
-        given = self._units, self.binding.dtype, self.device, machine, name
-        return Target(*given, upsamplings=self._upsamplings)
+        machine = self._machine(self.device)
+        return Target.of_half(self.half, self.binding.dtype, self.device, machine)
 
     def compute(self, x: Tensor, replaced: Mapping[str, LayerFn] | None = None) -> Tensor:
         """Compute a latent or an image, `x: [B, C, H, W]`; see `Network.run`.

@@ -20,7 +20,7 @@ from .artifact import Entry
 from .files import ARTIFACT_KEY, bytes_in, create, delete, os_errors, rename
 from .locks import LOCKS, TEMP, LockBusy, hold
 from .manifest import MANIFEST
-from .privacy import MARK
+from .privacy import MARK, require_private_root
 
 _MARK_TEXT = b"Compiled code of sd-webui-accel. What is deleted is compiled again when needed.\n"
 
@@ -49,9 +49,11 @@ def require_store(root: Path) -> None:
 def claim(root: Path) -> None:
     """Mark the folder `root` as a store; raise StoreError when it holds what no store holds.
 
-    A store of an earlier version, which bears no mark, is taken over.
+    A store of an earlier version, which bears no mark, is taken over. Raises ArtifactRejected where
+    others can write there: they could have links lie where this process is about to write.
     """
     with os_errors(f"use the store {root}"):
+        require_private_root(root)
         require_store(root)
         with contextlib.suppress(FileExistsError), create(root / MARK) as stream:
             stream.write(_MARK_TEXT)

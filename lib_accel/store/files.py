@@ -27,7 +27,8 @@ _PART = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,148}[A-Za-z0-9_-])?"
 )
 
-_OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_OF_WINDOWS = "a path of Windows, and this is another system"
+_FOREIGN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\\/]|\\\\")  # of Windows, or a URL
 
 _FULL = (
     "The disk is full (or your quota is). Free space or choose another folder; "
@@ -82,13 +83,12 @@ def _absent(name: str) -> str:
 def expanded(path: Path) -> Path:
     """Return `path` absolute, without links, and with `~` as the user's home.
 
-    Raises StoreError where that is impossible: also for a path of Windows on another system.
+    Raises StoreError where that is impossible: also for a URL, and a path of Windows elsewhere.
     """
-    if sys.platform != "win32" and _OF_WINDOWS.match(os.fspath(path)):
-        raise StoreError(
-            f"{path} is a path of Windows, and this is another system. Expected one like "
-            f"{os.path.realpath('accel')}."
-        )
+    found = _FOREIGN.match(os.fspath(path))
+    if found and (sys.platform != "win32" or len(found[0]) > len("C:/")):
+        what = "part of a URL and no folder" if len(found[0]) > len("C:/") else _OF_WINDOWS
+        raise StoreError(f"{path} is {what}. Expected one like {os.path.realpath('accel')}.")
     try:
         return Path(os.path.realpath(path.expanduser()))
     except (RuntimeError, ValueError) as error:  # nobody's home, or a zero byte

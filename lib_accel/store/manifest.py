@@ -35,7 +35,7 @@ BUILT_HERE = "built here"
 UNTUNED = ", untuned"
 """At the end of an origin: no choice of the compiler was timed, as no card was there."""
 
-MAX_BYTES = 1 << 20
+MAX_BYTES, USUAL_BYTES = 1 << 20, 1 << 14
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENTRY = {"sha256", "bytes"}
 
@@ -149,7 +149,9 @@ def read_manifest(path: Path, key: str) -> dict[str, Any]:
     """Return the manifest in `path`; raise ArtifactRejected unless it is whole and makes sense."""
     with files.open_file(path) as stream:
         raw = stream.read(MAX_BYTES + 1)
-    manifest, why = _parsed(raw, key)
+    # a large one is no usual one, and maybe a stranger's
+    parse = _parsed if len(raw) <= USUAL_BYTES else _parsed.__wrapped__
+    manifest, why = parse(raw, key)
     if why:
         raise damaged(path, why)
     return {**manifest}
@@ -225,15 +227,20 @@ def _wrong_fields(manifest: Mapping[str, Any]) -> list[str]:
         "recipe": isinstance(recipe, dict)
         and _is_text(recipe.get("dtype"))
         and _is_plain(recipe.get("unit"))
-        and _is_plain(recipe.get("machine")),
+        and _is_plain(recipe.get("machine"))
+        and _is_plain({**recipe, "unit": None, "machine": None}),
         "files": isinstance(manifest.get("files"), dict),
         "verdict": verdict is None
-        or (isinstance(verdict, dict) and all(map(_is_measured, verdict.values()))),
+        or (
+            isinstance(verdict, dict)
+            and all(map(_is_text, verdict))
+            and all(map(_is_measured, verdict.values()))
+        ),
         "created": _is_text(manifest.get("created")),
         "origin": _is_text(manifest.get("origin")),
         "signature": _is_text(manifest.get("signature", "")),
         "name": _is_text(manifest.get("name", "")),
-        "made_with": _is_plain(manifest.get("made_with", {"": ""})),
+        "made_with": _is_plain(manifest.get("made_with", {"": ""}), numbers=False),
         "published": "published" not in manifest or not wrong_signature(manifest["published"]),
     }
     unknown = manifest.keys() - good.keys() - {"format", "sha256"}
@@ -249,19 +256,23 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value.isprintable()
 
 
-def _is_plain(value: object) -> bool:
-    """Return whether `value` is a dict, not empty, of texts, whole numbers and nulls."""
+def _is_plain(value: object, numbers: bool = True) -> bool:
+    """Return whether `value` is a dict, not empty, of texts, nulls and with `numbers` integers."""
     return (
         isinstance(value, dict)
         and bool(value)
-        and all(item is None or isinstance(item, int) or _is_text(item) for item in value.values())
+        and all(map(_is_text, value))
+        and all(
+            item is None or _is_text(item) or (numbers and isinstance(item, int))
+            for item in value.values()
+        )
     )
 
 
 def _is_measured(value: object) -> bool:
-    """Return whether `value` is a number or a list of numbers."""
-    numbers = value if isinstance(value, list) else [value]
-    return all(type(number) in (int, float) for number in numbers)
+    """Return whether `value` is a number or a list of numbers; none that arithmetic cannot take."""
+    numbers: list[Any] = value if isinstance(value, list) else [value]
+    return all(type(number) in (int, float) and abs(number) < 1e30 for number in numbers)
 
 
 def _wrong_files(listed: Mapping[str, Any]) -> str | None:

@@ -69,11 +69,16 @@ def read_guarded(
 ) -> tuple[bytes, os.stat_result]:
     """Return what a key file holds, and what the system says of it.
 
-    Raises StoreError where it cannot be read, or where everyone can replace it.
+    Raises StoreError where it cannot be read, is longer, or where everyone can replace it.
     """
     with os_errors(f"read the key file {path}"), open_file(path, links) as stream:
         _require_kept(path)
-        return stream.read(most_bytes), os.fstat(stream.fileno())
+        text, info = stream.read(most_bytes + 1), os.fstat(stream.fileno())
+    if len(text) > most_bytes:  # a part of it may say the contrary of the whole
+        raise StoreError(
+            f"{path} has more than {most_bytes} bytes. Expected a file of keys. Name another one."
+        )
+    return text, info
 
 
 def require_owner(path: Path, info: os.stat_result, secret: bool = False) -> None:

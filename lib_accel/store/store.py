@@ -30,6 +30,7 @@ from .locks import hold, workspace
 from .manifest import BUILT_HERE, ForeignArtifact, new_manifest, require_names, write_manifest
 from .privacy import closed_to_others, require_private_root
 
+Keys = tuple[signing.KeyReader, PublicKeys]
 _log = logging.getLogger(__name__)
 
 
@@ -61,8 +62,7 @@ class ArtifactStore:
     def get(self, key: str) -> Artifact | None:
         """Return the artifact, checked, and mark it as used; None when there is none.
 
-        Raises ArtifactRejected with the key when it is damaged, not signed with the store key, or
-        others could have written it.
+        Raises ArtifactRejected with the key where it must not serve.
         """
         artifact = self._load(key)
         if artifact is not None and not self.readonly:
@@ -117,8 +117,12 @@ class ArtifactStore:
             manifest["files"] = folders.write_files(draft, sources)
             write_manifest(draft, self._public.signed(manifest), store_key)
             artifact = self._publish(draft, key)
-        cleanup.make_room(self.root, self._scan, self.max_bytes, {key, *keep})
+        self.make_room({key, *keep})
         return artifact
+
+    def make_room(self, keep: Collection[str]) -> None:
+        """Remove what exceeds the limit, but not `keep`; log it where that fails."""
+        cleanup.make_room(self.root, self._scan, self.max_bytes, keep)
 
     def record(self, artifact: Artifact, verdict: Mapping[str, Any]) -> None:
         """Note what the check of an artifact that came unchecked has measured, and sign that.
@@ -141,10 +145,7 @@ class ArtifactStore:
         """Let others make what was begun here and not put."""
 
     def list(self) -> builtins.list[Entry]:
-        """Return every artifact, least recently used first.
-
-        Sizes are compared with the manifest, checksums are not (`verify` does that).
-        """
+        """Return every artifact, least recently used first. Checksums are compared by `verify`."""
         return [*self._inspect(self._scan())]
 
     def check(self) -> None:
@@ -195,10 +196,7 @@ class ArtifactStore:
             yield
 
     def export(self, keys: Iterable[str], destination: Path, signing_key: bytes | None) -> None:
-        """Check the artifacts and write them to one zip, signed when there is a key.
-
-        The store's private key, where it has one, signs each artifact as well.
-        """
+        """Check the artifacts and write them to one zip, signed with this and the private key."""
         members, store_key = {}, signing.store_key(self._key_file)
         for key in keys:
             artifact = self._load(key)
@@ -217,7 +215,9 @@ class ArtifactStore:
         ArtifactRejected when one of them, or the signature, is not acceptable.
         """
         vouching = Vouching(signing_key, allow_unsigned, self._public)
-        return self._take(lambda work: archive.unpack(source, work, vouching, self.max_bytes))
+        taken = self._take(lambda work: archive.unpack(source, work, vouching, self.max_bytes))
+        self.make_room({artifact.key for artifact in taken})
+        return taken
 
     def _take(
         self, unpack: Callable[[Path], Mapping[str, dict[str, Any]]], lasting: bool = True
@@ -229,9 +229,7 @@ class ArtifactStore:
             manifests = unpack(work)
             for key, manifest in manifests.items():
                 write_manifest(work / key, manifest, store_key)
-            artifacts = [self._publish(work / key, key) for key in manifests]
-        cleanup.make_room(self.root, self._scan, self.max_bytes, set(manifests))
-        return artifacts
+            return [self._publish(work / key, key) for key in manifests]
 
     def _path(self, key: str) -> Path:
         if not files.ARTIFACT_KEY.fullmatch(key):
@@ -253,23 +251,24 @@ class ArtifactStore:
         self._require_writable(doing)
         with os_errors(doing):
             files.make_folder(self.root)
-            require_private_root(self.root)
             cleanup.claim(self.root)
 
-    def _load(
-        self, key: str, content: bool = True, read_key: signing.KeyReader | None = None
-    ) -> Artifact | None:
+    def _load(self, key: str, content: bool = True, keys: Keys | None = None) -> Artifact | None:
         """Return the artifact, checked; None when there is none."""
         with os_errors(f"read artifact {key[:12]}"):
-            store_key = (read_key or signing.key_reader(self._key_file))()
-            return folders.load_artifact(self._path(key), store_key, self._public, content)
+            read_key, public = keys or self._keys()
+            return folders.load_artifact(self._path(key), read_key(), public, content)
+
+    def _keys(self) -> Keys:
+        """Return what checks signatures and reads each file of keys once."""
+        return signing.key_reader(self._key_file), self._public.reading_once()
 
     def _inspect(self, entries: Iterable[Entry], content: bool = False) -> Iterator[Entry]:
         """Yield the entries with their artifacts or their problems, without what is gone by now."""
-        read_key = signing.key_reader(self._key_file)
+        keys = self._keys()
         for entry in entries:
             try:
-                if artifact := self._load(entry.key, content, read_key):
+                if artifact := self._load(entry.key, content, keys):
                     yield replace(entry, artifact=artifact, problem=None)
             except AccelError as error:
                 foreign = isinstance(error, ForeignArtifact)

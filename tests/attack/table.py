@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
+import os
 import sys
 import tempfile
 import time
@@ -28,12 +30,37 @@ MODULES = (
     "tests.attack.routes",
     "tests.store.attacks",
 )
+_PROFILES = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "APPDATA", "LOCALAPPDATA")
 MOST_SECONDS = 1800  # that one attack may take
 
 
 def entries(module: str) -> dict[str, Entry]:
     """Return the attacks of a module, by name."""
     return importlib.import_module(module).ATTACKS
+
+
+@contextlib.contextmanager
+def away_from_home(folder: Path) -> Iterator[Path]:
+    """Let `~` and relative paths lead below `folder`; yield an empty folder for an attack.
+
+    What is attacked may write there: it must not be the user's own home or this repository.
+    """
+    places = {name: folder / name for name in ("home", "work", "attack")}
+    for place in places.values():
+        place.mkdir()
+    real = str(Path("~/.cache/huggingface").expanduser())  # a real WebUI needs what lies there
+    moved = {"HF_HOME": os.environ.get("HF_HOME", real)}
+    moved |= dict.fromkeys(("HOME", "USERPROFILE"), str(places["home"]))
+    moved |= {name: str(places["home"] / name) for name in _PROFILES}
+    before, working = dict(os.environ), Path.cwd()
+    os.environ.update(moved)
+    os.chdir(places["work"])
+    try:
+        yield places["attack"]
+    finally:
+        os.chdir(working)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def main(names: list[str]) -> int:
@@ -59,9 +86,9 @@ def _run(name: str, entry: Entry) -> bool:
     attack, _, count = entry
     tried, result, why = 0, "held", ""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, away_from_home(Path(folder)) as place:
         try:
-            tried = attack(Path(folder), count, 1)
+            tried = attack(place, count, 1)
         except SkipTest as e:
             result, why = "NOT RUN", f": {e}"
         except Exception:  # noqa: BLE001  (whatever it is, the next attack is tried too)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ..threads import one_thread  # noqa: F401  (for every test here)
-from .table import MODULES, entries, main
+from .table import MODULES, away_from_home, entries, main
 
 HERE = {
     name: entry
@@ -25,7 +25,8 @@ NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_attack_is_withstood(tmp_path: Path, name: str) -> None:
     attack, few, _ = HERE[name]
-    assert attack(tmp_path, few, 1) >= few
+    with away_from_home(tmp_path) as place:
+        assert attack(place, few, 1) >= few
 
 
 def test_a_full_run_shows_what_failed(

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import save_file
 
-from lib_accel.tools.checkpoints.reading import save_random_checkpoint
+from lib_accel.model.random_weights import random_weights
+from lib_accel.model.vae.network import DECODER, ENCODER, Half
 
 from .. import tiny
 from ..store.servers import fleet_key, no_answer, published, web_server
@@ -28,7 +30,14 @@ def test_fetching_begins_before_a_model_is_there(
     """The configured checkpoint's header says what to fetch; another one's would be needless."""
     folder = there.parent
     monkeypatch.setenv("ACCEL_STORE", str(folder / "cache"))
-    save_random_checkpoint(folder / "m.safetensors", TINY, tiny.torch.float32, 0)
+    made = random_weights(TINY, tiny.torch.float32, seed=0)
+    unet = {f"model.diffusion_model.{name}": p.data for name, p in made.items()}
+    vae = {
+        f"first_stage_model.{kind}.{name}": tiny.torch.zeros(shape)
+        for kind in (DECODER, ENCODER)
+        for name, shape in Half.preset(kind, 32).shapes().items()
+    }
+    save_file({**unet, **vae}, folder / "m.safetensors")
     with in_place(), web_server(there) as url:
         host = Host("--accel-disable")
         models, options = host.module("modules.sd_models"), host.opts.data
@@ -40,12 +49,14 @@ def test_fetching_begins_before_a_model_is_there(
         flags.accel_store_key, flags.no_half = str(fleet_key(folder)), True
         host.reload_ui()
         until = time.monotonic() + 60
-        while not (folder / "cache" / tiny.target().keys[tiny.target().units[0]]).is_dir():
+        while len(host.service._session._fetches) < 3:
             assert time.monotonic() < until
             time.sleep(0.02)
         assert host.model is None
-        (job,) = host.service._session._fetches.values()
-        assert (job.wait(10), job.fetched, job.problem) == (True, 1, None)
+        unet_s, *vae_s = host.service._session._fetches.values()
+        assert (unet_s.wait(10), unet_s.fetched, unet_s.problem) == (True, 1, None)
+        assert [job.target.name for job in vae_s] == ["VAE decoder", "VAE encoder"]
+        assert (folder / "cache" / tiny.target().keys[tiny.target().units[0]]).is_dir()
         host.close()
 
 
@@ -80,6 +91,16 @@ def test_no_image_waits_for_a_shared_store_that_does_not_answer(
         assert time.monotonic() - began < 1.5
         assert host.status()["state"] == "compiling"
         host.close()
+
+
+def test_seconds_that_mean_nothing_are_none():
+    """The flag takes `nan`, which is neither more nor less than any number."""
+    for typed, expected in (("nan", 0.0), ("-1", 0.0), ("2.5", 2.5)):
+        with in_place():
+            host = Host("--accel-disable")
+            host.module("modules.shared").cmd_opts.accel_fetch_seconds = float(typed)
+            assert host.module("lib_accel.host.webui").config().fetch_s == expected
+            host.close()
 
 
 def test_who_trusts_nobody_is_told(there: Path, capsys):

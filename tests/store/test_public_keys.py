@@ -9,6 +9,7 @@ import pytest
 
 from lib_accel.errors import ArtifactRejected, StoreError
 from lib_accel.store import ArtifactStore, PublicKeys, signing
+from lib_accel.store.exchange import public_keys
 from lib_accel.store.exchange.public_keys import write_pair
 from lib_accel.store.manifest import MANIFEST, read_manifest, signed
 from lib_accel.tools.cli import main
@@ -215,3 +216,17 @@ def test_the_command_line_makes_pairs_signs_and_checks(units, tmp_path, capsys):
     trusted = ("--trusted-keys", tmp_path / "accel-keys.txt", "--store", tmp_path / "o")
     assert "signed by b" in run("import", archive, *trusted)
     assert line.split()[1] in run("list", "--json", *trusted)
+
+
+def test_the_file_of_trusted_keys_is_read_once_for_a_list(shared, lines, tmp_path, monkeypatch):
+    """A store may hold a thousand artifacts."""
+    opened, read = [], public_keys.read_guarded
+    given = lambda path, **more: opened.append(path) or read(path, **more)  # noqa: E731
+    monkeypatch.setattr(public_keys, "read_guarded", given)
+    signer = PublicKeys(trusting(tmp_path, lines["builder"]).trusted, tmp_path / "builder.key")
+    server = ArtifactStore(shared, key_file=tmp_path / "theirs", public=signer)
+    for name in ("b", "c"):
+        server.put(recipe(name), {"x.so": tmp_path / "theirs"})
+    opened.clear()
+    assert [entry.problem for entry in server.list()] == [None] * 3
+    assert opened == [signer.trusted]

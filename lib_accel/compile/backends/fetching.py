@@ -41,6 +41,12 @@ class FetchJob(Job):
         self.problem: str | None = None
         self.fetched = self.absent = 0
         self._store, self._keys, self._limit_s = store, [*keys], limit_s
+        self.threads: list[threading.Thread] = []  # a server may let them wait for ever
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether it runs, or the remote store still lets a thread of it wait."""
+        return not self.done or any(thread.is_alive() for thread in self.threads)
 
     def work(self) -> CompiledUnits:
         """Fetch what is missing. Raises CompileFailed after `cancel`."""
@@ -51,7 +57,9 @@ class FetchJob(Job):
         self.parts = parts = Parts(dict.fromkeys(self._keys, 1.0), THREADS)
         left, began, url = set(self._keys), time.monotonic(), self._store.remote.shown
         for _ in range(min(THREADS, len(left))):  # a hung one must not keep the process alive
-            threading.Thread(target=self._fetch, args=(waiting, answers), daemon=True).start()
+            given = waiting, answers
+            self.threads.append(threading.Thread(target=self._fetch, args=given, daemon=True))
+            self.threads[-1].start()
         try:
             while left and self.problem is None:
                 self.report(f"fetching compiled code from {url}")
@@ -73,6 +81,8 @@ class FetchJob(Job):
                     self.absent += not answer
         finally:
             _empty(waiting)
+        if self.fetched:
+            self._store.make_room(self._keys)
         if self.problem:
             _log.warning("%s", self.problem)
         return {}

@@ -103,7 +103,7 @@ def config() -> Config:
         backend=_backend(),
         store=folder,
         remote=url,
-        fetch_s=FETCH_S if seconds is None else max(seconds, 0.0),
+        fetch_s=FETCH_S if seconds is None else max(0.0, seconds),  # not a number: 0
         store_bytes=option("accel_store_mib") * MIB,
         store_readonly=readonly,
         compile=not (flag("accel_no_compile") or (url and readonly)),

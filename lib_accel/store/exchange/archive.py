@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -82,6 +83,8 @@ def pack(destination: Path, members: Members, signing_key: bytes | None) -> None
         raise StoreError(
             f"Nothing to export to {destination}: no artifact was named. Name at least one."
         )
+    if os.path.lexists(destination) and not stat.S_ISREG(destination.lstat().st_mode):
+        raise StoreError(f"{destination} is not a real file. Expected one. Check the name.")
     draft = destination.parent / f".{destination.name}.{secrets.token_hex(6)}.part"
     with os_errors(f"write the export {destination}"):
         try:

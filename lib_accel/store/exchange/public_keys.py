@@ -14,13 +14,14 @@ also takes the checksum of one artifact, as `store list --json` shows it.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ _KIND = b"lib_accel published 1\n"
 _LOCAL = ("origin", "published", "signature", "sha256")
 """Fields of a manifest that are no part of what is signed."""
 
+Trusted = tuple["dict[str, str]", "set[str]"]
+"""The names of the trusted keys, by key, and what is revoked."""
+
 
 @dataclass(frozen=True)
 class PublicKeys:
@@ -42,18 +46,25 @@ class PublicKeys:
 
     trusted: Path | None = None
     signer: Path | None = None
+    read: Callable[[Path], Trusted] = lambda path: _read(path)
+
+    def reading_once(self) -> PublicKeys:
+        """Return these keys for many artifacts at once: the file is read for the first of them."""
+        return replace(self, read=functools.lru_cache(maxsize=1)(self.read))
 
     def signed(self, manifest: Mapping[str, Any], anew: bool = False) -> dict[str, Any]:
         """Return the manifest signed with the private key; as it is where there is no such key.
 
-        What this key has signed before is signed again only with `anew`. Raises StoreError where
-        the key cannot be used.
+        What this key has signed before is signed again only with `anew`, for what was changed in
+        it; then what another key has signed stays as it is, so that this key can be revoked. Raises
+        StoreError where the key cannot be used.
         """
         if self.signer is None:
             return dict(manifest)
         private = _private(self.signer)
         public = private.public_key().public_bytes_raw().hex()
-        if manifest.get("published", {}).get("key") == public and not anew:
+        signed_by = manifest.get("published", {}).get("key")
+        if signed_by is not None and (signed_by == public) != anew:
             return dict(manifest)
         published = {
             "key": public,
@@ -67,7 +78,7 @@ class PublicKeys:
         """Return why code must not serve, whoever signed it, or None. Raises StoreError."""
         if self.trusted is None:
             return None
-        revoked = _read(self.trusted)[1]
+        revoked = self.read(self.trusted)[1]
         if checksum in revoked:
             return f"this code is revoked in {self.trusted}"
         if manifest.get("published", {}).get("key") in revoked:
@@ -84,7 +95,7 @@ class PublicKeys:
             return None, "it has no signature that a public key can check"
         if self.trusted is None:
             return None, "no file of trusted keys was named to check its signature with"
-        names, revoked = _read(self.trusted)
+        names, revoked = self.read(self.trusted)
         key = published["key"]
         if key in revoked or key not in names:
             return None, f"it was signed with a key that is not in {self.trusted}"
@@ -109,7 +120,8 @@ def write_pair(path: Path) -> str:
     """
     library, secret = _library(), generate_key()
     public = library.Ed25519PrivateKey.from_private_bytes(secret).public_key()
-    name = re.sub(r"\s", "-", printable(path.stem))[:100]
+    name = re.sub(r"[\s#]", "-", printable(path.stem))[:100]
+    name = name if _is_name(name) else "builder"
     line = f"{name} {public.public_bytes_raw().hex()}"
     beside = path.with_name(f"{path.name}.pub")
     with os_errors(f"write the key file {path}"):
@@ -158,17 +170,18 @@ def _fits(key: str, signature: str, text: bytes) -> bool:
     return True
 
 
-def _read(path: Path) -> tuple[dict[str, str], set[str]]:
+def _read(path: Path) -> Trusted:
     """Return the names of the trusted keys, by key, and what is revoked. Raises StoreError."""
     raw, info = read_guarded(path, most_bytes=1 << 20)
     names, revoked = {}, set()
-    for number, line in enumerate(raw.decode(errors="replace").splitlines(), 1):
+    # not splitlines: a comment goes on where an editor shows no new line
+    for number, line in enumerate(raw.decode("utf-8-sig", errors="replace").split("\n"), 1):
         text = line.partition("#")[0].strip()
         found = _LINE.fullmatch(text)
         if found and found[1] == _REVOKED:
             revoked.add(found[2])
-        elif found:
-            names[found[2]] = printable(found[1])
+        elif found and _is_name(found[1]):
+            names[found[2]] = found[1]
         elif text:
             raise StoreError(
                 f"{path} is no file of trusted keys: line {number} is neither a name and a key of "
@@ -183,6 +196,11 @@ def _read(path: Path) -> tuple[dict[str, str], set[str]]:
                 f"Expected a file that only you or root can write. Run: chmod go-w '{path}'"
             )
     return names, revoked
+
+
+def _is_name(word: str) -> bool:
+    """Return whether a word names a key: none that could be meant to revoke it."""
+    return word.isprintable() and _REVOKED[:5] not in word.casefold()
 
 
 def _private(path: Path) -> Any:

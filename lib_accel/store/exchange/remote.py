@@ -15,6 +15,7 @@ import contextlib
 import os
 import re
 import secrets
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -52,9 +53,12 @@ class Remote:
     """The remote store at `url`. Nothing is opened before it is used."""
 
     def __init__(self, url: str):
-        self._url, self.writable = url, not url.startswith(("http://", "https://"))
+        kind, slashes, rest = url.partition("://")
+        self._url = url = f"{kind.lower()}{slashes}{rest}"
+        self.writable = not url.startswith(("http://", "https://"))
         parts = urllib.parse.urlsplit(url)
-        self._secrets = [text for text in (parts.password, parts.query) if text]
+        login = parts.password or parts.username  # which may be a token by itself
+        self._secrets = [text for text in (login, parts.query) if text]
         where = parts.netloc.rpartition("@")[2]
         self.shown = printable(f"{parts.scheme}://{where}{parts.path}")
         self._place: Place | None = None
@@ -114,7 +118,12 @@ class Remote:
 
 
 def _path_of(url: str) -> Path:
-    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.unquote(parts.path)
+    if parts.netloc not in ("", "localhost"):  # also a folder after two slashes, or ~
+        if sys.platform != "win32":
+            raise ValueError(f"it names the host {parts.netloc!r}; a full path has three slashes")
+        return Path(f"//{parts.netloc}{path}")
     return Path(path[1:] if re.match(r"/[A-Za-z]:", path) else path)  # file:///C:/accel
 
 

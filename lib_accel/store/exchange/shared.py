@@ -112,6 +112,7 @@ class SharedStore(ArtifactStore):
     def fetch(self, key: str) -> bool:
         """Take the artifact from the remote store, checked; return whether it is there.
 
+        Whoever has fetched all that is wanted calls `make_room`, which looks at the whole folder.
         Raises StoreError where the remote store does not answer, ArtifactRejected where it has
         something else under this name, or code that nobody who is trusted has signed.
         """

@@ -128,7 +128,7 @@ def _chosen(store: ArtifactStore, entries: list[Entry], names: list[str]) -> lis
         raise AccelError(f"the store {store.root} is empty")
     chosen = []
     for name in names:
-        found = named(entries, name)
+        found = named(entries, name) if name else []
         if len(found) != 1:
             known = ", ".join(group.key[:12] for group in groups(entries))
             raise AccelError(

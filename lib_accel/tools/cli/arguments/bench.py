@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ....model.specs import NORM_GROUPS
 from . import bench_webui
@@ -13,8 +12,10 @@ from .common import (
     add_results_argument,
     add_store_arguments,
     command,
+    home,
     image_size,
     number_up_to,
+    path,
     positive,
 )
 
@@ -76,7 +77,7 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     p = command(commands, "bench", "measure the ladder of variants on this machine", _MORE)
     text = "sd1, sd2, sdxl, sdxl-refiner (sd1:64 for another width), or a checkpoint file"
-    p.add_argument("--family", metavar="NAME", default="sd1", help=text)
+    p.add_argument("--family", type=home, metavar="NAME", default="sd1", help=text)
     text = "width and height in pixels"
     p.add_argument("--size", type=image_size, metavar="N", default=512, help=text)
     text = "batch of the UNet call; 2 is one image with guidance"
@@ -103,7 +104,7 @@ def add(commands: Commands) -> None:
     )
     p.add_argument("--model", action="store_true", help=text)
     text = "with --model: print this result of it again, if the source code is still the same"
-    p.add_argument("--stored", type=Path, metavar="FILE", help=text)
+    p.add_argument("--stored", type=path, metavar="FILE", help=text)
     add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)
@@ -120,7 +121,7 @@ def _add_image(actions: Commands) -> None:
     p = command(actions, "image", "measure whole images: text encoder, steps, VAE", _MORE_OF_IMAGE)
     p.set_defaults(command="bench")
     text = "sd1, sd2, sdxl (sd1:64 for another width), or a checkpoint file"
-    p.add_argument("--family", metavar="NAME", default="sd1", help=text)
+    p.add_argument("--family", type=home, metavar="NAME", default="sd1", help=text)
     text = "channels of the VAE's widest level; 128 is that of SD1, SD2 and SDXL"
     p.add_argument("--vae-channels", type=channels, metavar="N", default=128, help=text)
     text = "width and height in pixels"

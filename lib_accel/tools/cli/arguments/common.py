@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -140,7 +141,7 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     }
     for name, text in texts.items():
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=Path, metavar="FILE", default=key_file(name), help=text)
+        parser.add_argument(flag, type=path, metavar="FILE", default=key_file(name), help=text)
     text = "largest size of the store in MiB; the artifact that was used longest ago goes first"
     parser.add_argument("--store-mib", type=positive, metavar="N", default=2048, help=text)
 
@@ -150,7 +151,10 @@ class _Store(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         """Set both."""
-        namespace.store, namespace.remote = places(str(values))
+        try:
+            namespace.store, namespace.remote = places(home(str(values)))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +172,25 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
     """Add --out."""
     text = "folder for the JSON and the tables"
     default = Path("bench-results")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=default, help=text)
+    parser.add_argument("--out", type=path, metavar="DIR", default=default, help=text)
+
+
+def home(text: str) -> str:
+    """Return a path, or what begins with one, with `~` as the user's home.
+
+    A shell leaves it to us in `--to=~/x.zip`; else a folder called `~` would be made.
+    """
+    whole = os.path.expanduser(text)  # noqa: PTH111  (of a word such as FILE:STRENGTH, too)
+    if whole.startswith("~"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: there is no such home; expected another path, or ./{text} for that name"
+        )
+    return whole
+
+
+def path(text: str) -> Path:
+    """Parse a path."""
+    return Path(home(text))
 
 
 def number_up_to(most: int) -> Callable[[str], int]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
-from .common import Commands, add_store_arguments, command, positive
+from .common import Commands, add_store_arguments, command, path, positive
 
 _MORE = """Two WebUIs run at the same time, one of them with the extension, both with settings of
 their own in a temporary folder. They make the smallest pictures in turn. Printed are the time of
@@ -21,11 +20,11 @@ def add(commands: Commands) -> None:
     summary = "measure what the extension costs in a WebUI besides computing"
     p = command(commands, "cost", summary, _MORE)
     text = "folder of a stable-diffusion-webui 1.10"
-    p.add_argument("--webui", type=Path, metavar="DIR", required=True, help=text)
+    p.add_argument("--webui", type=path, metavar="DIR", required=True, help=text)
     text = "a file, by its path or its name in the WebUI's folder of checkpoints"
-    p.add_argument("--checkpoint", type=Path, metavar="FILE", required=True, help=text)
+    p.add_argument("--checkpoint", type=path, metavar="FILE", required=True, help=text)
     text = "the WebUI's interpreter (default: the one in `venv` in or beside its folder)"
-    p.add_argument("--python", type=Path, metavar="FILE", help=text)
+    p.add_argument("--python", type=path, metavar="FILE", help=text)
     text = "run the WebUI on the CPU, in float32"
     p.add_argument("--cpu", action="store_true", help=text)
     text = 'more flags for the WebUI, such as --flags="--medvram --xformers"'

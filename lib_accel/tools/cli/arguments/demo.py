@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .common import Commands, add_engine_arguments, command, image_size, positive
+from .common import Commands, add_engine_arguments, command, home, image_size, path, positive
 
 _MORE = """It ends within --minutes, on 2 CPU cores too, the set-up of .venv included. Without a
 checkpoint the weights are random, in the shapes of SD1.5: the images are noise, and what counts is
@@ -30,9 +30,11 @@ def add(commands: Commands) -> None:
     summary = "make images with acceleration off and on, with and without a LoRA, and a report"
     p = command(commands, "demo", summary, _MORE)
     text = "a .safetensors or .ckpt file (default: random weights)"
-    p.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
+    p.add_argument("--checkpoint", type=path, metavar="FILE", help=text)
     text = "may be repeated (default: a random one)"
-    p.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help=text)
+    p.add_argument(
+        "--lora", action="append", type=home, default=[], metavar="FILE[:STRENGTH]", help=text
+    )
     text = "width and height in pixels, a multiple of 8 (default: what the time allows)"
     p.add_argument("--size", type=image_size, metavar="N", help=text)
     text = "guided steps; each is one UNet call at batch 2 (default: what the time allows)"
@@ -43,7 +45,7 @@ def add(commands: Commands) -> None:
     text = "width of the random model, a multiple of 32 (default: 320, the real width)"
     p.add_argument("--channels", type=positive, metavar="N", help=text)
     text = "folder of the report"
-    p.add_argument("--out", type=Path, metavar="DIR", default=Path("accel-report"), help=text)
+    p.add_argument("--out", type=path, metavar="DIR", default=Path("accel-report"), help=text)
     add_engine_arguments(p)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from .common import (
     Commands,
     add_device_arguments,
     add_results_argument,
     add_store_arguments,
     command,
+    path,
     positive,
 )
 
@@ -39,12 +38,12 @@ def add(commands: Commands) -> None:
         "what `store export` wrote of code that `prebuild --for` compiled for this card and torch; "
         "every unit is checked here before it serves"
     )
-    p.add_argument("--carried", type=Path, metavar="FILE", help=text)
-    p.add_argument("--key", type=Path, metavar="FILE", help="the key file that it was signed with")
+    p.add_argument("--carried", type=path, metavar="FILE", help=text)
+    p.add_argument("--key", type=path, metavar="FILE", help="the key file that it was signed with")
     text = "accept it without a signature; be sure of its origin"
     p.add_argument("--allow-unsigned", action="store_true", help=text)
     text = "what `bench --model --json` printed, to compare launches with; repeat it for several"
-    p.add_argument("--model", type=Path, metavar="FILE", action="append", default=[], help=text)
+    p.add_argument("--model", type=path, metavar="FILE", action="append", default=[], help=text)
     add_results_argument(p)
     add_store_arguments(p)
     add_device_arguments(p)

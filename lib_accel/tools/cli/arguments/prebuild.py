@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from .common import Commands, add_device_arguments, add_store_arguments, command, positive
+from .common import Commands, add_device_arguments, add_store_arguments, command, home, positive
 
 _FOR = re.compile(r"cuda:sm_([1-9][0-9]{1,2})|cpu:(x86-64-v[234])")
 
@@ -53,6 +53,7 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--family",
         action="append",
+        type=home,
         required=True,
         metavar="NAME",
         help="sd1, sd2, sdxl, sdxl-refiner, vae (that of SD1, SD2 and SDXL), or a checkpoint "

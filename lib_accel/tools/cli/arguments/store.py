@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .common import Commands, add_store_arguments, command
+from .common import Commands, add_store_arguments, command, path
 
 _MORE = """An artifact is the compiled code of one unit (one kind of layer) for one dtype, compute
 capability of GPUs (or instruction set of CPUs) and torch version. It holds no weights. An
@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
         add_store_arguments(action)
     summary = "make a key file, for signing exports or for a store that machines share"
     key = command(actions, "key", summary, _KEY)
-    key.add_argument("file", type=Path, metavar="FILE")
+    key.add_argument("file", type=path, metavar="FILE")
     text = "make a pair instead: a private key to sign with, and a public one to check with"
     key.add_argument("--pair", action="store_true", help=text)
 
@@ -67,15 +67,15 @@ def _add_exchange(actions: Commands) -> None:
     text = "replace the file if there is one"
     export.add_argument("--force", action="store_true", help=text)
     text = "sign with this key file; without one the file is unsigned"
-    export.add_argument("--key", type=Path, metavar="FILE", help=text)
+    export.add_argument("--key", type=path, metavar="FILE", help=text)
     summary = "put the artifacts of an exported file into the store"
     importer = command(actions, "import", summary, _IMPORT)
-    importer.add_argument("file", type=Path, metavar="FILE")
+    importer.add_argument("file", type=path, metavar="FILE")
     text = "the key file it was signed with"
-    importer.add_argument("--key", type=Path, metavar="FILE", help=text)
+    importer.add_argument("--key", type=path, metavar="FILE", help=text)
     text = "accept it without a signature; be sure of its origin"
     importer.add_argument("--allow-unsigned", action="store_true", help=text)
 
 
 def _file_or_url(text: str) -> Path | str:
-    return text if "://" in text else Path(text)
+    return text if "://" in text else path(text)
