@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -262,3 +263,30 @@ def stop(jobs: Iterable[Job]) -> list[Target]:
     for job in running:
         job.cancel()
     return [job.target for job in running]
+
+
+class Turns:
+    """Lets one job at a time go on, in the order in which they ask."""
+
+    def __init__(self) -> None:
+        self._waiting: list[object] = []  # the first one has the turn
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def turn(self, wait: Callable[[], object]) -> Iterator[None]:
+        """Hold the turn. Until it comes, `wait` is called twice a second, and may raise."""
+        me = object()
+        with self._changed:
+            self._waiting.append(me)
+        try:
+            while not self._comes(me):
+                wait()
+            yield
+        finally:
+            with self._changed:
+                self._waiting.remove(me)
+                self._changed.notify_all()
+
+    def _comes(self, me: object) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting[0] is me, timeout=0.5)

@@ -208,9 +208,8 @@ class Service:
         unet = webui.host.unet_of(webui.current_model())
         if unet is None or not webui.enabled():
             return
-        here, engines = accelerated(unet), self.vaes.engines(webui.current_model())
-        if here is not None:
-            engines.append(here.engine)
+        here, vae = accelerated(unet), self.vaes.engines(webui.current_model())
+        engines = [here.engine, *vae] if here else vae  # in the order in which they are compiled
         missing = [each for each in engines if each.lacks_code]
         if here is not None and not missing:
             return

@@ -37,6 +37,8 @@ def test_a_compiler_that_crashes_is_quoted(
     message: str,
 ):
     monkeypatch.setenv("CXX", stand_in(tmp_path, script))
+    if torch.__version__ < (2, 7):  # that keeps what the compiler says to itself
+        message = "C++ comp"
     words = rf"(?s)Output 64 -> 4 does not compile: .*{re.escape(message)}"
     with pytest.raises(CompileFailed, match=words):
         started(store).result()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lib_accel.compile import jobs
-from lib_accel.compile.jobs import TRUSTED_S, CompiledUnits, Job, Parts
+from lib_accel.compile.jobs import TRUSTED_S, CompiledUnits, Job, Parts, Turns
 from lib_accel.compile.units import units_of
 from lib_accel.errors import CompileFailed, NoRoom
 
@@ -188,3 +188,34 @@ def test_an_unexpected_error_is_named_and_kept_as_the_cause():
 def test_units_are_counted_once_by_those_who_share_a_job():
     job = ended(Held())
     assert [job.take_count(), job.take_count()] == [3, 0]
+
+
+def test_turns_come_in_the_order_in_which_they_are_asked_for():
+    turns, done = Turns(), []
+    asked, may_end = threading.Event(), threading.Event()
+
+    def work(name: str) -> None:
+        with turns.turn(asked.set):
+            done.append(name)
+            may_end.wait(60)
+
+    threads = []
+    for name in "abc":
+        asked.clear()
+        threads.append(threading.Thread(target=work, args=(name,)))
+        threads[-1].start()
+        if name != "a":
+            assert asked.wait(60), "it waits"
+    assert done == ["a"]
+    may_end.set()
+    for thread in threads:
+        thread.join(60)
+    assert done == ["a", "b", "c"]
+
+
+def test_who_does_not_wait_any_longer_leaves_the_turn_to_the_next():
+    turns = Turns()
+    with turns.turn(int), pytest.raises(KeyError), turns.turn({}.popitem):
+        pass
+    with turns.turn(int):
+        pass

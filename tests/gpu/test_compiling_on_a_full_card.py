@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from lib_accel.compile.backends.aoti import job as aoti_job
 from lib_accel.compile.backends.aoti.job import CompileJob
 from lib_accel.compile.backends.aoti.worker_process import worker_bytes
+from lib_accel.compile.jobs import Turns
 from lib_accel.compile.machine import RESERVE, free_memory, probe
 from lib_accel.compile.target import Target
 from lib_accel.compile.units import units_of
@@ -48,7 +48,7 @@ def all_but(free: int) -> torch.Tensor:
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileJob]:
     monkeypatch.setattr(aoti_job, "QUIET_S", 1.0)
     store = ArtifactStore(tmp_path / "store")
-    made = CompileJob(TARGET, store, lambda *_: None, threading.Lock(), workers=1)
+    made = CompileJob(TARGET, store, lambda *_: None, Turns(), workers=1)
     yield made
     made.cancel()
     assert made.wait(PATIENCE_S)

@@ -207,6 +207,19 @@ def test_the_line_counts_parts_and_time(plain: Host, progress: dict[str, Any], s
     assert "ResBlock" not in _line(plain), "a name for people, not for us"
 
 
+def test_the_line_shows_what_is_being_made_before_what_waits(plain: Host) -> None:
+    waits, made = (
+        {"stage": stage, "part": 3, "parts": 7} for stage in ("waiting ...", "compiling")
+    )
+    for first, second in ((waits, made), (made, waits)):
+        rows = ({"progress": each, "reason": None} for each in (first, second))
+        vae = dict(zip(("decoder", "encoder"), rows, strict=True))
+        status = {"state": "ready", "backend": "aoti", "reason": None, "progress": None}
+        plain.service.status = lambda status=status | {"vae": vae}: status
+        assert "Compiling 3 of 7" in _line(plain)
+        assert "waiting" not in _line(plain)
+
+
 def test_a_long_reason_is_folded_and_a_short_one_is_not(plain: Host) -> None:
     for reason, folded in (("a" * 30, False), ("a long reason, " * 5, True)):
         wanted = {"state": "fallback", "reason": reason, "backend": ""}

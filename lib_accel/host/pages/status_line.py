@@ -17,8 +17,8 @@ _STATES = {
     "ready": "Acceleration is on",
     "fallback": "Not accelerated",
 }
-_SAID = ("another ", "fetching ", "waiting ")
-"""How the stage of a job begins that compiles nothing: the line says that instead."""
+_WAITS = ("another ", "waiting ")
+"""How the stage of a job begins that waits: for its turn, or for video memory."""
 
 _SHORT = 40
 """A reason of more characters is folded to one line above a picture."""
@@ -49,15 +49,20 @@ def _standing(s: dict[str, Any]) -> str:
         speed = measured()
         factor = speed.factor if speed and speed.backend == s["backend"] else None
         parts.append(plain(s["backend"] + (f", {factor:.1f}x" if factor else "")))
-        jobs = (row["progress"] for row in (s, *s["vae"].values()))  # what comes next, or its VAE's
-        if progress := next(filter(None, jobs), None):
-            parts += _progress(progress, "small")
+        # what comes next, or its VAE's: before what waits for others, what is being made
+        jobs = list(filter(None, (row["progress"] for row in (s, *s["vae"].values()))))
+        if jobs:
+            parts += _progress(min(jobs, key=_waits), "small")
     reason = taiyi.refused or s["reason"] or ""  # the WebUI shows a refusal in its console alone
     if _is_passing(reason) and state == "ready":
         reason = next((r for r in _of_vae(s["vae"]) if not _is_passing(r)), "")
     if _is_passing(reason):
         return _line(state, parts)
     return _line(state, [*parts, _reason(reason)], limited=state == "ready")
+
+
+def _waits(progress: dict[str, Any]) -> bool:
+    return progress.get("stage", "").startswith(_WAITS)
 
 
 def _is_passing(reason: str) -> bool:
@@ -93,7 +98,7 @@ def _progress(progress: dict[str, Any], tag: str = "b") -> list[str]:
         time = _time_left(left)
         what = f"Compiling {part} of {parts}, {time} left" if parts else f"Compiling, {time} left"
     stage = progress.get("stage", "")
-    if stage.startswith(_SAID):
+    if stage.startswith(("fetching ", *_WAITS)):
         what = stage
     if stage == "cancelling":  # a compiler in this process first ends its unit
         what = "Cancelling"

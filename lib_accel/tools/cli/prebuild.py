@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from ...compile.backends.kernels.job import keep
 from ...compile.backends.tensorrt import libraries
 from ...compile.backends.tensorrt.child import build_into
 from ...compile.backends.tensorrt.engines import Wanted, cards_of, engines_of
-from ...compile.jobs import CompiledUnits, Job
+from ...compile.jobs import CompiledUnits, Job, Turns
 from ...compile.machine import probe
 from ...compile.target import Target
 from ...compile.units import units_among, upsamplings_among
@@ -173,7 +172,7 @@ def _make(
             if order.place is None:
                 job = order.backend.make(target, store)
             else:
-                alone, made = threading.Lock(), order.place.elsewhere
+                alone, made = Turns(), order.place.elsewhere
                 job = CompileJob(target, store, _loads_none, alone, workers, elsewhere=made).start()
             if not isinstance(job, Job):
                 return 0, 0.0

@@ -15,7 +15,7 @@ from ....model import specs
 from ....store import Artifact, ArtifactStore, Entry
 from ....store.summary import bytes_of
 from ...accuracy import Verdict
-from ...jobs import CompiledUnits, Job, stop
+from ...jobs import CompiledUnits, Job, Turns, stop
 from ...target import Target
 from ...toolchain import cannot_run, missing_tools
 from ...units import UnitFn, describe
@@ -42,7 +42,7 @@ class Aoti:
         self._workers = workers
         self._jobs: WeakValueDictionary[tuple[Path, str], CompileJob] = WeakValueDictionary()
         self._starting = threading.Lock()
-        self._turn = threading.Lock()  # held by the job that compiles: one architecture at a time
+        self._turns = Turns()  # one architecture is compiled at a time
         # torch never unloads code, and the code holds no weights: loaded once, it is kept
         self._loaded: dict[tuple[str, str], UnitFn] = {}
         self._loading = threading.Lock()
@@ -93,7 +93,7 @@ class Aoti:
                 if foreign := [why for why in missing.values() if why]:
                     _log.warning("Compiling %d units again: %s", len(foreign), foreign[0])
                 job = CompileJob(
-                    target, store, self._load, self._turn, self._workers, checked=self._checked
+                    target, store, self._load, self._turns, self._workers, checked=self._checked
                 )
                 self._jobs[store.root, target.key] = job
                 job.start()

@@ -12,7 +12,7 @@ from ....errors import ArtifactRejected, CompileFailed, NoRoom, StoreError
 from ....model import specs
 from ....store import Artifact, ArtifactStore, LockBusy
 from ...accuracy import Verdict
-from ...jobs import CompiledUnits, Job, Parts
+from ...jobs import CompiledUnits, Job, Parts, Turns
 from ...machine import has_room, waits_for
 from ...target import Target
 from ...units import describe
@@ -45,8 +45,8 @@ class CompileJob(Job):
 
     What is there unchecked is checked as well. Where nothing is missing at the start, nothing is
     compiled: a unit that is refused then ends the job. The result is the code of the whole target,
-    from `load`. `turn` is held while units are compiled, so that architectures are compiled one
-    after the other. `checked`: as for `Arrivals`.
+    from `load`. `turns` lets architectures be compiled one after the other. `checked`: as for
+    `Arrivals`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CompileJob(Job):
         target: Target,
         store: ArtifactStore,
         load: Loader,
-        turn: threading.Lock,
+        turns: Turns,
         workers: int | None = None,
         stall_s: float = STALL_S,
         checked: set[str] | None = None,
@@ -63,7 +63,7 @@ class CompileJob(Job):
         super().__init__(f"accel-compile-{target.key[:8]}", target)
         self.store, self.stall_s = store, stall_s
         self.workers = workers or worker_count(target.device)
-        self._load, self._turn, self._elsewhere = load, turn, elsewhere
+        self._load, self._turns, self._elsewhere = load, turns, elsewhere
         self._arrivals = Arrivals(target, store, set() if checked is None else checked)
         self._compiles = True
         self._pool: list[Worker] = []
@@ -86,7 +86,8 @@ class CompileJob(Job):
 
     def _complete(self) -> CompiledUnits:
         if self._missing():
-            with self._only_architecture():
+            # workers take memory from images, and architectures share units
+            with self._turns.turn(lambda: self.report("waiting until other code is compiled")):
                 while missing := self._missing():  # others may have made some in the meantime
                     if any(map(self._can_begin, missing)):
                         self._compile(missing, self._wait_for_memory())
@@ -111,16 +112,6 @@ class CompileJob(Job):
                 except LockBusy:
                     self.report("another process is compiling this")
             yield
-
-    @contextlib.contextmanager
-    def _only_architecture(self) -> Iterator[None]:
-        """Wait for the turn: workers take memory from images, and architectures share units."""
-        while not self._turn.acquire(timeout=0.5):
-            self.report("waiting until other code is compiled")
-        try:
-            yield
-        finally:
-            self._turn.release()
 
     def _missing(self) -> list[specs.Spec]:
         return [unit for unit in self.target.units if not self._is_ready(unit)]
