@@ -118,6 +118,8 @@ class Service:
         """Undo what was set for this job alone."""
         with self._lock:
             self._restore(self._standing)
+            vae = self._standing if webui.vae_enabled() else None
+            self.vaes.follow(webui.current_model(), vae)
 
     def before_images(self, p: Any = None) -> None:
         """Prepare the loaded model for images: apply options, serve what the compiler has finished.

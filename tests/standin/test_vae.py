@@ -168,6 +168,14 @@ def test_pictures_are_marked_by_whose_code_decoded_them(host: Host, monkeypatch:
     assert host.status()["phases"].keys() == {"prompt_s", "steps_s", "vae_s"}
 
 
+def test_after_a_job_with_settings_of_its_own_the_vae_is_as_before(start: Start):
+    host = start("--accel-no-compile")
+    load(host)
+    host.image(override_settings={"accel_backend": "eager"})  # as the last cell of a grid
+    found = {each.config.backend for each in host.service.vaes.engines(host.model)}
+    assert found == {host.service.current().engine.config.backend} == {"auto"}
+
+
 def test_no_image_waits_for_the_successor_of_code_that_decodes(host: Host, monkeypatch: Any):
     host.opts.set("accel_while_compiling", "wait")
     vaes, asked = host.service.vaes, []
