@@ -3,8 +3,8 @@
 // login covers it. It is fetched, not clicked: gradio shows an error for every click while the server
 // does not answer.
 (function () {
-    const PERIOD_MS = 3000, LONGEST_MS = 60000;
-    let raw = "", chosen = "", wait = PERIOD_MS, templates = null;
+    const PERIOD_MS = 3000, LONGEST_MS = 60000, ANSWER_MS = 8000;
+    let raw = "", chosen = "", wait = PERIOD_MS, templates = null, asked = -ANSWER_MS;
 
     // -- translation: a key of localizations/*.json may hold {0}, {1} for values, which are translated too
 
@@ -75,7 +75,8 @@
             if (opened) around.querySelector("details")?.setAttribute("open", "");
         }
         translateAll(gradioApp());
-        if (changed) refreshTab();
+        // refreshing takes away the answer to a button, which wants to be read
+        if (changed) setTimeout(refreshTab, Math.max(0, asked + ANSWER_MS - performance.now()));
     }
 
     async function poll() {
@@ -166,6 +167,9 @@
         if (!gradioApp().querySelector("#accel_status_tab")) return; // the script did not load
         ["txt2img", "img2img"].forEach(moveLine);
         onUiTabChange(() => setTimeout(refreshTab, 0));
+        document.addEventListener("click", ({ target }) => {
+            if (target.closest?.("#accel_build, #accel_cancel, #accel_delete")) asked = performance.now();
+        });
         onAfterUiUpdate(() => translateAll(gradioApp()));
         translateAll(gradioApp());
         keepNumbers();

@@ -67,6 +67,7 @@ def test_a_build_that_is_asked_for_during_an_image_begins_after_it(served: Host)
     with queue_lock:  # as the WebUI holds it while it makes an image
         _press(host, "build")
         assert "begins when the image" in _shown(host, "message")
+        assert not _button(host, "build").interactive
         assert host.status()["progress"] is None
     assert host.status()["progress"]["parts"] == 5
     cancel(host)

@@ -121,7 +121,8 @@ def _buttons() -> tuple[Any, Any]:
     """Return how *Build now* and *Cancel* change: each can be pressed where it does something."""
     try:
         compiles = _compiles()
-        buildable = webui.enabled() and not compiles and not _is_built()
+        idle = not (compiles or service.builds_later)
+        buildable = webui.enabled() and idle and not _is_built()
     except Exception:  # noqa: BLE001  the parts of the tab say what is wrong
         compiles, buildable = False, True
     return gr.update(interactive=buildable), gr.update(visible=compiles)
