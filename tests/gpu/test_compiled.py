@@ -185,8 +185,8 @@ def test_the_time_embedding_and_its_projections_are_a_few_kernels(built: Built):
     before = Path(log).stat().st_size
     out = units[unit]([*activations, *weights])  # type: ignore[index]
     assert out.numel() == 2 * (unit.emb_channels + sum(unit.widths))
-    lines = Path(log).read_text()[before:].splitlines()
-    assert [line.split()[0] for line in lines if not line.startswith("mem")] == ["kernel"] * 3
+    lines = Path(log).read_text()[before:].splitlines()  # also of modules that are loaded
+    assert [line.split()[0] for line in lines].count("kernel") == 3
 
 
 OWN_KERNELS = {
