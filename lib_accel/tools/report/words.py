@@ -74,7 +74,7 @@ def facts(r: dict[str, Any]) -> list[str]:
 
 
 def _why(r: dict[str, Any], plain: Verdict) -> list[str]:
-    if plain.word == FASTER:
+    if plain.word in (FASTER, UNKNOWN):
         return []
     if r["compile_unfinished"]:
         return ["Why: no compiled code serves yet. Run the command again to go on compiling."]
