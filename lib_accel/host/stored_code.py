@@ -117,6 +117,11 @@ def _trusts_nobody() -> str | None:
     return f"code from {Remote(config.remote).shown} is refused: nobody is trusted to sign it"
 
 
+def check() -> None:
+    """Raise StoreError where the folder cannot hold compiled code."""
+    _store().check()
+
+
 def cannot_serve() -> dict[str, str]:
     """Return why backends serve no model on this machine, by their names."""
     device, dtype = _device()

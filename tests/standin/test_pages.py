@@ -201,8 +201,8 @@ def test_the_status_line_shows_state_and_reason(host: Host) -> None:
     ],
 )
 def test_the_line_counts_parts_and_time(plain: Host, progress: dict[str, Any], shown: str) -> None:
-    wanted = {"state": "compiling", "progress": progress, "images_wait": False}
-    plain.service.status = lambda: wanted
+    wanted = {"state": "compiling", "progress": progress, "images_wait": False, "vae": {}}
+    plain.service.status = lambda: wanted | {"reason": None}
     assert shown in _line(plain)
     assert "ResBlock" not in _line(plain), "a name for people, not for us"
 
@@ -214,10 +214,34 @@ def test_the_line_shows_what_is_being_made_before_what_waits(plain: Host) -> Non
     for first, second in ((waits, made), (made, waits)):
         rows = ({"progress": each, "reason": None} for each in (first, second))
         vae = dict(zip(("decoder", "encoder"), rows, strict=True))
-        status = {"state": "ready", "backend": "aoti", "reason": None, "progress": None}
-        plain.service.status = lambda status=status | {"vae": vae}: status
-        assert "Compiling 3 of 7" in _line(plain)
-        assert "waiting" not in _line(plain)
+        for state, own in (("ready", None), ("compiling", waits)):
+            status = {"state": state, "backend": "aoti", "reason": None, "progress": own}
+            status |= {"vae": vae, "images_wait": False}
+            plain.service.status = lambda status=status: status
+            assert "Compiling 3 of 7" in _line(plain)
+            assert "waiting" not in _line(plain)
+
+
+def test_the_line_says_why_a_better_backend_is_not_compiled_for(plain: Host) -> None:
+    status = {"state": "compiling", "backend": "jit", "reason": "aoti: no", "progress": None}
+    plain.service.status = lambda: status | {"vae": {}, "images_wait": False}
+    assert ">aoti: no<" in _line(plain)
+
+
+def test_the_line_names_the_backend_once(plain: Host) -> None:
+    status = {"state": "ready", "backend": "aoti", "reason": "aoti: no; jit: no", "progress": None}
+    plain.service.status = lambda: status | {"vae": {}}
+    assert ">no; jit: no<" in _line(plain)
+
+
+def test_a_folder_that_cannot_hold_code_is_named_in_its_table(start: Start, tmp_path: Path) -> None:
+    store = tmp_path / "others write"
+    store.mkdir()
+    store.chmod(0o777)
+    host = start("--accel-store", str(store), "--accel-no-compile")
+    _press(host, "refresh")
+    assert "None yet" not in _shown(host, "artifacts")
+    assert "is writable by others" in _shown(host, "artifacts")
 
 
 def test_a_long_reason_is_folded_and_a_short_one_is_not(plain: Host) -> None:

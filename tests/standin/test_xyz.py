@@ -90,7 +90,7 @@ def test_a_cell_that_fails_leaves_the_settings(host: Host) -> None:
 def test_what_cannot_be_is_refused_before_the_first_picture(host: Host) -> None:
     axis = _axis(_add_plot(host))
     with pytest.raises(
-        RuntimeError, match=r"cannot be 'fast'; expected one of on, off, tensorrt, aoti"
+        RuntimeError, match=r"cannot be 'fast'; expected one of on, off, aoti, eager"
     ):
         axis.confirm(None, ["on", "fast"])
     host.module("modules.shared").cmd_opts.accel_disable = True

@@ -19,9 +19,10 @@ _COLUMNS = ("Model", "Made for", "MiB", "Last used", "Key")
 
 
 def artifacts() -> str:
-    """Return the table. Raises StoreError where the folder cannot be read."""
+    """Return the table. Raises StoreError where the folder cannot be used."""
     title, groups = heading("Compiled code"), stored_code.artifacts()
     if not groups:
+        stored_code.check()
         none = fixed("None yet. It is made when a model is loaded, or with the button above.")
         return f"{title}<p>{none}</p>"
     head = "".join(f"<th scope='col'>{fixed(name)}</th>" for name in _COLUMNS) + "<td></td>"

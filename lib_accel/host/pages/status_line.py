@@ -34,7 +34,9 @@ def status_line() -> str:
     try:
         s = service.status()
         if s["state"] == "compiling" and not taiyi.refused:
-            return _line("compiling", [*_progress(s["progress"] or {}), _until(s["images_wait"])])
+            reason = [_reason(s["reason"])] if s["reason"] else []
+            parts = [*_progress(_shown(s) or {}), _until(s["images_wait"]), *reason]
+            return _line("compiling", parts)
         return _standing(s)
     except Exception as e:  # noqa: BLE001  the page asks every few seconds
         return _line("fallback", [fixed(_STATES["fallback"], "b"), _reason(what_failed(e))])
@@ -49,20 +51,21 @@ def _standing(s: dict[str, Any]) -> str:
         speed = measured()
         factor = speed.factor if speed and speed.backend == s["backend"] else None
         parts.append(plain(s["backend"] + (f", {factor:.1f}x" if factor else "")))
-        # what comes next, or its VAE's: before what waits for others, what is being made
-        jobs = list(filter(None, (row["progress"] for row in (s, *s["vae"].values()))))
-        if jobs:
-            parts += _progress(min(jobs, key=_waits), "small")
+        if progress := _shown(s):
+            parts += _progress(progress, "small")
     reason = taiyi.refused or s["reason"] or ""  # the WebUI shows a refusal in its console alone
     if _is_passing(reason) and state == "ready":
         reason = next((r for r in _of_vae(s["vae"]) if not _is_passing(r)), "")
     if _is_passing(reason):
         return _line(state, parts)
+    reason = reason.removeprefix(f"{s['backend']}: ")  # which is named before it
     return _line(state, [*parts, _reason(reason)], limited=state == "ready")
 
 
-def _waits(progress: dict[str, Any]) -> bool:
-    return progress.get("stage", "").startswith(_WAITS)
+def _shown(s: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the progress of the model's code or its VAE's: of what waits for others last."""
+    jobs = filter(None, (row["progress"] for row in (s, *s["vae"].values())))
+    return min(jobs, key=lambda p: p.get("stage", "").startswith(_WAITS), default=None)
 
 
 def _is_passing(reason: str) -> bool:

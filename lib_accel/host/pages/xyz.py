@@ -57,7 +57,8 @@ def _confirm(p: Any, values: list[str]) -> None:
     known = {ON: None, OFF: None, **_backends()}
     for value in values:
         if value not in known:
-            raise RuntimeError(f"{LABEL} cannot be {value!r}; expected one of {', '.join(known)}")
+            expected = ", ".join(_choices())
+            raise RuntimeError(f"{LABEL} cannot be {value!r}; expected one of {expected}")
         if known[value]:
             raise RuntimeError(f"{LABEL} cannot be {value}: {known[value]}")
 
