@@ -5,11 +5,12 @@ Each message says what happened, what was expected and what to do; it is shown t
 
 
 def printable(text: str) -> str:
-    """Return the text as one line that a terminal only shows, of at most 2000 characters.
+    """Return the text as one line that a terminal only shows, of about 2000 characters at most.
 
-    Names come from file systems and from files, and may hold control characters.
+    Names come from file systems and from files, and may hold control characters. What a sentence
+    expects comes after them.
     """
-    shown = text if len(text) <= 2000 else f"{text[:2000]}..."
+    shown = text if len(text) <= 2000 else f"{text[:1000]}...{text[-1000:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
