@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 
 from ..model import specs
 from ..model.architecture import Architecture
-from ..model.vae.network import Half
 from ..store import recipe_key
 from .machine import Machine
 from .source_digest import source_digest
@@ -46,12 +45,16 @@ class Target:
         return cls(units, dtype, device, machine, name, architecture, upsamplings)
 
     @classmethod
-    def of_half(
-        cls, half: Half, dtype: torch.dtype, device: torch.device, machine: Machine
+    def of_layers(
+        cls,
+        name: str,
+        layers: Collection[specs.Spec],
+        dtype: torch.dtype,
+        device: torch.device,
+        machine: Machine,
     ) -> Target:
-        """Return what has to be compiled for a half of a VAE."""
-        layers = [spec for _, spec in half.layers]
-        given = units_among(layers), dtype, device, machine, half.name
+        """Return what has to be compiled for the layers of a VAE, or of one half of it."""
+        given = units_among(layers), dtype, device, machine, name
         return cls(*given, upsamplings=upsamplings_among(layers))
 
     def recipe(self, unit: specs.Spec) -> dict[str, Any]:

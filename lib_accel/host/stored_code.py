@@ -167,7 +167,8 @@ def _targets_in(file: str) -> Iterator[Target]:
             yield Target.of_unet(architecture, unet, device, probe(device))
             for kind in halves:
                 half = Half.from_shapes(_shapes_in(tensors, f"{_VAE}{kind}."))
-                yield Target.of_half(half, vae, device, probe(device))
+                layers = dict(half.layers).values()
+                yield Target.of_layers(half.name, layers, vae, device, probe(device))
     except (AccelError, OSError, SafetensorError):
         return
 

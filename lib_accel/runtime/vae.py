@@ -43,8 +43,9 @@ class VaeEngine(BoundNetwork):
     @property
     def target(self) -> Target:
         """What has to be compiled for this network, as its weights are now."""
-        machine = self._machine(self.device)
-        return Target.of_half(self.half, self.binding.dtype, self.device, machine)
+        layers = dict(self.half.layers).values()
+        where = self.binding.dtype, self.device, self._machine(self.device)
+        return Target.of_layers(self.half.name, layers, *where)
 
     def compute(self, x: Tensor, replaced: Mapping[str, LayerFn] | None = None) -> Tensor:
         """Compute a latent or an image, `x: [B, C, H, W]`; see `Network.run`.

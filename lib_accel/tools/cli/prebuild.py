@@ -24,7 +24,6 @@ from ...compile.backends.tensorrt.engines import Wanted, cards_of, engines_of
 from ...compile.jobs import CompiledUnits, Job, Turns
 from ...compile.machine import probe
 from ...compile.target import Target
-from ...compile.units import units_among, upsamplings_among
 from ...config import FETCH_S, MIB, Config
 from ...errors import ArtifactRejected, BackendUnavailable
 from ...model.architecture import Architecture
@@ -57,8 +56,7 @@ class Order:
         machine = self.place.machine if self.place else probe(self.device)
         if isinstance(network, Architecture):
             return Target.of_unet(network, self.dtype, self.device, machine)
-        given = units_among(network), self.dtype, self.device, machine, VAE.upper()
-        return Target(*given, upsamplings=upsamplings_among(network))
+        return Target.of_layers(VAE.upper(), network, self.dtype, self.device, machine)
 
 
 def run(args: argparse.Namespace) -> int:
