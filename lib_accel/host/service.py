@@ -144,8 +144,7 @@ class Service:
                 self._refresh()
             elif webui.enabled():
                 self._restore(webui.config())
-            if self.builds_later:
-                self._build()
+            self._build()
             self._follow_vae(webui.current_model())
             unet = webui.host.unet_of(webui.current_model())
             if unet is None or not webui.enabled():
@@ -199,16 +198,17 @@ class Service:
             if unet is None:
                 raise AccelError("No model is loaded: there is nothing to build")
             with webui.idle() as idle:  # attaching moves weights
-                self.builds_later = not idle
+                self.builds_later = True
                 if idle:
                     self._build()
             if reason := self._models.refusal(unet):
                 raise AccelError(reason)
 
     def _build(self) -> None:
-        self.builds_later = False
+        """Begin the build that was asked for, if any. Only between images."""
+        asked, self.builds_later = self.builds_later, False
         unet = webui.host.unet_of(webui.current_model())
-        if unet is None or not webui.enabled():
+        if not asked or unet is None or not webui.enabled():
             return
         here, vae = accelerated(unet), self.vaes.engines(webui.current_model())
         engines = [here.engine, *vae] if here else vae  # in the order in which they are compiled
@@ -223,6 +223,7 @@ class Service:
 
     def cancel_build(self) -> bool:
         """Stop the compiler until it is asked for again; return whether it was at work."""
+        self.builds_later = False
         return self._session.cancel(webui.config())
 
     def delete(self, key: str) -> bool:
@@ -289,8 +290,7 @@ class Service:
         try:
             with webui.idle() as idle:  # never in the middle of an image
                 if idle:
-                    if self.builds_later:
-                        self._build()
+                    self._build()
                     here.take_up()
                     self._follow_vae(webui.current_model())
         finally:

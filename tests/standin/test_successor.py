@@ -74,6 +74,16 @@ def test_a_build_that_is_asked_for_during_an_image_begins_after_it(served: Host)
     assert host.status()["progress"] is None, "asked for once"
 
 
+def test_a_build_that_waits_for_an_image_can_be_cancelled(served: Host) -> None:
+    from modules.call_queue import queue_lock
+
+    host = served
+    with queue_lock:
+        host.app.ask("POST", "/accel/v1/prebuild")
+        host.app.ask("POST", "/accel/v1/cancel")
+    assert host.status()["progress"] is None
+
+
 def test_a_build_that_is_asked_for_during_an_image_begins_before_the_next(served: Host) -> None:
     from modules.call_queue import queue_lock
 
