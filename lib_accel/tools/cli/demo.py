@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,14 +37,15 @@ NEEDED_MIB = 6 * 1024
 def run(args: argparse.Namespace) -> int:
     """Make the pictures, write the report and print a summary."""
     device, dtype = device_and_dtype(args)
-    for path, _ in map(parse_tag, args.lora):
+    tags = [parse_tag(text) for text in args.lora]
+    for path, _ in tags:
         require_file(path, A_LORA)
     clock = Clock(args.minutes, say, _began())
     channels = args.channels or _channels(device)
     _announce(args, clock, device, channels)
     with clock.phase("making the weights" if args.checkpoint is None else "loading the weights"):
         architecture, parameters = _model(args, channels, device, dtype)
-        loras = _loras(args, architecture)
+        loras = _loras(tags, architecture)
     args.out.mkdir(parents=True, exist_ok=True)
     plan = Plan(
         architecture,
@@ -116,8 +118,9 @@ def _model(
     }
 
 
-def _loras(args: argparse.Namespace, architecture: Architecture) -> list[tuple[Deltas, float]]:
-    tags = [parse_tag(t) for t in args.lora]
+def _loras(
+    tags: list[tuple[Path, float]], architecture: Architecture
+) -> list[tuple[Deltas, float]]:
     if not tags:
         return [(random_deltas(architecture, rank=16, seed=1), 0.8)]
     return [(read_lora(path, architecture), strength) for path, strength in tags]
