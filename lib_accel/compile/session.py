@@ -34,7 +34,7 @@ class Backend(Protocol):
     name: str
     channels_last: bool  # the layout in which units read weights of convolutions on a GPU
     optional: bool  # the user has to install something: `auto` does without it and says nothing
-    cuda_only: bool  # the same on other devices
+    cuda_only: bool  # on other devices `auto` does without it and says nothing
     quick: bool  # made within seconds: `auto` lets it serve while a better one is being made
 
     def why_not(self, target: Target, store: ArtifactStore, config: Config) -> str | None:

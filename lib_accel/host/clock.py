@@ -59,7 +59,7 @@ class Clock:
     """
 
     def __init__(
-        self, device: Callable[[], torch.device], checking: Callable[[], float] = float
+        self, device: Callable[[], torch.device], checking: Callable[[], float] = lambda: 0.0
     ) -> None:
         self._device, self._checking = device, checking
         self.timings: deque[Timing] = deque(maxlen=KEPT)

@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 
+from lib_accel.model.architecture import Architecture
 from lib_accel.store import ArtifactStore
 from lib_accel.store.manifest import UNTUNED
 from lib_accel.tools.cli import main, prebuild
@@ -29,7 +30,10 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("carried")
     given = ["prebuild", "--family", "sd1", "--family", "sdxl", "--for", f"cuda:sm_{CARD}"]
     given += ["--workers", "2", "--store", str(folder / "store")]
-    small = lambda name, *_: architecture_of(name, dry_run=True)  # noqa: E731
+
+    def small(name: str, *_: str) -> Architecture:
+        return architecture_of(name, dry_run=True)
+
     with mock.patch.object(prebuild, "family", small):
         assert main(given) == 0
     store, file = ArtifactStore(folder / "store"), folder / "carried.zip"

@@ -75,10 +75,8 @@ def measured() -> Speed | None:
     shown = alike(service.clock.timings)
     if not shown:
         return None
-    used, last = [t.backend for t in shown if t.backend], shown[-1]
-    backend = used[-1] if used else None
-    if used and (serving := service.served()[1]) in used:
-        backend = serving
+    used, last, serving = [t.backend for t in shown if t.backend], shown[-1], service.served()[1]
+    backend = serving if serving in used else used[-1] if used else None
     compared = [t for t in shown if t.backend in ("", backend)]
     on, off = (
         tuple(time for t in compared if bool(t.backend) is ours for time in t.times)

@@ -44,7 +44,7 @@ def status_line() -> str:
 
 def _standing(s: dict[str, Any]) -> str:
     state = s["state"]
-    if state == "fallback" and s["backend"]:  # that of torch's own kernels, as images say
+    if state == "fallback" and s["backend"]:  # it is `eager`, and images are marked so
         state = "eager"
     parts = [fixed(_STATES[state], "b")]
     if state in ("ready", "eager"):

@@ -57,7 +57,7 @@ def _confirm(p: Any, values: list[str]) -> None:
     known = {ON: None, OFF: None, **_backends()}
     for value in values:
         if value not in known:
-            expected = ", ".join(_choices())
+            expected = ", ".join(name for name, why in known.items() if why is None)
             raise RuntimeError(f"{LABEL} cannot be {value!r}; expected one of {expected}")
         if known[value]:
             raise RuntimeError(f"{LABEL} cannot be {value}: {known[value]}")
