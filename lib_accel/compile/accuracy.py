@@ -61,11 +61,15 @@ class Verdict:
         return bool(self.compiled) and all(error <= allowed for error, allowed in pairs)
 
     def __str__(self) -> str:
-        ratios = [e / allowed for e, allowed in zip(self.compiled, self.allowed, strict=True)]
-        worst = max(range(len(ratios)), key=lambda i: (ratios[i] != ratios[i], ratios[i]))  # or NaN
+        worst = max(range(len(self.compiled)), key=self._excess)
         where = f" at (B, H, W, L) = {self.sizes[worst]}" if self.sizes else ""
         error, allowed = self.compiled[worst], self.allowed[worst]
         return f"relative error {error:.2e}{where}, allowed {allowed:.2e}"
+
+    def _excess(self, i: int) -> tuple[bool, bool, float]:
+        """Return what orders the sizes: NaN is worst, then any error where none is allowed."""
+        error, allowed = self.compiled[i], self.allowed[i]
+        return error != error, error > allowed == 0, error / (allowed or 1)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return lists of numbers for JSON; the four of each size follow one another."""

@@ -84,6 +84,13 @@ def test_a_verdict_survives_being_written_as_json():
     assert Verdict.from_dict(found.to_dict()) == found
 
 
+def test_a_verdict_says_the_reason_where_torch_made_no_error_at_all():
+    """As under the pretend driver, whose kernels write nothing."""
+    found = Verdict((0.0, 2e-3), (0.0, 0.0), (CHECK_SIZES[0], CHECK_SIZES[1]))
+    assert not found.passed
+    assert "2.00e-03 at (B, H, W, L) = (1, 8, 24, 154), allowed 0.00e+00" in str(found)
+
+
 def test_an_error_does_not_hide_behind_torchs_own_at_another_size():
     assert not Verdict((4e-7,) * 4, (1e-7, 1e-7, 1e-7, 9e-7)).passed
     assert Verdict((1e-7, 1e-7, 1e-7, 9e-7), (1e-7, 1e-7, 1e-7, 9e-7)).passed
