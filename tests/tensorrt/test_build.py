@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 import zlib
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -22,6 +28,8 @@ from lib_accel.model import specs
 from lib_accel.model.architecture import Architecture
 from lib_accel.store import ArtifactStore
 
+from ..aoti.kit import posix
+from ..aoti.processes import until
 from ..tiny import TINY, WITH_Y
 
 LAYERS = [unit for unit in units_of(TINY) if not isinstance(unit, specs.Embedding)]
@@ -174,3 +182,33 @@ def test_an_engine_is_kept_packed_with_its_manifest_and_read_again(tmp_path):
     (entry.path / child.ENGINE_FILE).write_bytes(b"damaged")
     with pytest.raises(ArtifactRejected, match="damaged"):
         child.read_engine(store, entry.key)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+
+from lib_accel.compile.backends.tensorrt.child import build_into
+from lib_accel.compile.backends.tensorrt.engines import Wanted
+from lib_accel.model.presets import sd1
+from lib_accel.store import ArtifactStore
+
+store = ArtifactStore(Path(sys.argv[1]))
+build_into(store, Wanted(sd1(), "float16", "ampere+", "SD1", sys.argv[2]))
+"""
+
+
+@posix
+def test_a_killed_parent_leaves_no_child_and_no_file(tmp_path: Path, root: Path):
+    """It is killed where TensorRT computes for many seconds."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "store"), trt.__version__]
+    parent = subprocess.Popen(command, cwd=root, env=os.environ | {"TMPDIR": str(temporary)})
+    (child,) = until("the child", lambda: psutil.Process(parent.pid).children())
+    until("TensorRT", lambda: any(trt.__name__ in file.path for file in child.memory_maps()))
+    time.sleep(3)
+    parent.kill()
+    parent.wait()
+    until("the child's end", lambda: not child.is_running(), patience_s=10)
+    until("an empty folder", lambda: not [*temporary.iterdir()], patience_s=10)

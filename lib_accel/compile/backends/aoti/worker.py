@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import queue
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..isolated_python import PACKAGE_ROOT, python_command
+from ..process_tree import end_this
 
 
 def main(folder: Path) -> None:
@@ -48,22 +47,7 @@ def main(folder: Path) -> None:
 def _read(tasks: queue.SimpleQueue[str], folder: Path) -> None:
     for line in sys.stdin:
         tasks.put(line)
-    _end(folder)
-
-
-def _end(folder: Path) -> None:
-    """End this process and all it started, and delete their files: the parent cannot any more."""
-    # where no further process can be started, the files stay, but this process ends all the same
-    with contextlib.suppress(OSError):
-        subprocess.Popen(
-            python_command("lib_accel.compile.backends.process_tree", os.getpid(), folder),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=PACKAGE_ROOT,  # not in FOLDER: Windows deletes no folder that is a current one
-            start_new_session=True,  # it ends the group that the parent has put this process in
-        ).wait()
-    os._exit(1)  # reached only where that could not end this process
+    end_this(folder)
 
 
 def _do(task: dict[str, Any], answers: TextIO) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from ....errors import CompileFailed
 from ....model.architecture import Architecture
 from ....model.specs import Spec, spec_from_dict, spec_to_dict
+from ..process_tree import end_this
 from .libraries import load, logger_of, no_message_boxes
 from .network import Network, unet_network, unit_network
 from .writer import Writer
@@ -107,8 +109,10 @@ def main(arguments: list[str]) -> int:
     """Build what the file FOLDER/request.json asks for, into FOLDER/engine.
 
     Where there is a file FOLDER/weights, it holds the weights to build in, one after the other.
+    When standard input ends, the parent is gone: then this process ends, and FOLDER with it.
     """
     folder = Path(arguments[0])
+    threading.Thread(target=_follow_parent, args=(folder,), daemon=True).start()
     asked = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     network, file = network_of(asked), folder / WEIGHTS_FILE
     try:
@@ -123,6 +127,11 @@ def main(arguments: list[str]) -> int:
     draft.write_bytes(engine)
     draft.replace(folder / "engine")
     return 0
+
+
+def _follow_parent(folder: Path) -> None:
+    sys.stdin.read()
+    end_this(folder)
 
 
 def _addresses(

@@ -91,7 +91,7 @@ def _run(folder: Path, wanted: Wanted, watch: Callable[[], None]) -> None:
     with log.open("wb") as stream:
         child = subprocess.Popen(
             python_command("lib_accel.compile.backends.tensorrt.build", folder),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # it ends when this does, with this process
             stdout=stream,
             stderr=subprocess.STDOUT,
             cwd=folder,  # TensorRT must leave no file elsewhere
@@ -99,6 +99,7 @@ def _run(folder: Path, wanted: Wanted, watch: Callable[[], None]) -> None:
             start_new_session=True,
             creationflags=_QUIET,
         )
+    assert child.stdin is not None
     try:
         while child.poll() is None:
             watch()
@@ -107,6 +108,7 @@ def _run(folder: Path, wanted: Wanted, watch: Callable[[], None]) -> None:
         if child.poll() is None:
             end(child.pid)
             child.wait()
+        child.stdin.close()
     if child.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()
         said = " | ".join(lines[-3:]) or "it printed nothing"
