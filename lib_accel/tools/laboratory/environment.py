@@ -19,6 +19,7 @@ from ..terminal import say
 ROOT = Path(__file__).resolve().parents[3]
 HOME = ROOT / ".venv.gpu"
 TORCH = "2.10.0"  # the newest whose wheel on PyPI has CUDA 12
+TENSORRT = "tensorrt_rtx>=1.7; platform_machine == 'x86_64' and python_version < '3.14'"
 SOURCES = Path(__file__).with_name("driver")
 PROVIDED = re.compile(r"libcudart\.so|libcublas(Lt)?\.so")
 """The libraries that the driver stands in for, besides libcuda itself."""
@@ -51,7 +52,7 @@ def _environment(folder: Path, torch: str) -> Path:
     if not ready.exists():
         say(f"Creating {folder} with torch {torch} and CUDA: once, about 7 GB.")
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        packages = [f"torch=={torch}", "numpy", "pytest", "pyyaml"]
+        packages = [f"torch=={torch}", "numpy", "pytest", "pyyaml", TENSORRT]
         packages += ["-r", str(ROOT / "requirements.txt")]
         install = [str(python), "-m", "pip", "install", "-q", *packages]
         subprocess.run(install, check=True, stdout=sys.stderr)
