@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -9,7 +12,7 @@ from torch.func import functional_call
 from lib_accel.compile.accuracy import CHECK_SIZES, Verdict, check_sizes, check_unit
 from lib_accel.compile.units import UnitFn, UnitModule, unit_key, units_of
 from lib_accel.model.presets import sd1
-from lib_accel.model.specs import ResBlock, SpatialTransformer, Spec
+from lib_accel.model.specs import ResBlock, SpatialTransformer, Spec, VaeAttention
 
 from .. import tiny
 from ..threads import one_thread  # noqa: F401  (a fixture)
@@ -55,11 +58,19 @@ def test_code_with_another_epsilon_is_refused():
 
 @pytest.mark.parametrize("at", range(3))
 def test_code_that_is_wrong_at_one_size_is_refused_with_that_size(at: int):
-    code, calls = right(RES), iter(range(9))
+    code, calls = right(RES), itertools.count()
     found = check(RES, lambda inputs: code(inputs) * (1 if next(calls) != at else 1.001))
     assert not found.passed
     assert str(CHECK_SIZES[at]) in str(found)
     assert "relative error 1.00e-03" in str(found)
+
+
+def test_an_error_at_one_pixel_is_no_matter_of_chance():
+    """On an Intel Xeon, right code for this unit was refused there by one draw."""
+    unit = VaeAttention(128)
+    found = [check_unit(unit, right(unit), torch.float32, CPU, True, seed) for seed in range(12)]
+    errors = [each.eager[each.sizes.index((1, 1, 1, 77))] for each in found]
+    assert max(errors) < 1.2 * statistics.median(errors)
 
 
 def test_code_that_gives_nan_is_refused():
@@ -111,3 +122,5 @@ def test_one_of_the_sizes_is_that_of_the_units_level():
     assert (2, 16, 16, 77) in check_sizes(ResBlock(1280, 1280, 1280), CPU)
     assert check_sizes(ResBlock(320, 320, 1280), CPU)[-1] == (1, 64, 64, 77)
     assert check_sizes(RES, CPU) == list(CHECK_SIZES)
+    assert check_sizes(VaeAttention(512), CPU)[-1] == (1, 64, 64, 77)
+    assert check_sizes(VaeAttention(128), CPU) == list(CHECK_SIZES), "else it takes minutes"
