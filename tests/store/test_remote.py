@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lib_accel.store.exchange import remote as remotes
 from lib_accel.store.exchange.public_keys import write_pair
 from lib_accel.store.exchange.remote import Remote
 from tests.store.kit import REPO, hidden, key_of, recipe
-from tests.store.servers import FAULTS, fleet_key, s3_server, shared, web_server
+from tests.store.servers import FAULTS, endless, fleet_key, s3_server, shared, web_server
 
 KEY = key_of("a")
 
@@ -258,3 +259,14 @@ def test_without_hard_links_a_folder_works_as_well(published, units, tmp_path, m
     assert builder.settle(10)
     names = {f"{KEY}.zip", f"{key_of('b')}.zip"}
     assert {path.name for path in published.iterdir()} == names
+
+
+def test_what_is_too_long_takes_little_memory(folder):
+    """Two dozen threads may each meet it at once."""
+    (folder / "x").touch()
+    tracemalloc.start()
+    with web_server(folder, endless) as url, pytest.raises(StoreError, match="more than"):
+        Remote(url).read("x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 48 << 20

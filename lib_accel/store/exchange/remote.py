@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import os
 import re
 import secrets
@@ -26,8 +27,8 @@ from typing import IO, Any, Protocol
 from ...errors import StoreError, printable
 from ..files import create, flush, open_file
 
-MOST_BYTES = 256 * 1024**2
-"""An archive of one artifact has a few MB."""
+MOST_BYTES = 32 * 1024**2
+"""An archive of one artifact has a few MB, and two dozen threads may each hold one in memory."""
 
 CONNECT_S, READ_S = 5, 15
 """How long a server may be silent."""
@@ -257,11 +258,10 @@ class _Filesystem:
 
 def _read_all(stream: IO[bytes], most: int) -> bytes:
     """Return what the stream holds, but little more than `most` bytes."""
-    blocks, size = [], 0
-    while size <= most and (block := stream.read(1 << 20)):
-        blocks.append(block)
-        size += len(block)
-    return b"".join(blocks)
+    data = io.BytesIO()  # joining blocks would take twice the memory
+    while data.tell() <= most and (block := stream.read(1 << 20)):
+        data.write(block)
+    return data.getvalue()
 
 
 _KINDS: Mapping[str, Callable[[str], Place]] = {"file": _Folder, "http": _Web, "https": _Web}
