@@ -31,6 +31,10 @@ from .privacy import everyone_can_replace
 KEY_BYTES = 32
 _log = logging.getLogger(__name__)
 
+_BESIDE = Path(os.path.abspath(__file__)).parents[3]  # noqa: PTH100  (links stay)
+_EXTENSIONS = _BESIDE if _BESIDE.name.startswith("extensions") else None
+"""The folder of extensions of a WebUI that this package lies in, or None."""
+
 
 def generate_key() -> bytes:
     """Return a new key."""
@@ -40,6 +44,7 @@ def generate_key() -> bytes:
 def write_key(path: Path, key: bytes) -> None:
     """Write a new key file that only its owner can read. An existing file is never replaced."""
     require_key(key)
+    require_unserved(path)
     with os_errors(f"write the key file {path}"), create(path) as stream:
         stream.write(key.hex().encode() + b"\n")
         flush(stream)
@@ -53,6 +58,7 @@ def read_key(path: Path, links: bool = True) -> bytes:
     Raises StoreError.
     """
     text, info = read_guarded(path, links)
+    require_unserved(path)
     text = text.strip()
     if not re.fullmatch(rb"[0-9a-fA-F]{%d}" % (KEY_BYTES * 2), text):
         raise StoreError(
@@ -109,6 +115,26 @@ def _require_kept(path: Path) -> None:
                 f"{stat.S_IMODE(mode):04o}). Expected a folder that only you or root can write. "
                 "Keep keys elsewhere, for example in your home, and make a new one."
             )
+
+
+def require_unserved(path: Path) -> None:
+    """Raise StoreError where a WebUI gives the secret `path` to everybody who can open its page.
+
+    Its route `/file=` gives all that lies in its folder, but for hidden files and folders.
+    """
+    for place in (Path(os.path.abspath(path)), expanded(path)):  # noqa: PTH100  (links stay)
+        served = [folder for folder in place.parents if _is_served(folder)]
+        if served and not any(part.startswith(".") for part in place.parts):
+            raise StoreError(
+                f"The key file {path} lies in {served[0]}, from where the WebUI gives files to "
+                "everybody who can open its page. Expected a key that only you can read. Keep keys "
+                "elsewhere, for example in your home, and make a new one."
+            )
+
+
+def _is_served(folder: Path) -> bool:
+    webui = os.path.isfile(folder / "webui.py")  # noqa: PTH113  (raises nothing in a closed folder)
+    return webui or folder == _EXTENSIONS
 
 
 def sign(key: bytes, what: str, text: bytes) -> str:

@@ -1,4 +1,7 @@
-"""Files of trusted keys as people really write them: nothing in them may trust by mistake."""
+"""Files of keys as people really write them.
+
+Nothing in a file of trusted keys may trust by mistake, and no secret may lie where others read it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import pytest
 
 from lib_accel.errors import ArtifactRejected, StoreError
 from lib_accel.store import ArtifactStore, PublicKeys, signing
-from lib_accel.store.exchange.public_keys import write_pair
+from lib_accel.store.exchange.public_keys import _private, write_pair
 from lib_accel.store.manifest import UNTUNED
-from tests.store.kit import key_of, recipe
+from tests.store.kit import key_of, posix, recipe
 
 pytest.importorskip("cryptography")
 
@@ -89,3 +92,34 @@ def test_a_machine_that_signs_itself_still_follows_a_revocation(builder, tmp_pat
     keys.write_text(f"revoked {builder}\n")
     with pytest.raises(ArtifactRejected, match="the key that signed it is revoked"):
         server.get(KEY)
+
+
+@posix
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_secret_key_that_a_webui_gives_away_is_refused(tmp_path, monkeypatch, pair):
+    """As `/file=extensions/accel/fleet.key`; a file with a dot before its name it keeps."""
+    make = write_pair if pair else lambda path: signing.write_key(path, signing.generate_key())
+    read = _private if pair else signing.read_key
+    extension = tmp_path / "webui" / "extensions" / "accel"
+    extension.mkdir(parents=True)
+    monkeypatch.chdir(extension)
+    make(tmp_path / "home.key")
+    for name in ("old.key", ".old.key"):
+        make(extension / name)
+    (tmp_path / "link").symlink_to(extension / "old.key")
+    (tmp_path / "webui" / "webui.py").touch()
+    for path in map(Path, ("old.key", extension / "old.key", tmp_path / "link")):
+        with pytest.raises(StoreError, match="gives files to everybody"):
+            read(path)
+    for path in ("new.key", "../../new.key"):
+        with pytest.raises(StoreError, match="gives files to everybody"):
+            make(Path(path))
+    for kept in (".old.key", "../../../home.key"):
+        read(Path(kept))
+
+
+def test_a_secret_key_beside_this_extension_is_refused(tmp_path, monkeypatch):
+    """Where `--data-dir` has moved the extensions, the folder of the WebUI is another."""
+    monkeypatch.setattr(signing, "_EXTENSIONS", tmp_path)
+    with pytest.raises(StoreError, match="gives files to everybody"):
+        signing.write_key(tmp_path / "new.key", signing.generate_key())

@@ -28,7 +28,7 @@ from typing import Any
 
 from ...errors import StoreError, printable
 from ..files import create, flush, os_errors
-from ..signing import generate_key, read_guarded, require_owner
+from ..signing import generate_key, read_guarded, require_owner, require_unserved
 
 _LINE = re.compile(r"(\S{1,100})\s+([0-9a-f]{64})")
 _REVOKED = "revoked"
@@ -124,6 +124,7 @@ def write_pair(path: Path) -> str:
     name = name if _is_name(name) else "builder"
     line = f"{name} {public.public_bytes_raw().hex()}"
     beside = path.with_name(f"{path.name}.pub")
+    require_unserved(path)
     with os_errors(f"write the key file {path}"):
         if os.path.lexists(beside):
             raise FileExistsError(17, os.strerror(17), str(beside))
@@ -205,6 +206,7 @@ def _is_name(word: str) -> bool:
 
 def _private(path: Path) -> Any:
     raw, info = read_guarded(path)
+    require_unserved(path)
     found = re.fullmatch(rb"ed25519 ([0-9a-f]{64})", raw.strip())
     if not found:
         raise StoreError(

@@ -24,8 +24,8 @@ batch, the prompt's length or a LoRA. So one run per architecture is all that is
 are in the store already, also from another architecture or an interrupted run, are not compiled
 again. Inpainting and edit models need no units of their own.
 
-To seed a fleet: prebuild on one machine, `store export all --to fleet.zip --key fleet.key`, and on
-every machine of the same kind `store import fleet.zip --key fleet.key`.
+To seed a fleet: prebuild on one machine, `store export all --to fleet.zip --key ~/fleet.key`, and
+on every machine of the same kind `store import fleet.zip --key ~/fleet.key`.
 
 With --backend kernels it compiles the fused kernels and checks them on this card, in seconds and
 without a compiler to be installed.

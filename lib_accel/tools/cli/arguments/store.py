@@ -13,8 +13,8 @@ model family and machine.
 
 examples:
   PROGRAM store list
-  PROGRAM store export all --to fleet.zip --key fleet.key
-  PROGRAM store import fleet.zip --key fleet.key"""
+  PROGRAM store export all --to fleet.zip --key ~/fleet.key
+  PROGRAM store import fleet.zip --key ~/fleet.key"""
 _ASKS = "It asks first. Where nobody can answer, as in a script, it needs --yes."
 _EXPORT = """The key file is made when it does not exist. Copy it to the other machines by a way you
 trust: who has it can make files that they will run as code."""
