@@ -108,6 +108,17 @@ def test_a_server_that_is_gone_is_named_without_its_password(tmp_path):
     assert not any(word in str(e.value) for word in ("pass", "word", "secret", "user"))
 
 
+@pytest.mark.parametrize("kind", ["https", "s3"])
+@pytest.mark.parametrize("letter", "/?#[")
+def test_a_password_that_ends_the_host_s_name_is_not_shown(kind, letter):
+    remote = Remote(f"{kind}://user:pass{letter}word@host.invalid/accel")
+    with pytest.raises(StoreError, match="%2F for /") as e:
+        remote.read("x")
+    assert remote.shown == f"{kind}://***@host.invalid/accel"
+    assert not any(word in str(e.value) for word in ("user", f"pass{letter}", "word@"))
+    assert Remote("https://[::1]:80/a@b").shown == "https://[::1]:80/a@b"
+
+
 def test_a_login_goes_to_its_own_server_alone(published, tmp_path):
     seen: list[str | None] = []
 

@@ -57,12 +57,22 @@ class Remote:
         kind, slashes, rest = url.partition("://")
         self._url = url = f"{kind.lower()}{slashes}{rest}"
         self.writable = not url.startswith(("http://", "https://"))
+        self._place: Place | None = None
+        self._secrets: list[str] = []
+        self._clear = _is_clear(url)
+        if not self._clear:
+            self.shown = printable(f"{kind.lower()}://***@{rest.rpartition('@')[2]}")
+            return
         parts = urllib.parse.urlsplit(url)
         login = parts.password or parts.username  # which may be a token by itself
         self._secrets = [text for text in (login, parts.query) if text]
         where = parts.netloc.rpartition("@")[2]
         self.shown = printable(f"{parts.scheme}://{where}{parts.path}")
-        self._place: Place | None = None
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether the URL holds what only those may know who use the store."""
+        return bool(self._secrets) or not self._clear
 
     def read(self, name: str, most: int = MOST_BYTES) -> bytes | None:
         """Return an object of at most `most` bytes; None where there is none. Raises StoreError."""
@@ -89,6 +99,11 @@ class Remote:
             self._opened().remove(name)
 
     def _opened(self) -> Place:
+        if not self._clear:
+            raise StoreError(
+                f"The URL of the store {self.shown} has a password with characters that stand for "
+                "something else there. Expected them as %2F for /, %3F for ?, %23 for #, %5B for [."
+            )
         if self._place is None:
             kind = self._url.partition("://")[0]
             self._place = _KINDS.get(kind, _Filesystem)(self._url)
@@ -116,6 +131,15 @@ class Remote:
         for secret in self._secrets:
             text = text.replace(secret, "***").replace(urllib.parse.unquote(secret), "***")
         return printable(text.splitlines()[0][:300])
+
+
+def _is_clear(url: str) -> bool:
+    """Return whether a URL has its password where one belongs; `/` in it ends the host's name."""
+    try:
+        urllib.parse.urlsplit(url).port  # noqa: B018  (raises where it is no number)
+    except ValueError:
+        return False
+    return True
 
 
 def _path_of(url: str) -> Path:
