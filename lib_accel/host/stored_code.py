@@ -97,13 +97,24 @@ def folder_notes() -> list[Finding]:
         return []
     store.check()
     if "://" in named:
-        return [Finding("note", why, _SIGNED)] if (why := _trusts_nobody()) else []
+        trust = [Finding("note", why, _SIGNED)] if (why := _trusts_nobody()) else []
+        return [*trust, *_shown_to_all()]
     if not Path(named).expanduser().is_absolute():
         return [Finding("note", f"{named} is no full path: compiled code is kept in {store.root}")]
     if store.root.parent.exists():
         return []
     what = f"neither {store.root} nor the folder that it would lie in exists yet"
     return [Finding("note", what, "both are made with the first code; is the name right?")]
+
+
+def _shown_to_all() -> list[Finding]:
+    """Return that the WebUI shows the password of the shared store, as `/internal/sysinfo` does."""
+    url = webui.flag("accel_store") or ""
+    if "://" not in url or not Remote(url).has_secrets:
+        return []
+    what = "everybody who reaches this WebUI can read the password in --accel-store"
+    advice = "name the URL in ACCEL_STORE instead, and change the password"
+    return [Finding("problem", what, advice)]
 
 
 _SIGNED = "name --accel-trusted-keys, or --accel-store-key with a key that all machines have"

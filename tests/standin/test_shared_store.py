@@ -114,6 +114,22 @@ def test_who_trusts_nobody_is_told(there: Path, capsys):
     assert "nobody is trusted" not in capsys.readouterr().out
 
 
+def test_who_shows_the_password_of_the_store_is_told(
+    there: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """The WebUI's `/internal/sysinfo` shows the command line, and asks for no login."""
+    key, url = str(fleet_key(there.parent)), "https://me:secret@127.0.0.1:9/x"
+    with in_place():
+        Host("--accel-store", url, "--accel-store-key", key).close()
+    said = capsys.readouterr().out
+    assert "can read the password in --accel-store" in said
+    assert "secret" not in said
+    monkeypatch.setenv("ACCEL_STORE", url)
+    with in_place():
+        Host("--accel-store-key", key).close()
+    assert "can read the password" not in capsys.readouterr().out
+
+
 def test_no_option_names_a_store_or_a_key():
     """Whoever can set options could have planted code run."""
     with in_place():
