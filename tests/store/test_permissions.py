@@ -10,6 +10,8 @@ import pytest
 
 from lib_accel.errors import ArtifactRejected, StoreError
 from lib_accel.store import MANIFEST, ArtifactStore, signing
+from lib_accel.store.cleanup import clean
+from lib_accel.store.locks import LOCKS, TEMP, LockBusy
 from tests.store.kit import key_of, posix, recipe, root_only
 
 PLACES = ["root", "artifact", "folder", "manifest", "file"]
@@ -139,3 +141,24 @@ def test_root_s_artifacts_serve_another_user(mounted, units, tmp_path):
         os.seteuid(0)
         for path, mode in modes.items():
             path.chmod(mode)
+
+
+@root_only
+def test_locks_that_the_owner_of_a_parent_folder_has_exchanged_are_not_opened(units, tmp_path):
+    """Some versions of filelock empty the file that a link in the place of a lock leads to."""
+    theirs, own = tmp_path / "theirs", tmp_path / "thesis"
+    theirs.mkdir()
+    own.write_text("mine")
+    os.chown(theirs, 12345, -1)
+    store = ArtifactStore(theirs / "store")
+    store.put(recipe("a"), units)
+    with store.lock(key_of("b"), 0), pytest.raises(LockBusy), store.lock(key_of("b"), 0):
+        pass
+    store.root.rename(theirs / "away")
+    for folder in (store.root, store.root / LOCKS, store.root / f"{TEMP}{'a' * 16}"):
+        folder.mkdir()
+        os.chown(folder, 12345, -1)
+    (store.root / LOCKS / f"{TEMP}{'a' * 16}.lock").symlink_to(own)
+    with pytest.raises(StoreError, match="Others can write in"):
+        clean(store.root)
+    assert own.read_text() == "mine"
