@@ -76,12 +76,15 @@ class Service:
         return replaced
 
     def _refresh(self) -> None:
-        """Apply changed options. Only between images: weights move, which a running image reads."""
+        """Apply what the user has changed, between images only: one that runs reads the weights."""
         with self._lock:
             if not self._options_changed:
                 return
             self._options_changed = False
-            self._apply(webui.config() if webui.enabled() else None)
+            wanted = webui.config() if webui.enabled() else None
+            if any(each.engine.config != wanted for each in self._models.attachments):
+                self._session.forget_failures()
+            self._apply(wanted)
             self._follow_vae(webui.current_model())
 
     def _apply(self, wanted: Config | None) -> None:
@@ -89,8 +92,6 @@ class Service:
         if wanted is None:
             self._session.cancel()
             self._models.leave_vaes()
-        if any(each.engine.config != wanted for each in self._models.attachments):
-            self._session.forget_failures()
         for unet in self._models.unets:
             here = accelerated(unet)
             before = here.engine.config if here else None
@@ -122,10 +123,7 @@ class Service:
             self.vaes.follow(webui.current_model(), vae)
 
     def before_images(self, p: Any = None) -> None:
-        """Prepare the loaded model for images: apply options, serve what the compiler has finished.
-
-        `p` is the job. Where the user wants it, the images wait here for the compiler.
-        """
+        """Prepare the loaded model for the images of the job `p`; wait where the user wants it."""
         self._prepare(p)
         while (here := self.current()) and (job := here.engine.awaited) and wait(job):
             with self._lock:

@@ -107,6 +107,15 @@ def test_a_changed_option_begins_a_cancelled_compile_again(
     assert host.status()["state"] == "compiling"
 
 
+def test_a_job_with_settings_of_its_own_begins_nothing_again(host: Host) -> None:
+    """As the cells of an X/Y/Z plot."""
+    cancel(host)
+    for backend in ("eager", "compiler", "eager", "auto"):
+        assert host.image(override_settings={"accel_backend": backend}).made
+        assert not host.service.jobs()
+    assert host.status()["reason"] == CANCELLED
+
+
 def test_cancelling_without_a_compiler_at_work_changes_nothing(host: Host) -> None:
     finish(host)
     before = host.status()
