@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,11 @@ MARGIN = 1.25
 Or torch's median over the sizes, where that is larger: at one pixel torch is very exact by chance.
 """
 
-DRAWS_AT_ONE_PIXEL = 8
-"""How many inputs are drawn there: an image gives too few numbers to judge an error by.
+MARGIN_AT_ONE_PIXEL = 8.0
+"""The same where there is one pixel alone, and so few numbers that chance decides.
 
-On one CPU the error of right code at one pixel was up to 1.36 times torch's, in 40 draws.
+Right code had up to 5 times torch's error there, in 30 draws, where a norm's groups have two
+numbers, and up to 1.4 times where they have four (a CPU, float32).
 """
 
 
@@ -58,7 +59,9 @@ class Verdict:
     def allowed(self) -> list[float]:
         """The largest error at each size with which the code may serve."""
         usual = statistics.median(self.eager) if self.eager else 0.0
-        return [MARGIN * max(error, usual) for error in self.eager]
+        sizes = self.sizes or (None,) * len(self.eager)
+        margins = [MARGIN_AT_ONE_PIXEL if s and s[:3] == (1, 1, 1) else MARGIN for s in sizes]
+        return [m * max(error, usual) for m, error in zip(margins, self.eager, strict=True)]
 
     @property
     def passed(self) -> bool:
@@ -119,25 +122,12 @@ def check_unit(
     compiled, eager, sizes = [], [], check_sizes(unit, device)
     with torch.no_grad():
         for i, size in enumerate(sizes):
-            drawn, weights = example_inputs(unit, size, dtype, device, seed + i)
-            ours, theirs = [], []
-            for activations in (drawn, *_further_draws(unit, size, dtype, device, seed + i)):
-                with exact_products(device) if alone else contextlib.nullcontext():
-                    reference = _reference(module, activations, weights, precise)
-                theirs.append(relative_error(module(activations, weights), reference))
-                ours.append(relative_error(fn([*activations, *weights]), reference))
-            eager.append(statistics.fmean(theirs))
-            compiled.append(statistics.fmean(ours))
+            activations, weights = example_inputs(unit, size, dtype, device, seed + i)
+            with exact_products(device) if alone else contextlib.nullcontext():
+                reference = _reference(module, activations, weights, precise)
+            eager.append(relative_error(module(activations, weights), reference))
+            compiled.append(relative_error(fn([*activations, *weights]), reference))
     return Verdict(tuple(compiled), tuple(eager), tuple(sizes))
-
-
-def _further_draws(
-    unit: specs.Spec, size: Size, dtype: torch.dtype, device: torch.device, seed: int
-) -> Iterator[list[Tensor]]:
-    """Draw further activations where one draw says too little: at one pixel."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(DRAWS_AT_ONE_PIXEL - 1 if size[:3] == (1, 1, 1) else 0):
-        yield _example_activations(unit, size, dtype, device, generator)
 
 
 def _reference(
@@ -171,28 +161,19 @@ def example_inputs(
     They depend on `seed` alone. Weights are scaled so that activations stay near 1.
     """
     generator = torch.Generator().manual_seed(seed)
+    shapes = activation_shapes(unit, size, device)
+    activations = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
     module = UnitModule(unit)
     weights = [
         to_unit_layout(random_weight(name, shape, generator).to(device, dtype))
         for name, shape in zip(module.names, module.shapes(), strict=True)
     ]
     if isinstance(unit, specs.Embedding):
+        activations[0] = (torch.rand(size[0], generator=generator) * 1000).to(device)
         weights[0] = timestep_frequencies(unit.model_channels, device)
-    return _example_activations(unit, size, dtype, device, generator), weights
-
-
-def _example_activations(
-    unit: specs.Spec,
-    size: Size,
-    dtype: torch.dtype,
-    device: torch.device,
-    generator: torch.Generator,
-) -> list[Tensor]:
-    shapes = activation_shapes(unit, size, device)
-    drawn = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
-    if isinstance(unit, specs.Embedding):
-        drawn[0] = (torch.rand(size[0], generator=generator) * 1000).to(device)
-        return drawn
-    images = len(image_widths(unit, device))
-    layout = torch.channels_last
-    return [a.contiguous(memory_format=layout) for a in drawn[:images]] + drawn[images:]
+    else:
+        images = len(image_widths(unit, device))
+        activations[:images] = [
+            a.contiguous(memory_format=torch.channels_last) for a in activations[:images]
+        ]
+    return activations, weights

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
-
 import pytest
 import torch
 from torch.func import functional_call
@@ -58,19 +55,11 @@ def test_code_with_another_epsilon_is_refused():
 
 @pytest.mark.parametrize("at", range(3))
 def test_code_that_is_wrong_at_one_size_is_refused_with_that_size(at: int):
-    code, calls = right(RES), itertools.count()
+    code, calls = right(RES), iter(range(9))
     found = check(RES, lambda inputs: code(inputs) * (1 if next(calls) != at else 1.001))
     assert not found.passed
     assert str(CHECK_SIZES[at]) in str(found)
     assert "relative error 1.00e-03" in str(found)
-
-
-def test_an_error_at_one_pixel_is_no_matter_of_chance():
-    """On an Intel Xeon, right code for this unit was refused there by one draw."""
-    unit = VaeAttention(128)
-    found = [check_unit(unit, right(unit), torch.float32, CPU, True, seed) for seed in range(12)]
-    errors = [each.eager[each.sizes.index((1, 1, 1, 77))] for each in found]
-    assert max(errors) < 1.2 * statistics.median(errors)
 
 
 def test_code_that_gives_nan_is_refused():
@@ -112,6 +101,14 @@ def test_code_may_have_torchs_usual_error_where_torch_is_exact_by_chance():
     torchs = (4.3e-7, 2.3e-7, 4.1e-7, 1.9e-7)
     assert Verdict((4.4e-7, 2.4e-7, 4.2e-7, 3.7e-7), torchs).passed
     assert not Verdict((4.4e-7, 2.4e-7, 4.2e-7, 4.4e-7), torchs).passed
+
+
+def test_one_pixel_has_too_few_numbers_for_the_usual_margin():
+    """The numbers are those of a narrow VAE's attention on an Intel Xeon."""
+    torchs = (8.1e-8, 8.7e-8, 1.2e-7, 1.0e-7)
+    assert Verdict((8.2e-8, 8.7e-8, 1.2e-7, 1.42e-7), torchs, CHECK_SIZES).passed
+    assert not Verdict((1.42e-7, 8.7e-8, 1.2e-7, 1.0e-7), torchs, CHECK_SIZES).passed
+    assert not Verdict((8.2e-8, 8.7e-8, 1.2e-7, 1e-6), torchs, CHECK_SIZES).passed
 
 
 def test_one_of_the_sizes_is_that_of_the_units_level():
