@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,8 +219,25 @@ def test_the_line_shows_what_is_being_made_before_what_waits(plain: Host) -> Non
             status = {"state": state, "backend": "aoti", "reason": None, "progress": own}
             status |= {"vae": vae, "images_wait": False}
             plain.service.status = lambda status=status: status
-            assert "Compiling 3 of 7" in _line(plain)
+            assert re.search(r">VAE:</\w+> <\w+[^>]*>Compiling 3 of 7<", _line(plain))
             assert "waiting" not in _line(plain)
+
+
+def test_the_line_names_the_vae_where_only_its_code_is_missing(plain: Host) -> None:
+    for reason, named in (("aoti: no", 1), ("the VAE is not accelerated: no", 0), ("", 0)):
+        status = {"state": "ready", "backend": "aoti", "reason": None, "progress": None}
+        row = {"progress": None, "reason": reason}
+        plain.service.status = lambda row=row, s=status: s | {"vae": {"decoder": row}}
+        assert _line(plain).count(">VAE:<") == named
+
+
+def test_the_line_of_images_that_wait_does_not_say_that_they_are_made(plain: Host) -> None:
+    """As after Interrupt: the reason is that of the image before."""
+    reason = "compiling; images are made without acceleration until then"
+    status = {"state": "compiling", "backend": "aoti", "reason": reason, "progress": None}
+    plain.service.status = lambda: status | {"vae": {}, "images_wait": True}
+    assert "images wait for it" in _line(plain)
+    assert "images are made" not in _line(plain)
 
 
 def test_the_line_says_why_a_better_backend_is_not_compiled_for(plain: Host) -> None:

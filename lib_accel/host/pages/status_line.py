@@ -34,9 +34,9 @@ def status_line() -> str:
     try:
         s = service.status()
         if s["state"] == "compiling" and not taiyi.refused:
-            reason = [_reason(s["reason"])] if s["reason"] else []
-            parts = [*_progress(_shown(s) or {}), _until(s["images_wait"]), *reason]
-            return _line("compiling", parts)
+            why = s["reason"] or ""
+            reason = [] if _is_passing(why) else [_reason(why)]
+            return _line("compiling", [*_made(s, "b"), _until(s["images_wait"]), *reason])
         return _standing(s)
     except Exception as e:  # noqa: BLE001  the page asks every few seconds
         return _line("fallback", [fixed(_STATES["fallback"], "b"), _reason(what_failed(e))])
@@ -51,30 +51,30 @@ def _standing(s: dict[str, Any]) -> str:
         speed = measured()
         factor = speed.factor if speed and speed.backend == s["backend"] else None
         parts.append(plain(s["backend"] + (f", {factor:.1f}x" if factor else "")))
-        if progress := _shown(s):
-            parts += _progress(progress, "small")
+        if any(row["progress"] for row in (s, *s["vae"].values())):
+            parts += _made(s, "small")
     reason = taiyi.refused or s["reason"] or ""  # the WebUI shows a refusal in its console alone
     if _is_passing(reason) and state == "ready":
-        reason = next((r for r in _of_vae(s["vae"]) if not _is_passing(r)), "")
+        of_vae = (row["reason"] or "" for row in s["vae"].values())
+        reason = next((r for r in of_vae if not _is_passing(r)), "")
+        parts += [plain("VAE:")] if reason and "VAE" not in reason else []
     if _is_passing(reason):
         return _line(state, parts)
     reason = reason.removeprefix(f"{s['backend']}: ")  # which is named before it
     return _line(state, [*parts, _reason(reason)], limited=state == "ready")
 
 
-def _shown(s: dict[str, Any]) -> dict[str, Any] | None:
+def _made(s: dict[str, Any], tag: str) -> list[str]:
     """Return the progress of the model's code or its VAE's: of what waits for others last."""
-    jobs = filter(None, (row["progress"] for row in (s, *s["vae"].values())))
-    return min(jobs, key=lambda p: p.get("stage", "").startswith(_WAITS), default=None)
+    own, *of_vae = (row["progress"] or {} for row in (s, *s["vae"].values()))
+    jobs = [job for job in (own, *of_vae) if job]
+    shown = min(jobs, key=lambda p: p.get("stage", "").startswith(_WAITS), default=own)
+    return [plain("VAE:")] * (shown is not own) + _progress(shown, tag)
 
 
 def _is_passing(reason: str) -> bool:
     """Return whether there is no reason, or one that an image left before the code was ready."""
     return not reason or reason.startswith(("compiling;", BEGINS))
-
-
-def _of_vae(rows: dict[str, Any]) -> list[str]:
-    return [row["reason"] or "" for row in rows.values()]
 
 
 def _reason(reason: str) -> str:
@@ -94,7 +94,7 @@ def _until(images_wait: bool) -> str:
     return f"<small>{fixed(waits if images_wait else goes_on)}</small>"
 
 
-def _progress(progress: dict[str, Any], tag: str = "b") -> list[str]:
+def _progress(progress: dict[str, Any], tag: str) -> list[str]:
     part, parts, left = (progress.get(name) for name in ("part", "parts", "remaining_s"))
     what = f"Compiling {part} of {parts}" if parts else "Compiling"
     if left is not None:
