@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -114,7 +115,9 @@ def _metrics() -> Response:
         content, kind = metrics.exposition()
     except ImportError as e:
         raise HTTPException(
-            501, "Metrics need the package prometheus_client; run: pip install prometheus-client"
+            501,
+            "Metrics need the package prometheus_client; run: "
+            f'"{sys.executable}" -m pip install prometheus-client',
         ) from e
     return Response(content, media_type=kind)
 
