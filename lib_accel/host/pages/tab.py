@@ -173,7 +173,7 @@ def _build(request: gr.Request) -> tuple[Any, ...]:
 def _cancel(request: gr.Request) -> tuple[Any, ...]:
     def cancel() -> str:
         if service.cancel_build():
-            return message(fixed("Cancelled. What was compiled so far is kept."))
+            return message(fixed("It is being cancelled. What was compiled so far is kept."))
         return message(fixed("Nothing is compiled now."))
 
     return _answer(cancel, request)
