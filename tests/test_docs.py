@@ -164,7 +164,7 @@ def test_the_design_has_four_walks_of_six_to_twelve_steps(root: Path) -> None:
         assert 6 <= len(re.findall(r"^\d+\. ", walk, re.MULTILINE)) <= 12, walk
 
 
-def test_every_start_flag_and_route_has_a_sentence(root: Path) -> None:
+def test_every_start_flag_option_and_route_has_a_sentence(root: Path) -> None:
     text = text_of(root / "docs" / "command-line.md")
     flags = re.findall(r'"(--accel-[a-z-]+)"', text_of(root / "preload.py"))
     routes = re.findall(
@@ -173,5 +173,10 @@ def test_every_start_flag_and_route_has_a_sentence(root: Path) -> None:
     assert len(flags) > 5
     assert len(routes) > 2
     unnamed = [f for f in flags if not re.search(rf"^\| `{f}[ `].*\| \S.* \|$", text, re.MULTILINE)]
+    options = set(re.findall(r'"(accel_[a-z_]+)": ', text_of(root / "lib_accel/host/options.py")))
+    assert len(options) > 5
+    unnamed += [
+        o for o in options if not re.search(rf"^\| `{o}` .*\| \S.* \|$", text, re.MULTILINE)
+    ]
     unnamed += [r for r in routes if not re.search(rf"`[A-Z]+ {re.escape(r)}` \|", text)]
     assert unnamed == []
