@@ -104,7 +104,7 @@ def test_the_tab_tells_of_the_successor_and_can_cancel_it(served: Host) -> None:
     assert (_button(host, "build").interactive, _button(host, "cancel").visible) == (False, True)
     job = host.service.current().engine.job
     _press(host, "cancel")
-    assert "Cancelled" in _shown(host, "message")
+    assert "being cancelled" in _shown(host, "message")
     assert (_button(host, "build").interactive, _button(host, "cancel").visible) == (True, False)
     assert job.wait(60)
     assert "<progress" not in _line(host)
