@@ -47,6 +47,7 @@ def test_images_off_and_on_are_timed_and_compared(run: Run, api: Api, tmp_path: 
         assert 40 < found["decibels"] < 60  # one level in one of three colours
         assert values["vae_s"] == {"off": [1.0] * 3, "on": [0.5] * 3}
     assert (result["webui"], result["steps"], result["few_steps"]) == ("v1.10.1", 8, 2)
+    assert (result["backend"], result["architecture"]) == ("aoti", "SD1")  # the last image was off
     assert api.options["accel_enable"] is True
 
 

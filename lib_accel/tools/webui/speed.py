@@ -93,11 +93,12 @@ def measure(
     with _switch_restored(client):
         first: dict[str, float] = {}
         status: dict[str, Any] = {}
+        served: dict[str, Any] = {}  # the status after the last images with acceleration
         infotext = ""
         for state, enabled in STATES.items():
             _switch(client, enabled)
             if enabled:
-                status = _wait_until_ready(client, say)
+                served = status = _wait_until_ready(client, say)
             made = _make(client, plan, plan.steps)
             first[state], infotext = made.seconds, made.infotexts[0]
             tick()
@@ -109,10 +110,11 @@ def measure(
                     _wait_until_ready(client, say)
                 for count, tags in plan.sets.items():
                     last[state, count] = _measure_one(client, plan, tags, sets[count], state, tick)
+                if STATES[state]:
+                    served = client.get("/accel/v1/status")
             for count, found in sets.items():
                 apart = last["on", count].decibels(last["off", count])
                 found.decibels = min(found.decibels, apart)
-        served = client.get("/accel/v1/status")
     measured = [{"loras": n, "tags": plan.sets[n], **vars(found)} for n, found in sets.items()]
     return {
         **_conditions(client, plan, infotext),
