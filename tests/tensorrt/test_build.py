@@ -199,6 +199,7 @@ build_into(store, Wanted(sd1(), "float16", "ampere+", "SD1", sys.argv[2]))
 
 
 @posix
+@pytest.mark.slow
 def test_a_killed_parent_leaves_no_child_and_no_file(tmp_path: Path, root: Path):
     """It is killed where TensorRT computes for many seconds."""
     temporary = tmp_path / "temporary"
