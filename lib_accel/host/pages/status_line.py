@@ -36,7 +36,8 @@ def status_line() -> str:
         if s["state"] == "compiling" and not taiyi.refused:
             why = s["reason"] or ""
             reason = [] if _is_passing(why) else [_reason(why)]
-            return _line("compiling", [*_made(s, "b"), _until(s["images_wait"]), *reason])
+            made = _made(s, "b") or _progress({}, "b")
+            return _line("compiling", [*made, _until(s["images_wait"]), *reason])
         return _standing(s)
     except Exception as e:  # noqa: BLE001  the page asks every few seconds
         return _line("fallback", [fixed(_STATES["fallback"], "b"), _reason(what_failed(e))])
@@ -51,8 +52,7 @@ def _standing(s: dict[str, Any]) -> str:
         speed = measured()
         factor = speed.factor if speed and speed.backend == s["backend"] else None
         parts.append(plain(s["backend"] + (f", {factor:.1f}x" if factor else "")))
-        if any(row["progress"] for row in (s, *s["vae"].values())):
-            parts += _made(s, "small")
+        parts += _made(s, "small")
     reason = taiyi.refused or s["reason"] or ""  # the WebUI shows a refusal in its console alone
     if _is_passing(reason) and state == "ready":
         of_vae = (row["reason"] or "" for row in s["vae"].values())
@@ -65,11 +65,12 @@ def _standing(s: dict[str, Any]) -> str:
 
 
 def _made(s: dict[str, Any], tag: str) -> list[str]:
-    """Return the progress of the model's code or its VAE's: of what waits for others last."""
-    own, *of_vae = (row["progress"] or {} for row in (s, *s["vae"].values()))
-    jobs = [job for job in (own, *of_vae) if job]
-    shown = min(jobs, key=lambda p: p.get("stage", "").startswith(_WAITS), default=own)
-    return [plain("VAE:")] * (shown is not own) + _progress(shown, tag)
+    """Return the progress of the model's code or its VAE's, if any: of what waits last."""
+    jobs = [row["progress"] for row in (s, *s["vae"].values()) if row["progress"]]
+    if not jobs:
+        return []
+    shown = min(jobs, key=lambda p: p.get("stage", "").startswith(_WAITS))
+    return [plain("VAE:")] * (shown is not s["progress"]) + _progress(shown, tag)
 
 
 def _is_passing(reason: str) -> bool:
