@@ -103,18 +103,17 @@ def level_side(unit: specs.Spec) -> int:
     """Return the height, in latents, of the level where SD1 has the unit's width at 512x512 pixels.
 
     It is half that of SDXL at its own size. A VAE has widths at larger levels than these too, which
-    would take a CPU long to check. Units that are narrower than SD1's are for tests. The attention
-    of a VAE is at its innermost level, however narrow: at a larger one it takes minutes.
+    would take a CPU long to check. Units that are narrower than SD1's are for tests: a VAE's
+    attention is at its innermost level alone, where SD1 has 512 channels.
     """
     if isinstance(unit, specs.Embedding):
         return SMALLEST_SIDE
     width = unit.channels if isinstance(unit, _OVER_PIXELS) else unit.out_channels
     if isinstance(unit, (specs.Output, specs.VaeOutput)):
         width = unit.in_channels
-    if isinstance(unit, specs.VaeAttention):
-        return 64 if width >= 512 else SMALLEST_SIDE
     if isinstance(unit, _VAE_LAYERS):
-        return 64 * 512 // width if width >= 128 else SMALLEST_SIDE
+        least = 512 if isinstance(unit, specs.VaeAttention) else 128
+        return 64 * 512 // width if width >= least else SMALLEST_SIDE
     return max(SMALLEST_SIDE, 64 * 320 // width) if width >= 320 else SMALLEST_SIDE
 
 
